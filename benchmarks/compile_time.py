@@ -1,0 +1,123 @@
+"""Time to trace the chaotic RNN and run every pass, by horizon.
+
+    python benchmarks/compile_time.py [--small] [--check] [--out docs/benchmarks.md]
+
+Each figure is the median of `compiled.graph(...)` on freshly compiled objects, in
+milliseconds per site; growth is the time per site of the longest horizon over that of the
+one before. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import models
+import timing
+import torch
+
+import propc
+
+BATCH = 100
+SITE_TARGET = 2.0  # milliseconds a site
+GROWTH_TARGET = 1.25  # time per site at the longest horizon over the one before
+FULL = (10, 100, 1000)
+SMALL = (10, 100)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program to compile and the estimator to compile it with."""
+
+    name: str
+    fn: Callable[..., torch.Tensor]
+    estimator: Callable[[], object]
+
+
+PROGRAMS = (
+    Program("rp", models.rollout, lambda: "rp"),
+    Program("lr", models.rollout, lambda: "lr"),
+    Program("tp", models.rollout, lambda: "tp"),
+    Program("tp[beta]", models.rollout, lambda: propc.estimator("tp", target="beta")),
+    Program("lr, a reward per step", models.rewarded_rollout, lambda: "lr"),
+    Program("tp, a reward per step", models.rewarded_rollout, lambda: "tp"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Milliseconds per site of one program, by horizon."""
+
+    name: str
+    per_site: dict[int, float]
+
+    @property
+    def growth(self) -> float:
+        """Per-site time of the longest horizon over that of the one before: 1 is linear."""
+        *_, before, longest = self.per_site.values()
+        return longest / before
+
+
+def build(program: Program, given: models.Problem) -> None:
+    """Compile from nothing, up to the graph after all passes."""
+    compiled = propc.compile(program.fn, estimator=program.estimator())
+    compiled.graph(given.beta, given.x0, given.W, horizon=given.horizon)
+
+
+def measure(horizons: Sequence[int], repeats: int) -> list[Result]:
+    """Every program at every horizon; programs interleaved."""
+    medians: dict[str, dict[int, float]] = {program.name: {} for program in PROGRAMS}
+    for horizon in horizons:
+        given = models.problem(BATCH, 2, horizon)
+        steps = {program.name: partial(build, program, given) for program in PROGRAMS}
+        rounds = max(3, repeats * 100 // horizon) if horizon > 100 else repeats
+        figures = timing.interleave(steps, rounds=rounds, warmup=1 if horizon <= 100 else 0)
+        for name, values in figures.items():
+            medians[name][horizon] = statistics.median(values) / horizon / 1e6
+    return [Result(name, per_site) for name, per_site in medians.items()]
+
+
+def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows."""
+    horizons = list(results[0].per_site)
+    header = ["ms per site", *(f"H={horizon}" for horizon in horizons), "growth"]
+    rows = [
+        [r.name, *(f"{r.per_site[horizon]:.2f}" for horizon in horizons), f"{r.growth:.2f}"] for r in results
+    ]
+    return header, rows
+
+
+def bounds(results: Sequence[Result]) -> list[timing.Bound]:
+    """Time per site at the longest horizon, and its growth."""
+    longest = max(results[0].per_site)
+    return [
+        bound
+        for r in results
+        for bound in (
+            timing.Bound(f"{r.name}: ms per site at H={longest}", r.per_site[longest], SITE_TARGET),
+            timing.Bound(f"{r.name}: growth up to H={longest}", r.growth, GROWTH_TARGET),
+        )
+    ]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, write the page where asked; the exit status."""
+    torch.set_num_threads(1)
+    results = measure(SMALL if arguments.small else FULL, repeats=3 if arguments.small else 11)
+    header, rows = table(results)
+    timing.print_table(f"trace and passes, torch {torch.__version__}, one thread", header, rows)
+    if arguments.out:
+        timing.replace_section(arguments.out, "compile_time", timing.markdown(header, rows))
+    return timing.check(bounds(results), strict=arguments.check)
+
+
+def main() -> int:
+    """The command line."""
+    return run(timing.options("Time of tracing and of all passes, by horizon.").parse_args())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,142 @@
+"""Time and memory of one training step on the chaotic RNN, against plain PyTorch.
+
+    python benchmarks/step_time.py [--small] [--check] [--out docs/benchmarks.md]
+
+A step clears the gradient, calls the rollout and goes backward through the mean of its costs.
+Ratios are to idiomatic plain PyTorch, reparameterized, ``Normal(...).rsample()``, in the same
+process, interleaved, one thread; `lr` also to a hand-written surrogate loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import memory
+import models
+import timing
+import torch
+
+import propc
+
+REFERENCE = "plain rp"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of the problem; `targets` bound time over plain rp."""
+
+    batch: int
+    dim: int
+    horizon: int
+    rounds: int
+    targets: dict[str, float]
+
+    def __str__(self) -> str:
+        return f"B={self.batch} D={self.dim} H={self.horizon}"
+
+
+LIGHT = {"propc rp": 1.0, "propc tp": 1.3, "propc tp[beta]": 2.5}
+HEAVY = {"propc rp": 1.02, "propc tp": 1.4, "propc tp[beta]": 1.5}
+LR_TARGET = 1.0  # propc lr over the hand-written surrogate
+MEMORY_TARGET = 1.3  # propc tp at the site over propc rp
+
+FULL = (
+    Case(1000, 2, 10, 301, LIGHT),
+    Case(1000, 2, 100, 101, LIGHT),
+    Case(1000, 500, 10, 31, HEAVY),
+)
+SMALL = (Case(1000, 2, 10, 41, LIGHT), Case(1000, 500, 3, 7, HEAVY))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one case."""
+
+    case: Case
+    time: dict[str, timing.Ratio]
+    lr_over_hand: timing.Ratio
+    memory: dict[str, int]
+
+
+def candidates() -> dict[str, Callable[..., torch.Tensor]]:
+    """Rollouts by name: those by hand, and propc's under each estimator."""
+    estimators = {"rp": "rp", "lr": "lr", "tp": "tp", "tp[beta]": propc.estimator("tp", target="beta")}
+    compiled = {
+        f"propc {name}": propc.compile(models.rollout, estimator=estimator)
+        for name, estimator in estimators.items()
+    }
+    return {**models.by_hand(), **compiled}
+
+
+def measure(case: Case, device: torch.device, clock: timing.Clock) -> Result:
+    """Time and memory of every candidate on one case."""
+    given = models.problem(case.batch, case.dim, case.horizon, device=device)
+    steps = {name: models.step(fn, given) for name, fn in candidates().items()}
+    figures = timing.interleave(steps, rounds=case.rounds, clock=clock)
+    return Result(
+        case=case,
+        time=timing.ratios(figures, REFERENCE),
+        lr_over_hand=timing.ratios(figures, "hand lr")["propc lr"],
+        memory={name: memory.peak_bytes(step, device) for name, step in steps.items()},
+    )
+
+
+def bounds(result: Result) -> list[timing.Bound]:
+    """What one case should reach."""
+    at = str(result.case)
+    return [
+        *(
+            timing.Bound(f"{at}: time of {name} / {REFERENCE}", result.time[name].median, target)
+            for name, target in result.case.targets.items()
+        ),
+        timing.Bound(f"{at}: time of propc lr / hand lr", result.lr_over_hand.median, LR_TARGET),
+        timing.Bound(
+            f"{at}: memory of propc tp / propc rp",
+            result.memory["propc tp"] / result.memory["propc rp"],
+            MEMORY_TARGET,
+        ),
+    ]
+
+
+def time_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: median time over plain rp, quartiles in brackets."""
+    rows = [[name, *(str(result.time[name]) for result in results)] for name in results[0].time]
+    rows.append(["propc lr / hand lr", *(str(result.lr_over_hand) for result in results)])
+    return ["step time / plain rp", *(str(result.case) for result in results)], rows
+
+
+def memory_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: peak memory over plain rp."""
+    rows = [
+        [name, *(f"{result.memory[name] / result.memory[REFERENCE]:.2f}" for result in results)]
+        for name in results[0].memory
+    ]
+    return ["peak memory / plain rp", *(str(result.case) for result in results)], rows
+
+
+def run(arguments: argparse.Namespace, device: torch.device, marker: str) -> int:
+    """Measure, print, write the page where asked; the exit status."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    clock = timing.Clock.named(arguments.clock, device)
+    results = [measure(case, device, clock) for case in (SMALL if arguments.small else FULL)]
+    tables = [time_table(results), memory_table(results)]
+    for header, rows in tables:
+        timing.print_table(f"torch {torch.__version__}, {device.type}, one thread", header, rows)
+    if arguments.out:
+        text = "\n\n".join(timing.markdown(header, rows) for header, rows in tables)
+        timing.replace_section(arguments.out, marker, text)
+    return timing.check([b for r in results for b in bounds(r)], strict=arguments.check)
+
+
+def main() -> int:
+    """The command line."""
+    parser = timing.options("Step time and memory on the chaotic RNN against plain PyTorch.")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what is timed")
+    return run(parser.parse_args(), torch.device("cpu"), "step_time")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
