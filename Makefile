@@ -1,0 +1,44 @@
+# Every target makes its own environment in .venv first; Python (3.10 or newer), git and make suffice.
+#   make demo PYTHON=python3.12
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"   (no CUDA download)
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test lint format types bench clean
+
+demo: $(READY)  ## train real models under several estimators; results in runs/
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(READY)  ## all tests, on two processes
+	$(BIN)/pytest -n 2 $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## mypy, on an installed copy: it does not see the package-dir mapping
+	rm -rf build/lib build/typed
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p propc
+
+bench: $(READY)  ## the tables of docs/benchmarks.md
+	$(BIN)/python benchmarks/step_time.py $(ARGS)
+	$(BIN)/python benchmarks/compile_time.py $(ARGS)
+
+clean:  ## everything that these targets made, the environment too
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache runs
+
+# Made once, brought up to date when the project's requirements change.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "pip>=22"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch $@
