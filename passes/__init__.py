@@ -1,0 +1,28 @@
+"""Compiler passes, one a file, each from a graph to a new graph. Importable as `propc.passes`."""
+
+from propc.passes.assign_propagators import AssignPropagators
+from propc.passes.base import Pass, Pipeline, known_passes, register
+from propc.passes.deduplicate_stages import DeduplicateStages
+from propc.passes.expand_targets import ExpandTargets
+from propc.passes.find_influence import FindInfluence
+from propc.passes.fuse import Fuse
+from propc.passes.prune import Prune
+from propc.passes.route_messages import RouteMessages
+from propc.passes.schedule import Schedule
+from propc.passes.split_costs import SplitCosts
+
+__all__ = [
+    "AssignPropagators",
+    "DeduplicateStages",
+    "ExpandTargets",
+    "FindInfluence",
+    "Fuse",
+    "Pass",
+    "Pipeline",
+    "Prune",
+    "RouteMessages",
+    "Schedule",
+    "SplitCosts",
+    "known_passes",
+    "register",
+]

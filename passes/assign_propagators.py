@@ -1,0 +1,137 @@
+"""Assign propagators: what every site does, from the user's choice of estimator."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+from torch import nn
+
+from propc.distributions import Constant, Skeleton
+from propc.errors import PropcError, PropcValueError, PropcWarning, message, nearest
+from propc.estimators import Estimator, SiteView, resolve
+from propc.graph import PropagationGraph
+from propc.ir import Cost, Site
+from propc.passes.base import Pass, register
+from propc.propagators import InverseVariance, Plain, Propagator
+
+
+@register("assign-propagators")
+@dataclass(frozen=True)
+class AssignPropagators(Pass):
+    """Choose a propagator for every site.
+
+    A site's own request (``propc.sample(..., estimator=)``, or a pass's) comes first, then
+    `estimator`: a name, an `Estimator`, a mapping from site-name patterns to either (the first
+    that matches; others get `infer`), or a function of the `SiteView` that gives one or None.
+    """
+
+    name: ClassVar[str] = "assign-propagators"
+    estimator: Any = "infer"
+
+    def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        if isinstance(self.estimator, Mapping):
+            self._check_patterns(graph)
+        views = site_views(graph)
+        sites = [self._assigned(graph, site, views[site.name]) for site in graph.sites]
+        return graph.with_nodes(*_with_donors(sites))
+
+    def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView) -> Site:
+        reach = graph.influence.phi[site.name]
+        if not reach.ancestors and not _holds_module(site.spec.skeleton):
+            return replace(site, rule=Plain(), estimator="plain", reason="no parameter before it wants a gradient")
+        try:
+            choice = self._choice(site, view)
+        except PropcError as error:
+            raise type(error)(message(str(error).rstrip("."), at=f"site {site.name!r}", where=site.where)) from None
+        rule, reason = choice.propagator(view)
+        if not view.costs and rule.per_sample:
+            return _without_cost(graph, site, rule)
+        if rule.passes_path and view.rough:
+            _warn_rough(view)
+        return replace(site, rule=rule, estimator=choice.name, reason=reason)
+
+    def _choice(self, site: Site, view: SiteView) -> Estimator:
+        choice = site.requested
+        if choice is None and isinstance(self.estimator, Mapping):
+            choice = next((e for pattern, e in self.estimator.items() if fnmatchcase(site.name, pattern)), None)
+        elif choice is None and _is_function(self.estimator):
+            choice = self.estimator(view)
+        elif choice is None:
+            choice = self.estimator
+        return resolve("infer" if choice is None else choice)
+
+    def _check_patterns(self, graph: PropagationGraph) -> None:
+        names = [site.name for site in graph.sites]
+        for pattern in self.estimator:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise PropcValueError(message(
+                    f"the pattern {pattern!r} in estimator= matches no site of {graph.name!r}; a site in a branch that "
+                    "was not taken is not in the graph", nearest(pattern, names)))
+
+
+def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
+    """What estimators get to know of each site."""
+    influence = graph.influence
+    costs, blocked, rough = ({name: [] for name in influence.sites} for _ in range(3))
+    for cost in graph.of(Cost):
+        reach = influence.values[cost.inputs[0]]
+        for table, mask in ((costs, reach.any), (blocked, reach.any & ~reach.smooth), (rough, reach.rough)):
+            for name in influence.named(mask):
+                table[name].append(cost.name)
+    return {
+        site.name: SiteView(site.name, site.spec, site.shape, site.where, graph.batch, tuple(costs[site.name]),
+                            tuple(blocked[site.name]), tuple(rough[site.name]))
+        for site in graph.sites
+    }
+
+
+def _is_function(choice: Any) -> bool:
+    return callable(choice) and not isinstance(choice, (str, type, Estimator))
+
+
+def _holds_module(skeleton: Any) -> bool:
+    """Whether a user's distribution carries a network whose parameters want gradients."""
+    if isinstance(skeleton, Constant):
+        return isinstance(skeleton.value, nn.Module) and any(p.requires_grad for p in skeleton.value.parameters())
+    return isinstance(skeleton, Skeleton) and any(_holds_module(child) for _, child in skeleton.items)
+
+
+def _without_cost(graph: PropagationGraph, site: Site, rule: Propagator) -> Site:
+    """A site that needs costs and influences none: an error if it influences what is returned."""
+    returned = [ref for ref in graph.output.inputs if graph.influence.reaches(site.name, ref)]
+    if returned:
+        kinds = ", ".join(str(graph[ref.node].outputs[ref.port]) for ref in returned)
+        raise PropcValueError(message(
+            f"its estimator needs costs of shape [batch], and it influences none; returned are {kinds}",
+            "Sum the returned cost over everything but the batch, or use estimator='rp'.",
+            at=f"site {site.name!r}", where=site.where))
+    return replace(site, rule=Plain(), estimator="plain", reason="no cost after it")
+
+
+def _warn_rough(view: SiteView) -> None:
+    warnings.warn(message(
+        f"it also reaches {', '.join(map(repr, view.rough))} through a comparison, rounding or an integer, of which a "
+        "pathwise gradient knows nothing", "Use 'lr' if that step matters for the cost.",
+        at=f"site {view.name!r}", where=view.where), PropcWarning, stacklevel=2)
+
+
+def _with_donors(sites: list[Site]) -> list[Site]:
+    """With k_interval > 1, let sites between reuse the weights of the next site that computes them."""
+    done: list[Site] = []
+    donor: Site | None = None
+    since = 0
+    for site in reversed(sites):
+        rule = site.rule
+        if isinstance(rule, InverseVariance) and rule.weighting.k_interval > 1:
+            fits = donor is not None and donor.rule == rule and donor.shape == site.shape
+            if fits and donor is not None and since < rule.weighting.k_interval - 1:
+                since += 1
+                site = replace(site, rule=replace(rule, donor=donor.name))
+            else:
+                donor, since = site, 0
+        done.append(site)
+    return done[::-1]

@@ -1,0 +1,28 @@
+"""Schedule: the order in which the runtime executes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from propc.graph import PropagationGraph
+from propc.ir import Schedule as Order
+from propc.ir import Site
+from propc.passes.base import Pass, register
+from propc.propagators import Plain
+
+
+@register("schedule")
+@dataclass(frozen=True)
+class Schedule(Pass):
+    """Run forward in program order, so that random numbers are drawn as the user wrote them.
+
+    The reverse pass meets the sites in the opposite order, in one call of the autograd engine:
+    every route is an autograd edge.
+    """
+
+    name: ClassVar[str] = "schedule"
+
+    def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        reverse = tuple(n.name for n in graph.of(Site) if not isinstance(n.rule, Plain))[::-1]
+        return replace(graph, schedule=Order(tuple(graph.nodes), reverse, 1))

@@ -1,0 +1,63 @@
+"""propc: a graph compiler for gradients through randomness.
+
+Write the model once as an ordinary PyTorch program, mark its random choices with
+`propc.sample`, and choose the gradient estimator with one argument of `propc.compile`.
+"""
+
+from propc import estimators, passes, propagators
+from propc.api import CompiledFunction, compile
+from propc.errors import (
+    EstimatorError,
+    GraphError,
+    NonFiniteError,
+    PropcError,
+    PropcTypeError,
+    PropcValueError,
+    PropcWarning,
+    TraceError,
+)
+from propc.estimators import (
+    Combine,
+    Estimator,
+    Infer,
+    LikelihoodRatio,
+    Pathwise,
+    TotalPropagation,
+    estimator,
+    register_estimator,
+)
+from propc.explain import Explanation
+from propc.graph import PropagationGraph
+from propc.sites import cost, node, opaque, sample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Combine",
+    "CompiledFunction",
+    "Estimator",
+    "EstimatorError",
+    "Explanation",
+    "GraphError",
+    "Infer",
+    "LikelihoodRatio",
+    "NonFiniteError",
+    "Pathwise",
+    "PropagationGraph",
+    "PropcError",
+    "PropcTypeError",
+    "PropcValueError",
+    "PropcWarning",
+    "TotalPropagation",
+    "TraceError",
+    "compile",
+    "cost",
+    "estimator",
+    "estimators",
+    "node",
+    "opaque",
+    "passes",
+    "propagators",
+    "register_estimator",
+    "sample",
+]

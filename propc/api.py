@@ -1,0 +1,260 @@
+"""`propc.compile`: functions, module classes and module instances."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, overload
+
+from torch import nn
+
+from propc.compiler import Compiler, Options
+from propc.errors import PropcTypeError, message
+from propc.explain import Explanation
+from propc.graph import PropagationGraph
+from propc.tracing import active_tracer
+
+
+class CompiledMethods:
+    """What compiled functions and modules offer beside being called."""
+
+    def _compiler(self) -> Compiler:
+        raise NotImplementedError
+
+    def _module(self) -> nn.Module | None:
+        return None
+
+    def graph(self, *args: Any, **kwargs: Any) -> PropagationGraph:
+        """The propagation graph of a call with these arguments, after all passes. Draws nothing."""
+        return self._compiler().graph(self._module(), args, kwargs)
+
+    def graphs(self, *args: Any, **kwargs: Any) -> list[tuple[str, PropagationGraph]]:
+        """(name, graph) before all passes, as ``"traced"``, and after each pass."""
+        first, records = self._compiler().records(self._module(), args, kwargs)
+        return [("traced", first), *((r.name, r.graph) for r in records)]
+
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """A table of the sites of a call: distribution, estimator, why, messages, costs."""
+        return Explanation(self._compiler().graph(self._module(), args, kwargs))
+
+    def estimator_parameters(self) -> Iterator[nn.Parameter]:
+        """Learnable parameters of estimators (critics, control variates), for an optimizer."""
+        return self._compiler().state.parameters()
+
+
+class CompiledFunction(CompiledMethods, nn.Module):
+    """A compiled function. Calling it gives the function's own values; gradients are the estimator's.
+
+    It is an `nn.Module` that holds only the estimators' state: ``state_dict()``, ``to()`` and
+    ``eval()`` act on that.
+    """
+
+    def __init__(self, compiler: Compiler) -> None:
+        super().__init__()
+        self.compiler = compiler
+        self.estimator_state = compiler.state
+        functools.update_wrapper(self, compiler.fn)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        compiler: Compiler = self.__dict__["compiler"]
+        if active_tracer() is not None:  # inside another compiled function: a part of its program
+            return compiler.fn(*args, **kwargs)
+        return compiler(None, args, kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The same as calling."""
+        return self(*args, **kwargs)
+
+    def with_estimator(self, estimator: Any) -> CompiledFunction:
+        """The same program under another estimator."""
+        return CompiledFunction(self.compiler.with_options(estimator=estimator))
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def _compiler(self) -> Compiler:
+        return self.compiler
+
+    def __repr__(self) -> str:
+        return f"<propc.compile({self.compiler.name}, estimator={self.compiler.options.estimator!r})>"
+
+    def __deepcopy__(self, memo: Any) -> CompiledFunction:
+        return CompiledFunction(copy.deepcopy(self.compiler, memo))
+
+    def __reduce__(self) -> Any:
+        options = self.compiler.options
+        return _restore_function, (_reference(self), options, self.estimator_state)
+
+
+class _ModuleMethods(CompiledMethods):
+    """Methods that a compiled module class gains."""
+
+    def _compiler(self) -> Compiler:
+        return _compiler_of(self)
+
+    def _module(self) -> nn.Module | None:
+        assert isinstance(self, nn.Module)
+        return self
+
+    def with_estimator(self, estimator: Any) -> Any:
+        """The same module, sharing parameters and buffers, under another estimator."""
+        return _with_options(self, _compiler_of(self).with_options(estimator=estimator))
+
+
+_KEY = "_propc_compiler"
+
+
+@overload
+def compile(fn_or_module: None = None, *, estimator: Any = ..., passes: Iterable[Any] = ..., backend: str = ...,
+            validate: bool = ...) -> Callable[[Any], Any]: ...
+@overload
+def compile(fn_or_module: Any, *, estimator: Any = ..., passes: Iterable[Any] = ..., backend: str = ...,
+            validate: bool = ...) -> Any: ...
+def compile(fn_or_module: Any = None, *, estimator: Any = "infer", passes: Iterable[Any] = (),
+            backend: str = "eager", validate: bool = True) -> Any:
+    """Compile a function, an `nn.Module` class or an `nn.Module` so that gradients pass its random choices.
+
+    The result is called like the original and returns the same values; `backward()` through the
+    returned costs gives the estimator's gradient. A call is traced once for each combination of
+    static (non-tensor) arguments, shapes, dtypes and devices.
+
+    Args:
+        fn_or_module: what to compile; without it, a decorator.
+        estimator: a name (``"infer"``, ``"rp"``, ``"lr"``, ``"tp"``), an estimator object
+            (`propc.estimator`), a mapping from site-name patterns to either, or a function of the
+            site (a `propc.estimators.SiteView`) that gives one.
+        passes: further compiler passes: names, `Pass` classes or objects.
+        backend: ``"eager"``.
+        validate: check distribution parameters and costs at every call on the CPU (at the first on a
+            GPU, where a check would wait for the device), and at the first call that rows of the batch
+            stay apart.
+
+    Returns:
+        For a function a `CompiledFunction`; for a class the class itself, its `forward` compiled; for
+        a module a module of a subclass that shares parameters and buffers with it.
+
+    Raises:
+        PropcValueError: an unknown estimator, option, pass or backend; the nearest is named.
+        PropcTypeError: something that cannot be compiled.
+    """
+    options = Options(estimator, tuple(passes), backend, validate)
+    if fn_or_module is None:
+        return functools.partial(_compile, options)
+    return _compile(options, fn_or_module)
+
+
+def _compile(options: Options, target: Any) -> Any:
+    if isinstance(target, CompiledFunction):
+        return CompiledFunction(Compiler(target.compiler.fn, options, target.compiler.name))
+    if isinstance(target, nn.Module):
+        return _with_options(target, Compiler(_plain_forward(type(target)), options, type(target).__name__))
+    if isinstance(target, type) and issubclass(target, nn.Module):
+        return _compile_class(target, options)
+    if callable(target) and not isinstance(target, type):
+        return CompiledFunction(Compiler(target, options))
+    raise PropcTypeError(message(f"propc.compile takes a function or an nn.Module; got {target!r}"))
+
+
+def _plain_forward(cls: type[nn.Module]) -> Callable[..., Any]:
+    """The user's own forward, also of a class that is compiled already."""
+    return getattr(cls.forward, "_propc_plain", cls.forward)
+
+
+def _compile_class(cls: type[nn.Module], options: Options) -> type[nn.Module]:
+    """Compile `forward` in place; every instance has a compiler of its own."""
+    plain = _plain_forward(cls)
+
+    @functools.wraps(plain)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if active_tracer() is not None:
+            return plain(self, *args, **kwargs)
+        return _compiler_of(self)(self, args, kwargs)
+
+    forward._propc_plain, forward._propc_options = plain, options  # type: ignore[attr-defined]
+    cls.forward = forward  # type: ignore[assignment]
+    for name in ("_compiler", "_module", "graph", "graphs", "explain", "estimator_parameters", "with_estimator"):
+        if name not in vars(cls):
+            setattr(cls, name, getattr(_ModuleMethods, name))
+    return cls
+
+
+def _compiler_of(module: Any) -> Compiler:
+    """The module's compiler, made at the first use."""
+    found: Compiler | None = module.__dict__.get(_KEY)
+    if found is None:
+        forward = type(module).forward
+        found = Compiler(forward._propc_plain, forward._propc_options, type(module).__name__)
+        _set_compiler(module, found)
+    return found
+
+
+def _set_compiler(module: nn.Module, compiler: Compiler) -> None:
+    module.__dict__[_KEY] = compiler
+    module._modules.pop("estimator_state", None)
+    module.add_module("estimator_state", compiler.state)
+
+
+def _with_options(module: nn.Module, compiler: Compiler) -> nn.Module:
+    """A module of a compiled subclass with the same parameters, buffers and submodules."""
+    original = getattr(type(module), "_propc_original", type(module))
+    made = _subclass(original)
+    new = made.__new__(made)
+    new.__dict__.update(module.__dict__)
+    new.__dict__["_modules"] = dict(module._modules)  # the state of the estimator is each one's own
+    _set_compiler(new, compiler)
+    return new
+
+
+_SUBCLASSES: dict[type, type[nn.Module]] = {}
+
+
+def _subclass(original: type[nn.Module]) -> type[nn.Module]:
+    """The compiled subclass of a module class, made once."""
+    if original not in _SUBCLASSES:
+        made = type(original.__name__, (original,), {
+            "__module__": original.__module__, "__qualname__": original.__qualname__,
+            "__doc__": original.__doc__, "_propc_original": original, "__reduce__": _reduce_module,
+        })
+        made.forward = _plain_forward(original)
+        _SUBCLASSES[original] = _compile_class(made, Options())
+    return _SUBCLASSES[original]
+
+
+def _reduce_module(self: Any) -> Any:
+    return _restore_module, (type(self)._propc_original, dict(self.__dict__))
+
+
+def _restore_module(original: type[nn.Module], state: dict[str, Any]) -> nn.Module:
+    made = _subclass(original)
+    new = made.__new__(made)
+    new.__dict__.update(state)
+    return new
+
+
+def _reference(compiled: CompiledFunction) -> Any:
+    """How to find the plain function again: by its name where that leads to a compiled one, else itself."""
+    fn = compiled.compiler.fn
+    module, path = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "")
+    try:
+        found: Any = importlib.import_module(str(module))
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return fn
+    by_name = isinstance(found, CompiledFunction) and found.compiler.fn is fn
+    return (module, path) if by_name else fn
+
+
+def _restore_function(reference: Any, options: Options, state: Any) -> CompiledFunction:
+    if isinstance(reference, tuple):
+        found: Any = importlib.import_module(reference[0])
+        for part in reference[1].split("."):
+            found = getattr(found, part)
+        reference = found.compiler.fn
+    compiler = Compiler(reference, options)
+    compiler.state = state
+    return CompiledFunction(compiler)
+
+

@@ -1,0 +1,232 @@
+"""Taking a `torch.distributions` object apart into tensors φ, and putting it together again.
+
+Only tensors travel on edges, so a site holds the tensors of its distribution and a
+`DistributionSpec`, the skeleton that turns them back into the distribution. It works
+on the object's own attributes, hence on nested distributions (Independent,
+TransformedDistribution, MixtureSameFamily) and on user-written subclasses, and it
+skips the constructor: what a constructor computes is traced once, as part of the
+segment before the site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, constraints
+from torch.distributions.transforms import Transform
+
+Build = Callable[[Sequence[Tensor]], Any]
+_UNSET: dict[str, Any] = {"_cached_x_y": (None, None), "_inv": None}  # caches of a Transform
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Place of φ[index] in the skeleton."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Anything that is not a tensor; compared by value where it can be, else by identity."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Constant):
+            return NotImplemented
+        same = self.value is other.value
+        return same or (type(self.value) is type(other.value) and _equal(self.value, other.value))
+
+    def __hash__(self) -> int:
+        return hash(type(self.value))
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """An object, list, tuple or dict with the places of its tensors left open."""
+
+    type: type
+    items: tuple[tuple[Any, Slot | Constant | Skeleton], ...]
+
+
+@dataclass(frozen=True)
+class DistributionSpec:
+    """A distribution without its tensors.
+
+    Attributes:
+        skeleton: the nested structure with φ left open.
+        fields: name of each φ, such as ``loc`` or ``base_dist.loc``.
+        event_dims: event dimensions of each φ, from its constraint; 0 where unknown.
+        checks: (index of φ, constraint) for every parameter with a constraint.
+        batch_shape, event_shape, has_rsample, text: as the distribution says.
+    """
+
+    skeleton: Skeleton
+    fields: tuple[str, ...]
+    event_dims: tuple[int, ...]
+    batch_shape: tuple[int, ...]
+    event_shape: tuple[int, ...]
+    has_rsample: bool
+    text: str
+    checks: tuple[tuple[int, constraints.Constraint], ...] = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one draw."""
+        return self.batch_shape + self.event_shape
+
+    def builder(self) -> Callable[[Sequence[Tensor]], Distribution]:
+        """A function from φ to the distribution; it runs no constructor."""
+        return _builder(self.skeleton)
+
+    def batched(self, index: int, shape: Sequence[int]) -> bool:
+        """Whether φ[index] of this shape has one value for every batch element."""
+        lead = len(self.batch_shape)
+        return tuple(shape[:lead]) == self.batch_shape and len(shape) - lead >= self.event_dims[index]
+
+    def rows(self) -> int | None:
+        """Length of the leading batch dimension; None for a single draw."""
+        shape = self.batch_shape + self._reinterpreted()
+        return shape[0] if shape else None
+
+    def _reinterpreted(self) -> tuple[int, ...]:
+        return self.event_shape if self.skeleton.type is Independent else ()
+
+    def normal(self) -> tuple[int, int] | None:
+        """Indices of loc and scale where this is a Normal, inside Independent too."""
+        skeleton: Any = self.skeleton
+        while skeleton.type is Independent:
+            skeleton = dict(skeleton.items)["base_dist"]
+        if skeleton.type is not Normal:
+            return None
+        parts = dict(skeleton.items)
+        return parts["loc"].index, parts["scale"].index
+
+
+def take_apart(dist: Distribution) -> tuple[DistributionSpec, list[Tensor]]:
+    """Split a distribution into its spec and its tensors φ (each once, in attribute order)."""
+    tensors: list[Tensor] = []
+    names: list[str] = []
+    skeleton = _strip(dist, "", tensors, names)
+    assert isinstance(skeleton, Skeleton)
+    index = {id(t): i for i, t in enumerate(tensors)}
+    checks, event_dims = [], [0] * len(tensors)
+    for inner in _nested(dist):
+        for name, constraint in inner.arg_constraints.items():
+            value = vars(inner).get(name)
+            if isinstance(value, Tensor) and not constraints.is_dependent(constraint):
+                event_dims[index[id(value)]] = constraint.event_dim
+                checks.append((index[id(value)], constraint))
+    event_dims = [2 if "tril" in name else dims for name, dims in zip(names, event_dims)]
+    spec = DistributionSpec(
+        skeleton=skeleton,
+        fields=tuple(names),
+        event_dims=tuple(event_dims),
+        batch_shape=tuple(dist.batch_shape),
+        event_shape=tuple(dist.event_shape),
+        has_rsample=bool(dist.has_rsample),
+        text=_describe(dist),
+        checks=tuple(checks),
+    )
+    return spec, tensors
+
+
+def row_log_prob(dist: Distribution, value: Tensor) -> Tensor:
+    """Log-probability of each row: summed over everything but the leading dimension, [batch]."""
+    while isinstance(dist, Independent) and not dist.batch_shape:
+        dist = dist.base_dist
+    logp = dist.log_prob(value)
+    return logp.flatten(1).sum(1) if logp.dim() > 1 else logp
+
+
+def _strip(value: Any, path: str, tensors: list[Tensor], names: list[str]) -> Slot | Constant | Skeleton:
+    if isinstance(value, Tensor):
+        for i, known in enumerate(tensors):
+            if known is value:
+                return Slot(i)
+        tensors.append(value)
+        names.append(path)
+        return Slot(len(tensors) - 1)
+    children = _children(value)
+    if children is None:
+        return Constant(value)
+    prefix = f"{path}." if path else ""
+    items = tuple((key, _strip(child, f"{prefix}{key}", tensors, names)) for key, child in children)
+    return Skeleton(type(value), items)
+
+
+def _children(value: Any) -> list[tuple[Any, Any]] | None:
+    """The parts to look into, or None for a leaf."""
+    if isinstance(value, Transform):
+        return [(k, _UNSET.get(k, v)) for k, v in vars(value).items()]
+    if isinstance(value, Distribution):
+        return [(k, False if k == "_validate_args" else v) for k, v in vars(value).items()]
+    if isinstance(value, torch.Size):
+        return None
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    if hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module)) and not callable(value):
+        return list(vars(value).items()) if any(isinstance(v, Tensor) for v in vars(value).values()) else None
+    return None
+
+
+def _builder(skeleton: Skeleton | Slot | Constant) -> Build:
+    if isinstance(skeleton, Slot):
+        index = skeleton.index
+        return lambda phi: phi[index]
+    if isinstance(skeleton, Constant):
+        value = skeleton.value
+        return lambda phi: value
+    kind = skeleton.type
+    parts = tuple((key, _builder(child)) for key, child in skeleton.items)
+    if issubclass(kind, dict):
+        return lambda phi: {key: build(phi) for key, build in parts}
+    if issubclass(kind, (list, tuple)):
+        make = kind._make if hasattr(kind, "_make") else kind
+        return lambda phi: make([build(phi) for _, build in parts])
+    fixed = {key: child.value for key, child in skeleton.items if isinstance(child, Constant)}
+    moving = tuple((key, _builder(child)) for key, child in skeleton.items if not isinstance(child, Constant))
+
+    def build(phi: Sequence[Tensor]) -> Any:
+        made = object.__new__(kind)
+        state = made.__dict__
+        state.update(fixed)
+        for key, part in moving:
+            state[key] = part(phi)
+        return made
+
+    return build
+
+
+def _nested(dist: Distribution) -> Iterator[Distribution]:
+    yield dist
+    for value in vars(dist).values():
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(part, Distribution):
+                yield from _nested(part)
+
+
+def _describe(dist: Distribution) -> str:
+    inner = [_describe(v) for v in vars(dist).values() if isinstance(v, Distribution)]
+    if isinstance(dist, Independent):
+        inner.append(str(dist.reinterpreted_batch_ndims))
+    if not inner:
+        inner = [k for k, v in vars(dist).items() if isinstance(v, Tensor) and k in dist.arg_constraints]
+    return f"{type(dist).__name__}({', '.join(inner)})"
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except Exception:  # a user's __eq__ may do anything; unequal only costs a stage
+        return False

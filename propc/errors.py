@@ -1,0 +1,67 @@
+"""Errors and warnings: site, place, finding, fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PropcError(Exception):
+    """Base of every error that propc raises on purpose.
+
+    The message names the site (or cost, pass, option), the user's file and line
+    where there is one, what was found, and what to do about it. Concrete errors
+    are a `ValueError` or a `TypeError` too, so ordinary handlers catch them.
+    """
+
+
+class PropcValueError(PropcError, ValueError):
+    """A value propc cannot work with: an option, a name, a shape, a parameter."""
+
+
+class PropcTypeError(PropcError, TypeError):
+    """An object of the wrong kind: not a tensor, not a distribution, not an estimator."""
+
+
+class TraceError(PropcValueError):
+    """The program cannot be traced: control flow on a traced value, a hidden tensor."""
+
+
+class EstimatorError(PropcValueError):
+    """An estimator that cannot work at a site or for a cost."""
+
+
+class GraphError(PropcValueError):
+    """A propagation graph that breaks an invariant; raised by `verify()`."""
+
+
+class NonFiniteError(PropcValueError):
+    """A NaN or infinite cost, or a distribution parameter outside its support."""
+
+
+class PropcWarning(UserWarning):
+    """Something legal that is rarely meant, such as a parameter that gets no gradient."""
+
+
+def message(finding: str, fix: str = "", *, at: str = "", where: object = None) -> str:
+    """Join the four parts of a message: place, finding and fix.
+
+    Args:
+        finding: what was found, a sentence without a final period.
+        fix: what to do, a sentence; may be empty.
+        at: the thing at fault, such as ``"site 'z'"``.
+        where: the user's file and line, or None.
+    """
+    place = f"at {at}" if at else ""
+    if where is not None and str(where):
+        place = f"{place} ({where})".strip()
+    text = f"{place}: {finding}." if place else f"{finding}."
+    return f"{text} {fix}".strip()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which names are known and which is the nearest to a misspelt one."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(map(repr, names)) or 'none'}."

@@ -1,0 +1,27 @@
+"""The user's choices: names, options and what each estimator promises. One a file."""
+
+from propc.estimators.base import Estimator, SiteView, estimator, known_estimators, register_estimator, resolve
+from propc.estimators.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
+from propc.estimators.combine import Combine
+from propc.estimators.infer import Infer
+from propc.estimators.likelihood_ratio import LikelihoodRatio
+from propc.estimators.pathwise import Pathwise
+from propc.estimators.total_propagation import TotalPropagation
+
+__all__ = [
+    "Combine",
+    "Custom",
+    "Estimator",
+    "Infer",
+    "LeaveOneOut",
+    "LikelihoodRatio",
+    "MovingAverage",
+    "NoBaseline",
+    "Pathwise",
+    "SiteView",
+    "TotalPropagation",
+    "estimator",
+    "known_estimators",
+    "register_estimator",
+    "resolve",
+]

@@ -1,0 +1,127 @@
+"""What an estimator is, and the table of their names."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from propc.distributions import DistributionSpec
+from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
+from propc.ir import Source
+from propc.propagators.base import Propagator
+
+
+@dataclass(frozen=True, slots=True)
+class SiteView:
+    """What an estimator, or a user's function of the site, gets to know of a site.
+
+    Attributes:
+        name, spec, shape, where: the site, its distribution, the shape of a draw, the user's line.
+        batch: number of rows of the costs; None for scalar costs.
+        costs: names of the costs that it influences.
+        blocked: those that no differentiable path reaches.
+        rough: those that it also reaches through a comparison, rounding or an integer.
+    """
+
+    name: str
+    spec: DistributionSpec
+    shape: tuple[int, ...]
+    where: Source
+    batch: int | None
+    costs: tuple[str, ...]
+    blocked: tuple[str, ...]
+    rough: tuple[str, ...]
+
+    def error(self, finding: str, fix: str) -> EstimatorError:
+        """An error at this site."""
+        return EstimatorError(message(finding, fix, at=f"site {self.name!r}", where=self.where))
+
+
+@dataclass(frozen=True)
+class Estimator(ABC):
+    """How gradients pass a site: the user's choice. Options are dataclass fields.
+
+    An estimator turns into a `Propagator` at each site; it refuses, with the site's name,
+    where its mathematics does not hold.
+    """
+
+    name: ClassVar[str] = "estimator"
+
+    @abstractmethod
+    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
+        """The rule at this site and why it was chosen.
+
+        Raises:
+            EstimatorError: it cannot work at this site.
+        """
+
+
+E = TypeVar("E", bound=type[Estimator])
+_TABLE: dict[str, Callable[..., Estimator]] = {}
+
+
+def register_estimator(name: str) -> Callable[[E], E]:
+    """Class decorator: make an estimator known by `name` in ``estimator=``.
+
+    Raises:
+        PropcValueError: the name is taken by another class.
+    """
+
+    def register(cls: E) -> E:
+        known = _TABLE.get(name)
+        if known is not None and getattr(known, "__qualname__", "") != cls.__qualname__:
+            raise PropcValueError(message(f"the estimator name {name!r} is taken", "Choose another."))
+        _TABLE[name] = cls
+        return cls
+
+    return register
+
+
+def known_estimators() -> tuple[str, ...]:
+    """The registered names, sorted."""
+    return tuple(sorted(_TABLE))
+
+
+def estimator(name: str, **options: Any) -> Estimator:
+    """An estimator by name with options, such as ``estimator("tp", target="beta", weights="past")``.
+
+    Raises:
+        PropcValueError: unknown name, option or value; the message lists the known ones and the nearest.
+    """
+    if name not in _TABLE:
+        raise PropcValueError(message(f"unknown estimator {name!r}", nearest(str(name), _TABLE)))
+    make = _TABLE[name]
+    known = [f.name for f in fields(make)] if isinstance(make, type) else []
+    for option in options:
+        if option not in known:
+            raise PropcValueError(message(f"unknown option {option!r} of estimator {name!r}", nearest(option, known)))
+    return make(**options)
+
+
+def resolve(choice: Any) -> Estimator:
+    """An estimator from a name or an estimator object.
+
+    Raises:
+        PropcTypeError: anything else.
+    """
+    if isinstance(choice, Estimator):
+        return choice
+    if isinstance(choice, str):
+        return estimator(choice)
+    if isinstance(choice, type) and issubclass(choice, Estimator):
+        return choice()
+    raise PropcTypeError(message(
+        f"an estimator is a name, an Estimator, a mapping or a function of the site; got {choice!r}",
+        f"Known names: {', '.join(map(repr, known_estimators()))}."))
+
+
+def one_of(option: str, value: Any, known: tuple[Any, ...]) -> None:
+    """Check an option's value.
+
+    Raises:
+        PropcValueError: naming the known values and the nearest.
+    """
+    if value not in known:
+        raise PropcValueError(message(f"option {option}={value!r} is unknown", nearest(str(value), map(str, known))))

@@ -1,0 +1,113 @@
+"""Baselines: what is subtracted from a cost before it becomes a message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from propc.errors import PropcTypeError, PropcValueError, message, nearest
+from propc.propagators.base import Baseline
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(Baseline):
+    """Mean of the other samples' costs in the batch. Unbiased; needs two samples (Kool et al. 2019)."""
+
+    def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
+        count = cost.shape[0]
+        return (cost - cost.mean()) * (count / (count - 1))
+
+
+@dataclass(frozen=True)
+class MovingAverage(Baseline):
+    """Moving average of earlier batches' mean costs; zero at the first call. Unbiased.
+
+    It moves at every call with gradients enabled, except in eval mode.
+    """
+
+    stateful: ClassVar[bool] = True
+    decay: float = 0.95
+
+    def state(self) -> nn.Module:
+        return RunningMean(self.decay)
+
+    def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
+        assert isinstance(state, RunningMean)
+        return cost - state.read_then_update(cost)
+
+
+@dataclass(frozen=True)
+class NoBaseline(Baseline):
+    """Nothing is subtracted. Unbiased, with the largest variance."""
+
+    def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
+        return cost
+
+
+@dataclass(frozen=True)
+class Custom(Baseline):
+    """A user's function of the detached costs [batch], giving the baseline, broadcastable to [batch].
+
+    Unbiased if row i of its result does not depend on row i of its argument.
+    """
+
+    function: Callable[[Tensor], Any]
+
+    def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
+        value = torch.as_tensor(self.function(cost), dtype=cost.dtype, device=cost.device)
+        if value.dim() and value.shape != cost.shape:
+            raise PropcValueError(message(
+                f"a baseline function must give a scalar or shape {tuple(cost.shape)}; got {tuple(value.shape)}",
+                "It receives the costs, [batch]."))
+        return cost - value.detach()
+
+
+class RunningMean(nn.Module):
+    """Exponentially weighted mean of batch means, corrected for its start at zero."""
+
+    mean: Tensor
+    weight: Tensor
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+
+    def read_then_update(self, cost: Tensor) -> Tensor:
+        """The mean of earlier batches, zero at first; this batch counts from the next call on."""
+        if self.mean.device != cost.device:
+            self.to(cost.device)
+        value = (self.mean / self.weight.clamp(min=1e-12)).to(cost.dtype)
+        if self.training:
+            self.mean.lerp_(cost.mean().to(self.mean.dtype), 1 - self.decay)
+            self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
+        return value
+
+
+_NAMED: dict[str, type[Baseline]] = {"loo": LeaveOneOut, "moving_average": MovingAverage}
+
+
+def baseline(choice: Any) -> Baseline:
+    """A baseline from ``"loo"``, ``"moving_average"``, None, a callable or a `Baseline`.
+
+    Raises:
+        PropcValueError: an unknown name.
+        PropcTypeError: anything else.
+    """
+    if isinstance(choice, Baseline):
+        return choice
+    if choice is None:
+        return NoBaseline()
+    if isinstance(choice, str):
+        if choice not in _NAMED:
+            raise PropcValueError(message(f"unknown baseline {choice!r}", nearest(choice, _NAMED)))
+        return _NAMED[choice]()
+    if callable(choice):
+        return Custom(choice)
+    raise PropcTypeError(message(f"a baseline is a name, None or a callable; got {choice!r}",
+                                 f"Known names: {', '.join(map(repr, sorted(_NAMED)))}."))

@@ -1,0 +1,62 @@
+"""`combine`: any set of estimators, weighted by inverse variance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from propc import propagators
+from propc.errors import PropcValueError, message
+from propc.estimators.base import Estimator, SiteView, one_of, register_estimator, resolve
+from propc.runtime.mixing import Weighting
+
+
+@register_estimator("combine")
+@dataclass(frozen=True)
+class Combine(Estimator):
+    r"""Inverse-variance combination of estimators at each site.
+
+    Approximates: ∇_φ E_{x~p(x;φ)} f(x)
+    With:         Σ_c k_c ĝ_c, k_c ∝ 1/V_c, V_c the summed squared deviation of part c's
+                  per-sample gradients; the combination is what propagates further back
+    Requires:     what its parts require; a draw and costs with a batch dimension
+    Unbiased:     if its parts are and k does not depend on the samples it weighs: exactly for
+                  ``weights="past"``, nearly for ``"crossfit"`` (see `TotalPropagation`),
+                  not for ``"same"``
+    Reference:    Parmas et al. (2018), "PIPPS"; Graybill & Deal (1959), doi:10.2307/2527652
+
+    Args:
+        estimators: names or estimators; at most one may be pathwise.
+        target, per_coordinate, weights, k_interval, decay: as of `TotalPropagation`.
+    """
+
+    name: ClassVar[str] = "combine"
+    estimators: tuple[Any, ...] = ("rp", "lr")
+    target: str | None = None
+    per_coordinate: bool = False
+    weights: str = "crossfit"
+    k_interval: int = 1
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        one_of("weights", self.weights, ("same", "past", "crossfit"))
+        if not isinstance(self.k_interval, int) or self.k_interval < 1:
+            raise PropcValueError(message(f"option k_interval={self.k_interval!r} must be a positive integer"))
+        if self.per_coordinate and self.target is not None:
+            raise PropcValueError(message("per_coordinate weights exist only at the site, not at a target",
+                                          "Leave out target= or per_coordinate=."))
+        if len(self.estimators) < 2:
+            raise PropcValueError(message("a combination needs two estimators or more"))
+        for choice in self.estimators:
+            resolve(choice)
+
+    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
+        parts = tuple(resolve(e).propagator(site)[0] for e in self.estimators)
+        if sum(part.passes_path for part in parts) > 1:
+            raise site.error(f"estimator {self.name!r} has two pathwise parts, which are one and the same",
+                             "Keep one of them.")
+        if site.batch is None:
+            raise site.error(f"estimator {self.name!r} needs one cost for each sample; a cost is a scalar",
+                             "Return the cost with shape [batch].")
+        how = Weighting(self.target, self.per_coordinate, self.weights, self.k_interval, self.decay)
+        return propagators.InverseVariance(parts, how), "asked for"

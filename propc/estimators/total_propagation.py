@@ -1,0 +1,67 @@
+"""`tp`: total propagation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from propc import propagators
+from propc.estimators.base import Estimator, SiteView, register_estimator
+from propc.estimators.combine import Combine
+from propc.estimators.likelihood_ratio import LikelihoodRatio
+
+
+@register_estimator("tp")
+@dataclass(frozen=True)
+class TotalPropagation(Estimator):
+    r"""Total propagation: at each site k·LR + (1 − k)·RP, and the mixture propagates further.
+
+    Approximates: ∇_φ E_{x~p(x;φ)} f(x)
+    With:         k = V[RP] / (V[LR] + V[RP]), V the summed squared deviation of per-sample
+                  gradients over the batch
+    Requires:     what `rp` and `lr` require; four samples or more for weights from the batch
+                  (with fewer, k = ½)
+    Message:      cotangent on x and cost minus baseline → cotangent on φ
+    Unbiased:     for weights="past" exactly (k is independent of the samples); for
+                  "crossfit" nearly: within one site the weights of a sample come from other
+                  samples, along a chain they are weakly coupled; not for "same" at small
+                  batches, where the weights correlate with what they weigh
+    Reference:    Parmas, Rasmussen, Peters & Doya (2018), "PIPPS", arXiv:1902.01240;
+                  Parmas & Seno (2022), "Proppo"
+
+    Args:
+        target: where the variance is taken: the name of an argument, a parameter, or a
+            `propc.node`; None (default) takes it at the site's own φ, which costs no
+            extra derivative.
+        per_coordinate: one k for each coordinate of φ instead of one for the site.
+        weights: ``"crossfit"`` (default), ``"past"`` (moving moments of earlier batches; the
+            first call is crossfit) or ``"same"``.
+        k_interval: k is computed at every k_interval-th site, counted from the end, and reused
+            between.
+        baseline: of the likelihood-ratio part, as of `lr`.
+        decay: of the moving moments of ``weights="past"``.
+    """
+
+    name: ClassVar[str] = "tp"
+    target: str | None = None
+    per_coordinate: bool = False
+    weights: str = "crossfit"
+    k_interval: int = 1
+    baseline: Any = "loo"
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        self._combination()
+
+    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
+        return self._combination().propagator(site)
+
+    def _combination(self) -> Combine:
+        return _Total(("rp", LikelihoodRatio(self.baseline)), self.target, self.per_coordinate, self.weights,
+                      self.k_interval, self.decay)
+
+
+class _Total(Combine):
+    """The combination under its own name, for errors."""
+
+    name: ClassVar[str] = "tp"

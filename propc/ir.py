@@ -1,0 +1,284 @@
+"""The whole propagation IR on one screen: frozen node records, values and routes.
+
+A `PropagationGraph` (`propc.graph`) holds these records in program order. Values
+travel on edges as `Ref`s (a node and one of its output ports); only tensors travel.
+Routes, the planned ways of messages in the reverse pass, are a second set of edges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import torch.fx
+
+    from propc.distributions import DistributionSpec
+    from propc.propagators.base import Baseline, Propagator
+
+
+class Kind(str, Enum):
+    """What a node is."""
+
+    INPUT = "input"
+    PARAMETER = "parameter"
+    SEGMENT = "segment"
+    EXPAND = "expand"
+    SITE = "site"
+    NODE = "node"
+    OPAQUE = "opaque"
+    COST = "cost"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The user's file and line."""
+
+    file: str
+    line: int
+    function: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file.rsplit('/', 1)[-1]}:{self.line}" if self.file else ""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """What is known of a value when the graph is built."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool = False
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A value: output port `port` of node `node`."""
+
+    node: str
+    port: int = 0
+
+    def __str__(self) -> str:
+        return f"%{self.node}" if self.port == 0 else f"%{self.node}.{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What every node has: a unique name, inputs, output types, the user's line."""
+
+    name: str
+    outputs: tuple[TensorType, ...]
+    inputs: tuple[Ref, ...] = ()
+    where: Source = Source("", 0)
+    plates: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        return KIND_OF[type(self)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the first output; ``()`` where there is none."""
+        return self.outputs[0].shape if self.outputs else ()
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Dtype of the first output."""
+        return self.outputs[0].dtype if self.outputs else None
+
+    @property
+    def propagator(self) -> Propagator | None:
+        """What the node does in the forward and the reverse pass; sites have one."""
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input(Node):
+    """A tensor argument. `path` is its place in the call, such as ``beta`` or ``batch['x']``."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter(Node):
+    """A tensor that the program holds: parameter, buffer or closed-over tensor, by `path`."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dependence:
+    """How one output port of a segment depends on the segment's inputs, as bit masks.
+
+    Bit i of `any` says that input i reaches the port; of `smooth`, through a
+    differentiable path; of `rough`, through a path that autograd cannot follow
+    (a comparison, rounding, an integer cast).
+    """
+
+    any: int = 0
+    smooth: int = 0
+    rough: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A distinct piece of code, compiled once and used by every equal segment."""
+
+    name: str
+    module: torch.fx.GraphModule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment(Node):
+    """A deterministic piece of the program between sites.
+
+    `body` are its torch.fx nodes in program order, `arguments` and `results` the
+    torch.fx nodes that its inputs and outputs stand for; `stage` is set by
+    deduplicate-stages.
+    """
+
+    body: tuple[torch.fx.Node, ...] = field(repr=False)
+    arguments: tuple[torch.fx.Node, ...] = field(repr=False)
+    results: tuple[torch.fx.Node, ...] = field(repr=False)
+    dependence: tuple[Dependence, ...] = field(repr=False)
+    stage: Stage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expand(Node):
+    """Tangents of a site's φ along directions of a weighting target; inserted by expand-targets.
+
+    The outputs, one for each φ that depends on the target, have shape
+    ``[P, *φ.shape]``: P directions, exact when they are the P coordinates of the
+    target, else random signs. They turn a cotangent on φ into per-sample
+    gradients with respect to the target.
+    """
+
+    target: str
+    directions: int
+    exact: bool
+    code: torch.fx.GraphModule = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site(Node):
+    """A marked random choice; inputs are φ, the tensors of its distribution.
+
+    `requested` is what the user wrote in `propc.sample(..., estimator=)`; `rule` and
+    `reason` are set by assign-propagators, `tangents` by expand-targets.
+    """
+
+    spec: DistributionSpec
+    requested: Any = None
+    rule: Propagator | None = None
+    estimator: str = ""
+    reason: str = ""
+    tangents: tuple[Ref | None, ...] = ()
+
+    @property
+    def propagator(self) -> Propagator | None:
+        return self.rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named(Node):
+    """A deterministic value that the user named with `propc.node`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opaque(Node):
+    """A black box, `propc.opaque`: runs as it is, no gradient goes through it."""
+
+    call: torch.fx.Node = field(repr=False)
+    arguments: tuple[torch.fx.Node, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Message inlet `index` of a site: zeros in the forward pass, [batch]."""
+
+    site: str
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.site if self.index == 0 else f"{self.site}/{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A sum of tokens, used in their place; costs with growing sets of sites share them."""
+
+    name: str
+    members: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost(Node):
+    """A per-sample loss term, [batch]; its value is unchanged, its gradient sends messages.
+
+    `path` says where it stands: a name, or the place in the returned value.
+    """
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output(Node):
+    """The returned values in flattened order; `guarded` marks those that are no costs."""
+
+    guarded: tuple[bool, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The planned way of a message: from a cost to tokens of sites, under one baseline.
+
+    `fields` names what travels. `through` are the tokens and joins that the runtime uses for
+    `targets`; set by fuse.
+    """
+
+    source: str
+    targets: tuple[Token, ...]
+    baseline: Baseline
+    fields: tuple[str, ...] = ("cost",)
+    kind: str = "score"
+    through: tuple[Token, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name of the state that a stateful baseline keeps."""
+        return f"{self.source}:{type(self.baseline).__name__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Names in the order of execution: forward steps, then the sites as the reverse pass meets them.
+
+    All reverse steps run in `engine_calls` calls of the autograd engine.
+    """
+
+    forward: tuple[str, ...] = ()
+    reverse: tuple[str, ...] = ()
+    engine_calls: int = 1
+
+
+KIND_OF: dict[type, Kind] = {
+    Input: Kind.INPUT,
+    Parameter: Kind.PARAMETER,
+    Segment: Kind.SEGMENT,
+    Expand: Kind.EXPAND,
+    Site: Kind.SITE,
+    Named: Kind.NODE,
+    Opaque: Kind.OPAQUE,
+    Cost: Kind.COST,
+    Output: Kind.OUTPUT,
+}

@@ -1,0 +1,107 @@
+"""The contract between a site and the rule that carries gradients through it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from propc.distributions import DistributionSpec
+
+
+class Baseline(ABC):
+    """What a cost subtracts from its value before it is sent as a message.
+
+    A baseline must not see the sample that it is subtracted for, else the estimate is biased.
+    """
+
+    stateful: ClassVar[bool] = False
+
+    @abstractmethod
+    def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
+        """Cost minus baseline: [batch] → [batch]. `cost` is detached."""
+
+    def state(self) -> nn.Module | None:
+        """The memory it keeps from call to call, if any."""
+        return None
+
+
+@dataclass
+class SiteContext:
+    """What a propagator gets to know of its site.
+
+    Attributes:
+        name: the site.
+        spec: its distribution without tensors.
+        build: φ → distribution, without running a constructor.
+        batch: number of rows; None where the costs have no batch.
+        state: the module that `Propagator.state` gave.
+        weights: mixing weights of other sites in this call, by site.
+    """
+
+    name: str
+    spec: DistributionSpec
+    build: Callable[[Sequence[Tensor]], Distribution]
+    batch: int | None
+    state: nn.Module | None = None
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A site's outputs: the sample and its tokens, zeros of shape [batch], one for each channel."""
+
+    value: Tensor
+    tokens: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Propagator(ABC):
+    """How a site draws, and how the cotangent on its sample and the messages at its tokens reach φ.
+
+    The reverse pass is written as the autograd graph of what `draw` returns: the cotangent
+    that autograd delivers at a token is the sum, over the costs routed to it, of weight times
+    (cost − baseline), [batch].
+
+    Attributes:
+        name: printed name.
+        passes_path: whether a cotangent on the sample goes on to φ.
+    """
+
+    name: ClassVar[str] = "propagator"
+    passes_path: ClassVar[bool] = False
+
+    @property
+    def baselines(self) -> tuple[Baseline, ...]:
+        """One for each token; empty where the site receives no messages."""
+        return ()
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether costs must be given for each sample of the batch."""
+        return bool(self.baselines)
+
+    def state(self, spec: DistributionSpec) -> nn.Module | None:
+        """Memory kept from call to call; lives in the compiled object and moves with it."""
+        return None
+
+    @abstractmethod
+    def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
+        """Draw a sample and connect it to φ.
+
+        Args:
+            site: the site.
+            phi: its tensors, in the order of ``site.spec.fields``.
+            tangents: for each φ its tangents [P, *φ.shape] towards the weighting target, or None.
+        """
+
+
+def draw_detached(dist: Distribution) -> Tensor:
+    """A draw without gradient; through `rsample` where there is one, which needs no host check."""
+    with torch.no_grad():
+        return dist.rsample() if dist.has_rsample else dist.sample()

@@ -1,0 +1,84 @@
+"""Inverse-variance weighting of several propagators at one site; of two, total propagation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from propc.distributions import DistributionSpec, row_log_prob
+from propc.errors import EstimatorError, message
+from propc.propagators.base import Baseline, Draw, Propagator, SiteContext, draw_detached
+from propc.runtime.gates import token
+from propc.runtime.mixing import Mix, PastVariances, Weighting
+from propc.runtime.normal import NormalTotal
+
+
+@dataclass(frozen=True)
+class InverseVariance(Propagator):
+    """Every part computes its cotangent on φ; they are combined with weights ∝ 1/variance.
+
+    Attributes:
+        parts: the propagators; at most one of them passes the path.
+        weighting: which variance, over which samples.
+        donor: a later site whose weights this one reuses, or None to compute its own.
+    """
+
+    name: ClassVar[str] = "inverse-variance"
+    passes_path: ClassVar[bool] = True
+    parts: tuple[Propagator, ...]
+    weighting: Weighting
+    donor: str | None = None
+
+    @property
+    def baselines(self) -> tuple[Baseline, ...]:
+        return tuple(b for part in self.parts for b in part.baselines)
+
+    def state(self, spec: DistributionSpec) -> nn.Module | None:
+        return PastVariances() if self.weighting.weights == "past" else None
+
+    def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
+        pair = [part.passes_path for part in self.parts] == [True, False]
+        normal = site.spec.normal() if pair else None
+        if normal is not None:
+            loc, scale = (phi[i] for i in normal)
+            value, inlet = NormalTotal.apply(self, site, loc, scale, *(tangents[i] for i in normal))
+            return Draw(value, (inlet,))
+        return self._draw_any(site, phi, tangents)
+
+    def _draw_any(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
+        """Any family: each part sees its own copy of φ, and `Mix` combines the copies' cotangents."""
+        live = [i for i, p in enumerate(phi) if p.requires_grad]
+        rows = [_per_sample(site.spec, i, phi[i]) for i in live]
+        copies = Mix.apply(self, site, len(self.parts), *(tangents[i] for i in live), *rows)
+        dists = []
+        for k in range(len(self.parts)):
+            mine = list(phi)
+            for j, i in enumerate(live):
+                mine[i] = copies[k * len(live) + j]
+            dists.append(site.build(mine))
+        path = next((d for d, part in zip(dists, self.parts) if part.passes_path), None)
+        value = path.rsample() if path is not None else draw_detached(dists[0])
+        fixed = value.detach()
+        inlets = [token(row_log_prob(d, fixed)) for d, part in zip(dists, self.parts) if not part.passes_path]
+        return Draw(value, tuple(inlets))
+
+
+def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:
+    """φ with one row for each sample, so that its cotangent is per sample."""
+    if spec.batched(index, phi.shape):
+        return phi
+    event = phi.shape[phi.dim() - spec.event_dims[index]:] if spec.event_dims[index] else ()
+    for shape in (spec.batch_shape + tuple(event), spec.sample_shape, spec.batch_shape[:1] + tuple(phi.shape)):
+        try:
+            expanded = torch.broadcast_to(phi, shape)
+        except RuntimeError:
+            continue
+        if expanded.shape[0] == spec.sample_shape[0]:
+            return expanded
+    raise EstimatorError(message(
+        f"inverse-variance weights need one {spec.fields[index]!r} for each sample; got shape {tuple(phi.shape)}",
+        f"Expand it to the batch, {spec.sample_shape[:1]}, before the distribution is made.", at=f"{spec}"))

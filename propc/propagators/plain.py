@@ -1,0 +1,21 @@
+"""A draw through which no gradient goes: nothing before the site wants one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from propc.propagators.base import Draw, Propagator, SiteContext, draw_detached
+
+
+@dataclass(frozen=True)
+class Plain(Propagator):
+    """Only draws. Assigned where no parameter lies behind the site, or no cost after it."""
+
+    name: ClassVar[str] = "plain"
+
+    def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
+        return Draw(draw_detached(site.build(phi)))

@@ -1,0 +1,92 @@
+"""The marks that a user writes into a program: `sample`, `cost`, `node` and `opaque`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+from propc.errors import PropcTypeError, message
+from propc.tracing import active_tracer
+from propc.tracing.source import user_source
+
+R = TypeVar("R")
+
+
+def sample(dist: Distribution, name: str | None = None, estimator: Any = None) -> Tensor:
+    """Draw from `dist` and mark the draw as a site.
+
+    Inside a compiled function the draw becomes a site of the propagation graph, and the
+    gradient passes it by the site's estimator. Outside it simply samples
+    (``rsample`` where the distribution has it).
+
+    Args:
+        dist: any `torch.distributions.Distribution`, nested and user-written ones
+            included. Its leading batch dimension holds the independent samples.
+        name: the site's name, unique in the program; numbered by default.
+        estimator: overrides `compile`'s choice at this site: a name or an estimator.
+
+    Returns:
+        The draw, of shape ``dist.batch_shape + dist.event_shape``.
+
+    Raises:
+        PropcTypeError: `dist` is not a distribution.
+        PropcValueError: the name is taken.
+    """
+    if not isinstance(dist, Distribution):
+        raise PropcTypeError(message(
+            f"propc.sample takes a torch.distributions object; got {type(dist).__name__}",
+            "Write propc.sample(Normal(loc, scale), name='x').",
+            at=f"site {name!r}" if name else "", where=user_source()))
+    tracer = active_tracer()
+    if tracer is not None:
+        return tracer.site(dist, name, estimator)
+    return dist.rsample() if dist.has_rsample else dist.sample()
+
+
+def cost(value: Tensor, name: str | None = None) -> Tensor:
+    """Name a per-sample loss term, shape [batch]; returns the value.
+
+    A named cost that enters the returned value additively becomes a cost of its own: the
+    sites before it, and only these, receive its messages.
+
+    Raises:
+        PropcTypeError: the value is not a tensor.
+    """
+    tracer = active_tracer()
+    return value if tracer is None else tracer.cost(value, name)
+
+
+def node(value: Tensor, name: str | None = None, propagator: Any = None) -> Tensor:
+    """Name a deterministic value, for example as a weighting target; returns the value.
+
+    Raises:
+        PropcTypeError: a propagator was given; sites have propagators, named values do not yet.
+    """
+    if propagator is not None:
+        raise PropcTypeError(message("a named value cannot carry a propagator yet",
+                                     "Leave the argument out.", at=f"node {name!r}", where=user_source()))
+    tracer = active_tracer()
+    return value if tracer is None else tracer.node(value, name)
+
+
+def opaque(fn: Callable[..., R]) -> Callable[..., R]:
+    """Make a black box of `fn`: it runs as it is, on real values, and no gradient goes through it.
+
+    A score-function estimator sees through it; a pathwise one cannot. Row i of its
+    outputs must depend on row i of its inputs alone. When a compiled function is traced,
+    `fn` runs once on zeros, to learn the shapes it returns.
+
+    Returns:
+        A function with the signature of `fn`; its tensor results are detached.
+    """
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> R:
+        tracer = active_tracer()
+        return fn(*args, **kwargs) if tracer is None else tracer.opaque(fn, args, kwargs)
+
+    return call

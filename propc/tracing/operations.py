@@ -1,0 +1,177 @@
+"""What the tracer knows of single torch operations."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.fx
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from propc.errors import PropcError, TraceError, message
+from propc.ir import Source
+
+getitem = operator.getitem
+
+_STATIC = frozenset(
+    "size dim stride numel nelement ndimension element_size storage_offset is_floating_point is_complex "
+    "is_signed is_contiguous data_ptr untyped_storage storage get_device type_as_class __len__ __repr__ "
+    "__format__ __hash__ __dir__ is_tensor is_grad_enabled is_same_size has_names "
+    "_set_grad_enabled set_grad_enabled is_inference".split()
+)
+_TENSOR_PROPERTIES = frozenset("T mT H mH real imag data grad".split())
+_EFFECTS = frozenset("__setitem__ register_hook retain_grad".split())
+_REFUSED = {
+    "backward": "Call backward outside the compiled function, on what it returns.",
+    "numpy": "Use propc.opaque for code that needs NumPy.",
+    "tolist": "Use propc.opaque for code that needs Python numbers.",
+    "manual_seed": "Seed outside the compiled function; inside, every call would draw the same numbers.",
+}
+# Autograd gives a gradient for these (zero) or none, though their value jumps.
+_ROUGH = frozenset(
+    "sign sgn round floor ceil trunc fix heaviside floor_divide __floordiv__ bernoulli".split()
+)
+_RANDOM = frozenset(
+    "rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson "
+    "binomial dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu gumbel_softmax "
+    "_standard_gamma _sample_dirichlet bernoulli_ normal_ uniform_ exponential_ geometric_ cauchy_ log_normal_ "
+    "random_ scaled_dot_product_attention multi_head_attention_forward".split()
+)
+
+
+@lru_cache(maxsize=4096)
+def name_of(func: Any) -> str:
+    """The plain name of a torch function, method or property."""
+    name = getattr(func, "__name__", type(func).__name__)
+    if name in ("__get__", "__set__"):
+        return str(func.__self__.__name__)
+    return str(name)
+
+
+@lru_cache(maxsize=4096)
+def is_static(func: Any) -> bool:
+    """Whether a call tells only shapes, dtypes and the like, or sets a mode, and is not recorded."""
+    if getattr(func, "__name__", "") == "__get__":
+        return name_of(func) not in _TENSOR_PROPERTIES
+    return name_of(func) in _STATIC
+
+
+@lru_cache(maxsize=4096)
+def has_effect(func: Any) -> bool:
+    """Whether a call that returns no tensor must be recorded all the same."""
+    return name_of(func) in _EFFECTS
+
+
+@lru_cache(maxsize=4096)
+def is_rough(func: Any) -> bool:
+    """Whether the value jumps where autograd says that the gradient is zero or undefined."""
+    return name_of(func) in _ROUGH
+
+
+def is_random(node: torch.fx.Node) -> bool:
+    """Whether a torch.fx node draws random numbers."""
+    return (node.target if isinstance(node.target, str) else name_of(node.target)) in _RANDOM
+
+
+def refuse(func: Any, where: Callable[[], Source]) -> None:
+    """Refuse what has no meaning inside a trace."""
+    name = name_of(func)
+    if name in _REFUSED:
+        raise TraceError(message(f"{name!r} inside a compiled function", _REFUSED[name], where=where()))
+    if getattr(func, "__name__", "") == "__set__":
+        raise TraceError(message(f"assignment to '.{name}' of a traced tensor", "Use a tensor operation.",
+                                 where=where()))
+
+
+@lru_cache(maxsize=4096)
+def _method(func: Any) -> str | None:
+    """The name under which a function is a tensor method, if it is one."""
+    name = getattr(func, "__name__", "")
+    return name if name and getattr(Tensor, name, None) is func else None
+
+
+def target_of(func: Any, args: Any) -> tuple[str, Any]:
+    """How torch.fx writes this call."""
+    if getattr(func, "__name__", "") == "__get__":
+        return "call_function", _Property(name_of(func))
+    method = _method(func)
+    if method == "__getitem__":
+        return "call_function", getitem
+    if method == "__setitem__":
+        return "call_function", operator.setitem
+    if method is not None and args and isinstance(args[0], Tensor):
+        return "call_method", method
+    return "call_function", func
+
+
+class _Property:
+    """Reads a property of a tensor, such as ``.T``; equal for equal names."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = self.__qualname__ = name
+        self.__module__ = __name__
+
+    def __call__(self, tensor: Tensor) -> Any:
+        return getattr(tensor, self.__name__)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Property) and other.__name__ == self.__name__
+
+    def __hash__(self) -> int:
+        return hash(self.__name__)
+
+
+def marked(*args: Any) -> Any:
+    """Stands in the torch.fx graph for a site, a node or a cost; never called."""
+    raise AssertionError("a mark is executed by the runtime")
+
+
+def after(value: Any, _write: Any) -> Any:
+    """`value` as it is after a write to its memory."""
+    return value
+
+
+def context(outer_grad: bool) -> tuple[Any, ...] | None:
+    """The no_grad or autocast region around an operation, where it differs from the call's own."""
+    grad = torch.is_grad_enabled()
+    autocast = _autocast()
+    return None if grad == outer_grad and autocast is None else (grad, autocast)
+
+
+def _autocast() -> tuple[str, torch.dtype, bool] | None:
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            return device, torch.get_autocast_dtype(device), torch.is_autocast_cache_enabled()
+    return None
+
+
+def in_distributions() -> bool:
+    """Whether the innermost Python frame outside propc is torch.distributions' argument check."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("propc."):
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.distributions")
+
+
+def opaque_shapes(fn: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
+    """What a black box returns, as fake tensors: it is run once, on zeros of the arguments' shapes."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes(), torch.no_grad():
+        real = pytree.tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device),
+                                    (args, kwargs))
+        try:
+            result = fn(*real[0], **real[1])
+        except PropcError:
+            raise
+        except Exception as error:
+            if hasattr(error, "add_note"):
+                error.add_note("propc ran this black box once on zeros, to learn the shapes it returns.")
+            raise
+    return pytree.tree_map_only(Tensor, mode.from_tensor, result)

@@ -1,0 +1,72 @@
+"""What a trace gives: a torch.fx graph whose placeholders are leaves and whose marks are sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.fx
+from torch import Tensor
+
+from propc.distributions import DistributionSpec
+from propc.ir import Source, TensorType
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A placeholder: a tensor argument (`fetch` is None) or a tensor that the program holds.
+
+    `fetch` takes the compiled module (or None) and gives the tensor as it is now.
+    """
+
+    path: str
+    node: torch.fx.Node
+    type: TensorType
+    fetch: Callable[[Any], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the user marked: a site (with `spec`), a node, a cost or a black box."""
+
+    kind: str
+    name: str
+    spec: DistributionSpec | None = None
+    estimator: Any = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced call.
+
+    Attributes:
+        name: the function's name.
+        graph: torch.fx nodes in program order; `meta` of each holds ``type``
+            (a `TensorType`, or None for a tuple), ``where`` (a `Source`), and ``mark``.
+        leaves: the placeholders, in order.
+        outputs: flattened returned values: torch.fx nodes, or anything else as it is.
+        paths: place of each returned value, such as ``['loss']``; empty for a single one.
+        spec: the pytree structure of the returned value.
+        mutates: whether an operation writes into an existing tensor.
+        where: the function's own file and line.
+    """
+
+    name: str
+    graph: torch.fx.Graph
+    leaves: tuple[Leaf, ...]
+    outputs: tuple[Any, ...]
+    paths: tuple[str, ...]
+    spec: Any
+    mutates: bool
+    where: Source
+
+
+def mark_of(node: torch.fx.Node) -> Mark | None:
+    """The user's mark on a torch.fx node."""
+    return node.meta.get("mark")
+
+
+def type_of(node: torch.fx.Node) -> TensorType | None:
+    """The tensor type of a torch.fx node; None for tuples."""
+    return node.meta.get("type")

@@ -1,0 +1,116 @@
+"""Small clean-ups of a traced program: needless broadcasts, constants, dead code.
+
+`torch.distributions` constructors broadcast their arguments and turn numbers into
+tensors at every call; both are known when the program is traced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from propc.tracing import operations
+from propc.tracing.program import Leaf, Program, mark_of, type_of
+
+_MAKERS = frozenset({torch.tensor, torch.zeros, torch.ones, torch.full, torch.eye, torch.arange, torch.linspace})
+_SHAPERS = frozenset({"expand", "view", "reshape", "unsqueeze"})
+
+
+def simplify(program: Program) -> Program:
+    """Remove broadcasts that change nothing, compute constants once, drop what nobody uses."""
+    for node in list(program.graph.nodes):
+        _drop_broadcast(program.graph, node)
+    if not program.mutates:  # a constant that is written into must be made anew at every call
+        program = _fold_constants(program)
+    _drop_dead(program.graph)
+    return program
+
+
+def _drop_broadcast(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """``broadcast_tensors(a, b)[i]`` is argument i, or its expansion."""
+    source = node.args[0] if node.target is operations.getitem else None
+    if not isinstance(source, torch.fx.Node) or source.target is not torch.broadcast_tensors:
+        return
+    argument, kind = source.args[node.args[1]], type_of(node)  # type: ignore[index]
+    if not isinstance(argument, torch.fx.Node) or kind is None:
+        return
+    known = type_of(argument)
+    if known is None or known.shape != kind.shape:
+        with graph.inserting_before(node):
+            expanded = graph.call_method("expand", (argument, kind.shape))
+        expanded.meta.update(node.meta)
+        argument = expanded
+    node.replace_all_uses_with(argument)
+
+
+def _fold_constants(program: Program) -> Program:
+    graph, leaves = program.graph, list(program.leaves)
+    known: dict[Any, torch.fx.Node] = {}
+    values: dict[torch.fx.Node, Tensor] = {}
+    anchor = leaves[-1].node if leaves else graph._root
+    for node in list(graph.nodes):
+        if not _foldable(node, values):
+            continue
+        key = (node.target, repr(node.args), repr(node.kwargs))
+        if key not in known:
+            value = _compute(node, values)
+            with graph.inserting_after(anchor):
+                leaf = anchor = graph.placeholder(f"leaf{len(leaves)}")
+            leaf.meta.update(node.meta)
+            kind = type_of(node)
+            assert kind is not None
+            leaves.append(Leaf(_label(node, value), leaf, kind, lambda _, value=value: value))
+            known[key], values[leaf] = leaf, value
+        node.replace_all_uses_with(known[key])
+    kept = tuple(leaf for leaf in leaves if leaf.fetch is None or leaf.node.users)
+    for leaf in leaves:
+        if leaf.fetch is not None and not leaf.node.users:
+            graph.erase_node(leaf.node)
+    return replace(program, leaves=kept)
+
+
+def _foldable(node: torch.fx.Node, values: dict[torch.fx.Node, Tensor]) -> bool:
+    kind = type_of(node)
+    if kind is None or kind.requires_grad or mark_of(node) is not None:
+        return False
+    if node.op == "call_function" and node.target in _MAKERS:
+        return not node.all_input_nodes
+    return node.op == "call_method" and node.target in _SHAPERS and all(n in values for n in node.all_input_nodes)
+
+
+def _compute(node: torch.fx.Node, values: dict[torch.fx.Node, Tensor]) -> Tensor:
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    with torch.no_grad():
+        result = (getattr(args[0], str(node.target))(*args[1:], **kwargs) if node.op == "call_method"
+                  else node.target(*args, **kwargs))  # type: ignore[operator]
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _label(node: torch.fx.Node, value: Tensor) -> str:
+    """A readable name: the number itself where all elements are equal."""
+    if value.numel() and not value.is_complex():
+        first = value.flatten()[0]
+        if bool((value == first).all()):
+            return f"{first.item():g}"
+    return operations.name_of(node.target) if callable(node.target) else str(node.target)
+
+
+def _drop_dead(graph: torch.fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if not node.users and not _effectful(node):
+            graph.erase_node(node)
+
+
+def _effectful(node: torch.fx.Node) -> bool:
+    """Whether a node must stay though nobody uses it; draws stay to keep the random stream."""
+    if node.op in ("placeholder", "output") or mark_of(node) is not None or operations.is_random(node):
+        return True
+    name = node.target if isinstance(node.target, str) else operations.name_of(node.target)
+    writes = name.endswith("_") and not name.endswith("__") or name.startswith("__i") and name != "__invert__"
+    named = name in ("setitem", "register_hook", "retain_grad", "batch_norm", "instance_norm", "copy_")
+    return writes or named or "out" in node.kwargs

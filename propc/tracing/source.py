@@ -1,0 +1,36 @@
+"""Where in the user's code we are."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+from propc.ir import Source
+
+_HIDDEN = tuple(
+    os.path.join(os.path.realpath(path), "")
+    for path in (
+        os.path.dirname(torch.__file__),
+        os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+    )
+)
+_SEEN: dict[str, bool] = {}
+
+
+def user_source() -> Source:
+    """File, line and function of the innermost frame that is neither torch's nor propc's."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not _is_hidden(frame.f_code.co_filename):
+            return Source(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return Source("", 0)
+
+
+def _is_hidden(filename: str) -> bool:
+    if filename not in _SEEN:
+        generated = filename.startswith("<") and not filename.startswith(("<stdin", "<string", "<ipython"))
+        _SEEN[filename] = generated or os.path.realpath(filename).startswith(_HIDDEN)
+    return _SEEN[filename]

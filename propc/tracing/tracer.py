@@ -1,0 +1,348 @@
+"""The tracer: runs the user's function on fake tensors and records what it does to them.
+
+A `torch.fx.Tracer` whose traced values are FakeTensors with a torch.fx node behind
+each. The user's own code runs, so distributions, modules, helpers such as
+`kl_divergence` and control flow on shapes work as they are; a
+`TorchFunctionMode` sees every torch call and writes it into the graph.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.fx
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.distributions import Distribution
+from torch.overrides import TorchFunctionMode
+
+from propc.distributions import take_apart
+from propc.errors import PropcTypeError, PropcValueError, TraceError, message
+from propc.ir import Source, TensorType
+from propc.tracing import operations
+from propc.tracing.guards import isolated
+from propc.tracing.program import Leaf, Mark, Program
+from propc.tracing.source import user_source
+
+_ACTIVE = threading.local()
+
+
+def active_tracer() -> Tracer | None:
+    """The tracer at work in this thread, or None."""
+    return getattr(_ACTIVE, "tracer", None)
+
+
+def tensor_type(value: Tensor) -> TensorType:
+    """Shape, dtype, device and requires_grad of a tensor."""
+    return TensorType(tuple(value.shape), value.dtype, value.device, value.requires_grad)
+
+
+class _Recorder(TorchFunctionMode):
+    """Hands every torch call to the tracer."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.tracer.record(func, args, kwargs or {})
+
+
+class Tracer(torch.fx.Tracer):
+    """Traces one call of `fn`.
+
+    Args:
+        names: paths of the tensors that the program holds, by ``id``.
+        fetchers: how each of these is looked up at a later call.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[int, tuple[str, Callable[[Any], Tensor]]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.graph = torch.fx.Graph()
+        self._names = dict(names or {})
+        self._leaves: list[Leaf] = []
+        self._held: dict[int, tuple[Tensor, FakeTensor]] = {}  # the tensor itself keeps its id alive
+        self._marks: dict[str, Source] = {}
+        self._written: dict[int, tuple[int, torch.fx.Node, Any]] = {}
+        self._mode = FakeTensorMode()
+        self._grad = True
+        self._mutates = False
+        self._steps = 0
+
+    def run(
+        self, fn: Callable[..., Any], leaves: list[Any], rebuild: Callable[[list[Any]], tuple[Any, Any]],
+        paths: list[str], name: str, where: Source,
+    ) -> Program:
+        """Trace ``fn`` on flattened arguments; tensors among `leaves` are traced, the rest is static."""
+        with ExitStack() as stack:
+            stack.enter_context(isolated(self))
+            self._grad = torch.is_grad_enabled()
+            with torch._C.DisableTorchFunction():
+                values = [
+                    self._placeholder(leaf, path) if isinstance(leaf, Tensor) else leaf
+                    for leaf, path in zip(leaves, paths)
+                ]
+            args, kwargs = rebuild(values)
+            _ACTIVE.tracer = self
+            stack.callback(setattr, _ACTIVE, "tracer", None)
+            stack.enter_context(self._mode)
+            with _Recorder(self):
+                result = fn(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                return self._program(result, name, where)
+
+    # -- recording ------------------------------------------------------------------
+
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one torch call on fake tensors and write it into the graph."""
+        if operations.is_static(func):
+            return func(*args, **kwargs)
+        operations.refuse(func, user_source)
+        args, kwargs = self._lift(args), self._lift(kwargs)
+        touched = [t for t in _flat((args, kwargs)) if isinstance(t, FakeTensor)]
+        versions = [t._version for t in touched]
+        try:
+            result = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            return self._data_dependent(func, error)
+        written = [t for t, v in zip(touched, versions) if t._version != v]
+        if not written and not operations.has_effect(func) and not _has_tensor(result):
+            return result
+        node = self._emit(func, args, kwargs)
+        self._bind(result, node)
+        for tensor in written:
+            self._mark_written(tensor, node)
+        return result
+
+    def _emit(self, func: Any, args: Any, kwargs: Any) -> torch.fx.Node:
+        op, target = operations.target_of(func, args)
+        node = self.graph.create_node(op, target, self._nodes(args), self._nodes(kwargs))
+        node.meta["where"] = user_source()
+        node.meta["context"] = operations.context(self._grad)
+        node.meta["rough"] = operations.is_rough(func)
+        return node
+
+    def _bind(self, result: Any, node: torch.fx.Node) -> None:
+        """Let the result's tensors stand for the node, or for items of it."""
+        if isinstance(result, Tensor):
+            node.meta["type"] = tensor_type(result)
+            self._own(result, node)
+        elif isinstance(result, (tuple, list)):
+            node.meta["type"] = None
+            for i, item in enumerate(result):
+                if _has_tensor(item):
+                    child = self.graph.call_function(operations.getitem, (node, i))
+                    child.meta.update(where=node.meta["where"], context=None, rough=False)
+                    self._bind(item, child)
+        else:
+            node.meta["type"] = None
+
+    def _own(self, tensor: Any, node: torch.fx.Node) -> None:
+        self._steps += 1
+        tensor._propc_node, tensor._propc_step = node, self._steps
+
+    def _node(self, tensor: Any) -> torch.fx.Node:
+        """The torch.fx node behind a fake tensor, after the last write to its memory."""
+        node: torch.fx.Node | None = getattr(tensor, "_propc_node", None)
+        if node is None:
+            raise TraceError(message(
+                "a tensor came from code that a trace cannot see (a torch.func transform such as vmap, "
+                "a scripted function, or a tensor kept from an earlier trace)",
+                "Wrap that code in propc.opaque if no gradient has to pass it, or write it with ordinary "
+                "tensor operations.", where=user_source()))
+        if self._written:
+            step, writer, _ = self._written.get(_memory(tensor), (0, node, None))
+            if step > tensor._propc_step:
+                after = self.graph.call_function(operations.after, (node, writer))
+                after.meta.update(node.meta, rough=False, context=None, type=tensor_type(tensor))
+                after.meta.pop("mark", None)
+                self._own(tensor, after)
+                return after
+        return node
+
+    def _mark_written(self, tensor: Any, node: torch.fx.Node) -> None:
+        self._mutates = True
+        self._steps += 1
+        self._written[_memory(tensor)] = (self._steps, node, tensor)
+        if not hasattr(tensor, "_propc_node"):
+            self._own(tensor, node)
+
+    def _lift(self, value: Any) -> Any:
+        """Replace real tensors, which the program holds, by fake ones."""
+        if isinstance(value, FakeTensor):
+            return value
+        if isinstance(value, Tensor):
+            return self._hold(value)
+        if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+            items = [self._lift(v) for v in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if isinstance(value, dict):
+            return {k: self._lift(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(self._lift(value.start), self._lift(value.stop), self._lift(value.step))
+        return value
+
+    def _nodes(self, value: Any) -> Any:
+        """Replace fake tensors by their torch.fx nodes."""
+        if isinstance(value, Tensor):
+            return self._node(value)
+        if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+            items = [self._nodes(v) for v in value]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, dict):
+            return {k: self._nodes(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(self._nodes(value.start), self._nodes(value.stop), self._nodes(value.step))
+        return value
+
+    # -- leaves ---------------------------------------------------------------------
+
+    def _placeholder(
+        self, tensor: Tensor, path: str, fetch: Callable[[Any], Tensor] | None = None
+    ) -> FakeTensor:
+        fake = self._mode.from_tensor(tensor)
+        with self.graph.inserting_before(self._first_operation()):
+            node = self.graph.placeholder(f"leaf{len(self._leaves)}")
+        node.meta.update(type=tensor_type(tensor), where=user_source(), context=None, rough=False)
+        self._leaves.append(Leaf(path, node, tensor_type(tensor), fetch))
+        self._own(fake, node)
+        return fake
+
+    def _first_operation(self) -> torch.fx.Node:
+        last = self._leaves[-1].node if self._leaves else self.graph._root
+        return last.next
+
+    def _hold(self, tensor: Tensor) -> FakeTensor:
+        """The fake twin of a tensor that the program holds."""
+        if id(tensor) not in self._held:
+            if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+                return tensor  # type: ignore[return-value]  # `_node` explains
+            path, fetch = self._names.get(id(tensor), (f"tensor{len(self._held)}", lambda _: tensor))
+            self._held[id(tensor)] = (tensor, self._placeholder(tensor, path, fetch))
+        return self._held[id(tensor)][1]
+
+    # -- marks ----------------------------------------------------------------------
+
+    def site(self, dist: Distribution, name: str | None, estimator: Any) -> Tensor:
+        """Record a site and give a fake draw of it."""
+        with torch._C.DisableTorchFunction():
+            spec, tensors = take_apart(dist)
+            phi = tuple(self._lift(t) for t in tensors)
+            draw = self._fake_draw(dist, spec.sample_shape)
+            mark = Mark("site", self._name(name, "site"), spec, estimator)
+            return self._mark(mark, tuple(self._node(t) for t in phi), draw, phi)
+
+    def _fake_draw(self, dist: Distribution, shape: tuple[int, ...]) -> Tensor:
+        """A tensor of the shape and dtype of a draw."""
+        with torch.no_grad():
+            try:
+                draw = dist.sample()
+            except (DataDependentOutputException, DynamicOutputShapeException):  # rejection samplers
+                dtype = next((t.dtype for t in take_apart(dist)[1] if t.is_floating_point()), None)
+                return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=draw.dtype, device=draw.device)
+
+    def node(self, value: Tensor, name: str | None) -> Tensor:
+        """Record a named deterministic value."""
+        with torch._C.DisableTorchFunction():
+            value = self._lift(value)
+            mark = Mark("node", self._name(name, "node"))
+            return self._mark(mark, (self._node(value),), value.clone(), (value,))
+
+    def cost(self, value: Any, name: str | None) -> Tensor:
+        """Record a named cost."""
+        with torch._C.DisableTorchFunction():
+            label = self._name(name, "cost")
+            if not isinstance(value, Tensor):
+                raise PropcTypeError(message(
+                    f"a cost must be a tensor; got {type(value).__name__}",
+                    "Return or mark a floating-point tensor of shape [batch].",
+                    at=f"cost {label!r}", where=user_source()))
+            value = self._lift(value)
+            return self._mark(Mark("cost", label), (self._node(value),), value.clone(), (value,))
+
+    def opaque(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a black box; its outputs' shapes come from one run on fake tensors or real zeros."""
+        with torch._C.DisableTorchFunction():
+            args, kwargs = self._lift(args), self._lift(kwargs)
+            result = operations.opaque_shapes(fn, args, kwargs, self._mode)
+            node = self.graph.call_function(fn, self._nodes(args), self._nodes(kwargs))
+            node.meta.update(where=user_source(), context=None, rough=True)
+            node.meta["mark"] = Mark("opaque", self._name(None, getattr(fn, "__name__", "opaque")))
+            self._bind(result, node)
+            return result
+
+    def _mark(self, mark: Mark, args: tuple[Any, ...], value: Tensor, sources: tuple[Any, ...]) -> Tensor:
+        node = self.graph.call_function(operations.marked, args)
+        node.meta.update(where=user_source(), context=None, rough=False, mark=mark)
+        if torch.is_grad_enabled() and mark.kind == "site" and value.is_floating_point():
+            value = value.requires_grad_().clone()  # so that a path from the draw shows as differentiable
+        self._bind(value, node)
+        return value
+
+    def _name(self, name: str | None, kind: str) -> str:
+        if name is None:
+            numbers = (f"{kind}{i}" for i in range(len(self._marks) + 1))
+            name = next(label for label in numbers if label not in self._marks)
+        if not isinstance(name, str) or not name:
+            raise PropcTypeError(message(f"a name must be a non-empty string; got {name!r}", where=user_source()))
+        if name in self._marks:
+            raise PropcValueError(message(
+                f"the name is already taken ({self._marks[name]})",
+                "Give every site, node and cost a name of its own, such as f'x{t}' in a loop.",
+                at=f"{kind} {name!r}", where=user_source()))
+        self._marks[name] = user_source()
+        return name
+
+    # -- the end --------------------------------------------------------------------
+
+    def _program(self, result: Any, name: str, where: Source) -> Program:
+        flat, spec = pytree.tree_flatten_with_path(result)
+        outputs = [self._node(self._lift(v)) if isinstance(v, Tensor) else v for _, v in flat]
+        self.graph.output(tuple(v for v in outputs if isinstance(v, torch.fx.Node)))
+        return Program(
+            name=name,
+            graph=self.graph,
+            leaves=tuple(self._leaves),
+            outputs=tuple(outputs),
+            paths=tuple(pytree.keystr(path) for path, _ in flat),
+            spec=spec,
+            mutates=self._mutates,
+            where=where,
+        )
+
+    def _data_dependent(self, func: Any, error: Exception) -> Any:
+        if operations.name_of(func) == "__bool__" and operations.in_distributions():
+            return True  # argument validation; ours runs with the site's name
+        raise TraceError(message(
+            f"{operations.name_of(func)!r} needs the value of a traced tensor, which is only known when the "
+            "compiled function runs",
+            "Use torch.where for a choice by value, propc.opaque for code that must see values, or pass what "
+            "decides as a static (non-tensor) argument.", where=user_source())) from error
+
+
+def _memory(tensor: Any) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _flat(value: Any) -> list[Any]:
+    return pytree.tree_leaves(value)
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_has_tensor(v) for v in value)
+    return isinstance(value, Tensor)

@@ -1,0 +1,1 @@
+"""Executing a scheduled propagation graph. Importable as `propc.runtime`."""

@@ -1,0 +1,114 @@
+"""Checks on values at run time: parameters in their support, finite costs, independent rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from propc.errors import GraphError, NonFiniteError, message
+from propc.graph import PropagationGraph
+from propc.ir import Cost, Ref, Site
+
+def site_check(site: Site, phi: Sequence[Tensor]) -> None:
+    """Check the parameters of a site that have a constraint other than being real.
+
+    Raises:
+        NonFiniteError: names the site, the parameter and what was found.
+    """
+    for index, constraint in site.spec.checks:
+        if _has_bounds(constraint) and not bool(constraint.check(phi[index]).all()):
+            raise _invalid(site, index, constraint, phi[index])
+
+
+def needs_check(site: Site) -> bool:
+    """Whether a site has a parameter with a constraint other than being real."""
+    return any(_has_bounds(constraint) for _, constraint in site.spec.checks)
+
+
+def explain_failure(graph: PropagationGraph, values: Mapping[Ref, Any]) -> NonFiniteError | None:
+    """Find the first site or cost whose values are invalid, in program order."""
+    for node in graph:
+        if isinstance(node, Site):
+            phi = [values[ref] for ref in node.inputs]
+            for index, constraint in node.spec.checks:
+                if not bool(constraint.check(phi[index]).all()):
+                    return _invalid(node, index, constraint, phi[index])
+        elif isinstance(node, Cost):
+            value = values[node.inputs[0]]
+            if not bool(torch.isfinite(value).all()):
+                bad = int((~torch.isfinite(value)).sum())
+                kind = "NaN" if bool(torch.isnan(value).any()) else "infinite"
+                return NonFiniteError(message(
+                    f"{bad} of {value.numel()} values are {kind}",
+                    "Find the operation that overflows, or compile with validate=False to let such costs through.",
+                    at=f"cost {node.name!r}", where=node.where))
+    return None
+
+
+def check_rows(graph: PropagationGraph, replay: Callable[[Mapping[Ref, Tensor]], Mapping[Ref, Any]],
+               draws: Mapping[Ref, Tensor]) -> None:
+    """Check that rows of the batch do not mix: change one row of every draw, and see which others move.
+
+    Args:
+        replay: runs the program on given draws and gives all values.
+        draws: those of the first call.
+
+    Raises:
+        GraphError: names the site or cost where samples have mixed, and the user's line.
+    """
+    batch = graph.batch
+    if batch is None or batch < 2:
+        return
+    before = replay(draws)
+    after = replay({ref: _with_other_row(value, batch) for ref, value in draws.items()})
+    for node in graph:
+        if isinstance(node, (Site, Cost)):
+            for ref in node.inputs:
+                if not _same_rows(before[ref], after[ref], batch):
+                    raise GraphError(message(
+                        "an operation before it mixes samples of the batch: changing one sample of a draw changes "
+                        "other rows, or a value that all rows share",
+                        "Keep every operation between sites and costs within its row (no batch normalization, batch "
+                        "mean or sort over dimension 0), or use estimator='rp'.",
+                        at=f"{node.kind.value} {node.name!r}", where=node.where))
+
+
+def _with_other_row(value: Tensor, batch: int) -> Tensor:
+    """The draw with row 0 replaced by a different row, which is a possible draw too."""
+    value = value.detach()
+    if value.dim() == 0 or value.shape[0] != batch:
+        return value
+    differs = (value != value[:1]).flatten(1).any(1) if value.dim() > 1 else value != value[0]
+    other = int(differs.to(torch.uint8).argmax())
+    changed = value.clone()
+    changed[0] = value[other]
+    return changed
+
+
+def _same_rows(before: Any, after: Any, batch: int) -> bool:
+    if not isinstance(before, Tensor):
+        return True
+    before, after = before.detach(), after.detach()
+    if before.dim() and before.shape[0] == batch:
+        before, after = before[1:], after[1:]
+    if not before.dtype.is_floating_point:
+        return bool(torch.equal(before, after))
+    return bool(torch.allclose(before, after, rtol=1e-4, atol=1e-6, equal_nan=True))
+
+
+def _has_bounds(constraint: constraints.Constraint) -> bool:
+    return getattr(constraint, "base_constraint", constraint) is not constraints.real
+
+
+def _invalid(site: Site, index: int, constraint: constraints.Constraint, value: Tensor) -> NonFiniteError:
+    valid = constraint.check(value)
+    bad = value.detach()[~valid].flatten()
+    return NonFiniteError(message(
+        f"parameter {site.spec.fields[index]!r} of {site.spec} must satisfy {constraint}; {int((~valid).sum())} of "
+        f"{valid.numel()} do not, such as {bad[0].item():g}",
+        "Constrain it (softplus, exp, sigmoid, softmax), or look for NaN before it.",
+        at=f"site {site.name!r}", where=site.where))

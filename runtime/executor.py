@@ -1,0 +1,276 @@
+"""Running a scheduled graph: a list of small steps over a table of values.
+
+The forward pass is a loop over steps. The reverse pass has no code here: sites and costs
+are connected by autograd functions (`propc.runtime.gates`), so the user's `backward()`
+runs it, in one call of the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from propc.graph import PropagationGraph
+from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Ref, Route, Segment, Site, Token
+from propc.propagators import SiteContext
+from propc.runtime import checks
+from propc.runtime.gates import attach, guard, join
+from propc.runtime.state import EstimatorState
+
+Values = list[Any]
+Step = Callable[[Values], None]
+
+
+class Executable:
+    """A graph ready to run.
+
+    Args:
+        graph: after all passes.
+        state: what estimators keep from call to call.
+        validate: check parameters and costs.
+    """
+
+    def __init__(self, graph: PropagationGraph, state: EstimatorState, validate: bool = True) -> None:
+        self.graph, self.state, self.validate = graph, state, validate
+        self.slots: dict[Ref | Token, int] = {}
+        for node in graph:
+            self._allocate(node)
+        self.inputs = tuple(self.slots[Ref(n.name)] for n in graph.of(Input))
+        self.held = tuple(self.slots[Ref(n.name)] for n in graph.of(Parameter))
+        self.routes: dict[str, list[Route]] = {}
+        for route in graph.routes:
+            self.routes.setdefault(route.source, []).append(route)
+        self.joins = {j.name: j for j in graph.joins}
+        self._joined: set[str] = set()
+        self.fresh = any(getattr(s.rule, "donor", None) is not None for s in graph.sites)
+        self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
+        plan = [(graph[name], self._step(graph[name])) for name in graph.schedule.forward]
+        self.plan: list[tuple[Node, Step]] = [(node, step) for node, step in plan if step is not None]
+        self.steps = [step for _, step in self.plan]
+        self.rows_checked = not any(s.rule is not None and s.rule.per_sample for s in graph.sites)
+        self.outputs = tuple(self.slots[ref] for ref in graph.output.inputs)
+        self.returned = [self.slots[Ref("output", i)] for i in range(len(self.outputs))]
+
+    def run(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> list[Tensor]:
+        """One forward pass; the returned tensors in flattened order."""
+        values: Values = [None] * len(self.slots)
+        for slot, tensor in zip(self.inputs, inputs):
+            values[slot] = tensor
+        for slot, tensor in zip(self.held, held):
+            values[slot] = tensor
+        if self.fresh:
+            shared: dict[str, Tensor] = {}
+            self.contexts.update({k: replace(c, weights=shared) for k, c in self.contexts.items()})
+        step: Step | None = None
+        try:
+            for step in self.steps:
+                step(values)
+        except Exception as error:
+            self._annotate(error, step)
+            raise
+        if self.validate:
+            self._check_costs(values)
+            if not self.rows_checked:
+                self._check_rows(values)
+        self.rows_checked = True
+        return [values[slot] for slot in self.returned]
+
+    # -- building -----------------------------------------------------------------------
+
+    def _allocate(self, node: Node) -> None:
+        for port in range(len(node.outputs)):
+            self.slots[Ref(node.name, port)] = len(self.slots)
+        if isinstance(node, Site) and node.rule is not None:
+            for index in range(len(node.rule.baselines)):
+                self.slots[Token(node.name, index)] = len(self.slots)
+
+    def _context(self, site: Site) -> SiteContext:
+        assert site.rule is not None
+        memory = site.rule.state(site.spec)
+        state = None if memory is None else self.state.part(site.name, lambda: memory)
+        return SiteContext(site.name, site.spec, site.spec.builder(), self.graph.batch, state)
+
+    def _step(self, node: Node) -> Step | None:
+        if isinstance(node, Segment):
+            return self._segment(node)
+        if isinstance(node, Site):
+            return self._site(node)
+        if isinstance(node, Cost):
+            return self._cost(node)
+        if isinstance(node, Named):
+            return self._copy(node)
+        if isinstance(node, Opaque):
+            return self._opaque(node)
+        if isinstance(node, Expand):
+            return self._expand(node)
+        if isinstance(node, Output):
+            return self._output(node)
+        return None
+
+    def _reads(self, node: Node) -> tuple[int, ...]:
+        return tuple(self.slots[ref] for ref in node.inputs)
+
+    def _segment(self, node: Segment) -> Step:
+        assert node.stage is not None
+        run, reads = node.stage.module.forward, self._reads(node)
+        if not node.outputs:
+            return lambda values: run(*[values[i] for i in reads])
+        first = self.slots[Ref(node.name)]
+        last = first + len(node.outputs)
+
+        def step(values: Values) -> None:
+            values[first:last] = run(*[values[i] for i in reads])
+
+        return step
+
+    def _site(self, node: Site) -> Step:
+        rule, name, reads, out = node.rule, node.name, self._reads(node), self.slots[Ref(node.name)]
+        assert rule is not None
+        tokens = slice(out + 1, out + 1 + len(rule.baselines))
+        tangents = tuple(None if ref is None else self.slots[ref] for ref in node.tangents) or (None,) * len(reads)
+        check = checks.needs_check(node) and self.validate
+        once = node.outputs[0].device.type != "cpu"  # a check would wait for the device
+        contexts, draw_by = self.contexts, rule.draw
+
+        def step(values: Values) -> None:
+            phi = [values[i] for i in reads]
+            if check and not (once and self.rows_checked):
+                checks.site_check(node, phi)
+            draw = draw_by(contexts[name], phi, [None if i is None else values[i] for i in tangents])
+            values[out] = draw.value
+            values[tokens] = draw.tokens
+
+        return step
+
+    def _cost(self, node: Cost) -> Step:
+        (read,), out = self._reads(node), self.slots[Ref(node.name)]
+        routes = self.routes.get(node.name, [])
+        if not routes:
+            return self._copy(node)
+        prepared = [(r.baseline, self.state.part(r.key, r.baseline.state) if r.baseline.stateful else None,
+                     self._join(r.through)) for r in routes]  # type: ignore[arg-type]
+
+        def step(values: Values) -> None:
+            cost = values[read]
+            fixed = cost.detach()
+            with torch.no_grad():
+                centered = tuple(baseline.center(fixed, state) for baseline, state, _ in prepared)
+            values[out] = attach(cost, centered, tuple(inlet(values) for _, _, inlet in prepared))
+
+        return step
+
+    def _join(self, tokens: tuple[Token, ...]) -> Callable[[Values], Tensor]:
+        """Reads the token that stands for `tokens`; the first reader of a join makes it."""
+        (token,) = tokens
+        if token in self.slots:
+            slot = self.slots[token]
+            return lambda values: values[slot]
+        made = self.slots[token] = len(self.slots)
+        members = [self._join((member,)) for member in self.joins[token.site].members]
+
+        def read(values: Values) -> Tensor:
+            values[made] = join([member(values) for member in members])
+            return values[made]
+
+        return read
+
+    def _copy(self, node: Node) -> Step:
+        (read,), out = self._reads(node), self.slots[Ref(node.name)]
+
+        def step(values: Values) -> None:
+            values[out] = values[read]
+
+        return step
+
+    def _opaque(self, node: Opaque) -> Step:
+        slots = dict(zip(node.arguments, self._reads(node)))
+        call, first = node.call, self.slots[Ref(node.name)]
+        last = first + len(node.outputs)
+
+        def step(values: Values) -> None:
+            args, kwargs = torch.fx.node.map_arg((call.args, call.kwargs), lambda n: values[slots[n]].detach())
+            with torch.no_grad():
+                result = call.target(*args, **kwargs)  # type: ignore[operator]
+            values[first:last] = [t.detach() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+
+        return step
+
+    def _expand(self, node: Expand) -> Step:
+        run, reads, first = node.code.forward, self._reads(node), self.slots[Ref(node.name)]
+        last = first + len(node.outputs)
+
+        def step(values: Values) -> None:
+            with torch.no_grad():
+                values[first:last] = run(*[values[i] for i in reads])
+
+        return step
+
+    def _output(self, node: Output) -> Step:
+        reads, first = self._reads(node), self.slots[Ref(node.name)] if node.outputs else 0
+        guards = {i: self._guard_words(node, i) for i, aside in enumerate(node.guarded) if aside}
+        guards = {i: words for i, words in guards.items() if words is not None}
+
+        def step(values: Values) -> None:
+            for i, read in enumerate(reads):
+                value = values[read]
+                words = guards.get(i)
+                values[first + i] = value if words is None or not value.requires_grad else guard(value, *words)
+
+        return step
+
+    def _guard_words(self, node: Output, index: int) -> tuple[str, str, str] | None:
+        """What to say when a gradient arrives at a returned value that is no cost."""
+        scored = [s for s in self.graph.influence.upstream(node.inputs[index])
+                  if (rule := self.graph[s].propagator) is not None and rule.baselines]
+        if not scored:
+            return None
+        return node.paths[index], ", ".join(map(repr, scored)), str(node.where)
+
+    # -- checking -----------------------------------------------------------------------
+
+    def _check_costs(self, values: Values) -> None:
+        for slot in self.outputs:
+            value = values[slot]
+            if not value.dtype.is_floating_point or value.dim() > 1 or value.device.type != "cpu":
+                continue
+            if not bool(torch.isfinite(value.detach()).all()):
+                error = checks.explain_failure(self.graph, {ref: values[i] for ref, i in self.slots.items()
+                                                            if isinstance(ref, Ref)})
+                if error is not None:
+                    raise error
+
+    def _check_rows(self, values: Values) -> None:
+        draws = {Ref(s.name): values[self.slots[Ref(s.name)]] for s in self.graph.sites}
+        checks.check_rows(self.graph, lambda changed: self._replay(values, changed), draws)
+
+    def _replay(self, first: Values, draws: Mapping[Ref, Tensor]) -> dict[Ref, Any]:
+        """All values for given draws, from the leaves of a first run; black boxes are not run again."""
+        values: Values = [None] * len(self.slots)
+        for slot in (*self.inputs, *self.held):
+            values[slot] = first[slot].detach().clone()
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            for node, step in self.plan:
+                if isinstance(node, Site):
+                    values[self.slots[Ref(node.name)]] = draws[Ref(node.name)]
+                elif isinstance(node, Opaque):
+                    start = self.slots[Ref(node.name)]
+                    values[start : start + len(node.outputs)] = first[start : start + len(node.outputs)]
+                elif isinstance(node, (Cost, Named)):
+                    values[self.slots[Ref(node.name)]] = values[self.slots[node.inputs[0]]]
+                elif isinstance(node, Segment):
+                    step(values)
+        return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}
+
+    def _annotate(self, error: Exception, step: Step | None) -> None:
+        """Say where in the user's program a step failed."""
+        node = next((n for n, s in self.plan if s is step), None)
+        if node is not None and hasattr(error, "add_note"):
+            error.add_note(f"(propc: while running {node.kind.value} {node.name!r}, {node.where})")
+
+

@@ -1,0 +1,115 @@
+"""Small autograd functions through which messages travel.
+
+A site gives a token τ, zeros [batch]. A cost L becomes L·exp(Στ) over the tokens routed
+to it: the value stays L, and the cotangent that autograd delivers at τ is the sum of the
+cost messages, weighted as the user weighted the returned costs. So routing, summing and
+ordering are done by the engine, in one call. All gates can be differentiated again, which
+makes higher derivatives unbiased too (Foerster et al. 2018, DiCE; the exponential is over
+tokens here, not over log-probabilities).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from propc.errors import PropcValueError, message
+
+
+class _Token(Function):
+    """log p → zeros; the message at the token is the cotangent on log p."""
+
+    @staticmethod
+    def forward(ctx: Any, logp: Tensor) -> Tensor:
+        return torch.zeros_like(logp)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class _Join(Function):
+    """The sum of tokens: zeros, sent back to every member."""
+
+    @staticmethod
+    def forward(ctx: Any, *tokens: Tensor) -> Tensor:
+        ctx.count = len(tokens)
+        return torch.zeros_like(tokens[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return (grad,) * ctx.count
+
+
+class _Attach(Function):
+    """A cost with tokens: value L; sends weight · (L − b) to each token.
+
+    Equals L·exp(ΣT) − Σ_g b_g·(exp(T_g) − 1) over channels g with baselines b_g. The first
+    backward needs no exponential, since T = 0; a backward that is differentiated again has it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cost: Tensor, centered: tuple[Tensor, ...], *tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(cost, *centered, *tokens)
+        ctx.count = len(tokens)
+        return cost.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cost, *rest = ctx.saved_tensors
+        centered, tokens = rest[: ctx.count], rest[ctx.count :]
+        if not torch.is_grad_enabled():
+            return (grad, None, *(grad * c for c in centered))
+        every = torch.exp(torch.stack(tokens).sum(0))
+        sent = [grad * (cost * every - (cost.detach() - c) * torch.exp(t)) for c, t in zip(centered, tokens)]
+        return (grad * every, None, *sent)
+
+
+class _Guard(Function):
+    """A returned value that is no cost: a gradient into it would be silently wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, path: str, sites: str, where: str) -> Tensor:
+        ctx.words = path, sites, where
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        path, sites, where = ctx.words
+        raise PropcValueError(message(
+            f"a gradient arrived at the returned value {path or 'of the function'}, which is no cost: it depends on "
+            f"{sites}, whose estimator needs the costs themselves",
+            "Compute the cost, shape [batch], inside the compiled function, or use estimator='rp'.", where=where))
+
+
+def token(logp: Tensor) -> Tensor:
+    """A message inlet: zeros [batch]; what arrives at it becomes the cotangent on `logp`."""
+    out: Tensor = _Token.apply(logp)
+    return out
+
+
+def join(tokens: list[Tensor]) -> Tensor:
+    """One token for several."""
+    out: Tensor = tokens[0] if len(tokens) == 1 else _Join.apply(*tokens)
+    return out
+
+
+def attach(cost: Tensor, centered: tuple[Tensor, ...], tokens: tuple[Tensor, ...]) -> Tensor:
+    """The cost, sending to each token the cost minus its baseline.
+
+    Args:
+        cost: [batch].
+        centered: cost minus baseline, [batch], one for each token.
+        tokens: zeros [batch].
+    """
+    out: Tensor = _Attach.apply(cost, centered, *tokens)
+    return out
+
+
+def guard(value: Tensor, path: str, sites: str, where: str) -> Tensor:
+    """The value; a gradient into it is an error."""
+    out: Tensor = _Guard.apply(value, path, sites, where)
+    return out

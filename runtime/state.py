@@ -1,0 +1,45 @@
+"""What estimators keep from call to call: an `nn.Module`, so that it saves, loads and moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+
+class EstimatorState(nn.Module):
+    """Modules of state by key, made when a graph first needs them.
+
+    Loading a state dict saved before the first call, or from the plain model, is no error:
+    what is missing starts afresh, what is not yet made waits for its owner.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict()
+        self._waiting: dict[str, dict[str, Any]] = {}
+
+    def part(self, key: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """The module under this key, made at the first request."""
+        name = key.replace(".", "/")  # a module's name may hold no dot
+        if name not in self.parts:
+            module = make()
+            module.train(self.training)
+            waiting = self._waiting.pop(name, None)
+            if waiting is not None:
+                module.load_state_dict(waiting)
+            self.parts[name] = module
+        return self.parts[name]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
+                              missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str]) -> None:
+        mine = f"{prefix}parts."
+        for key in [k for k in state_dict if k.startswith(mine)]:
+            name, rest = key[len(mine):].split(".", 1)
+            if name not in self.parts:
+                self._waiting.setdefault(name, {})[rest] = state_dict.pop(key)
+        for name in self.parts:
+            if not any(k.startswith(f"{mine}{name}.") for k in state_dict):
+                for rest, value in self.parts[name].state_dict().items():
+                    state_dict[f"{mine}{name}.{rest}"] = value

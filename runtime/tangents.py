@@ -1,0 +1,80 @@
+"""Tangents of φ along directions of a weighting target, as flat code without an autograd engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from propc.tracing.program import type_of
+
+
+def tangent_module(code: torch.fx.GraphModule, targets: Sequence[int], per_sample: bool, directions: int,
+                   exact: bool) -> torch.fx.GraphModule:
+    """Code from the arguments of `code` to the tangents of its results, [directions, *result.shape].
+
+    Args:
+        code: from the target and other values to φ.
+        targets: which arguments the derivative is taken in.
+        per_sample: whether these have a batch dimension, so that every sample has directions of its own.
+        exact: one direction for each element; else random signs, drawn at every run.
+    """
+    examples = [_example(node) for node in code.graph.nodes if node.op == "placeholder"]
+
+    def tangents(*values: Tensor) -> tuple[Tensor, ...]:
+        fixed = list(values)
+        points = tuple(values[i] for i in targets)
+
+        def inner(*moved: Tensor) -> tuple[Tensor, ...]:
+            for i, value in zip(targets, moved):
+                fixed[i] = value
+            return tuple(code(*fixed))
+
+        basis = _basis(points, per_sample, directions, exact)
+        if directions == 1:
+            return tuple(t.unsqueeze(0) for t in _jvp(inner, points, tuple(b[0] for b in basis)))
+        along: Callable[..., Any] = torch.vmap(lambda *d: _jvp(inner, points, d))
+        out: tuple[Tensor, ...] = along(*basis)
+        return out
+
+    with torch.no_grad():
+        module = make_fx(tangents, tracing_mode="fake")(*examples)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _jvp(fn: Callable[..., Any], points: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Forward-mode derivative; by two reverse ones where an operation has no forward rule."""
+    try:
+        out: tuple[Tensor, ...] = torch.func.jvp(fn, points, along)[1]
+    except NotImplementedError:
+        values, pull = torch.func.vjp(fn, *points)
+        zeros = tuple(torch.zeros_like(v) for v in values)
+        out = torch.func.vjp(pull, zeros)[1](along)[0]
+    return out
+
+
+def _basis(points: tuple[Tensor, ...], per_sample: bool, directions: int, exact: bool) -> tuple[Tensor, ...]:
+    """Directions for each target, [directions, *target.shape]."""
+    lead = 1 if per_sample else 0
+    sizes = [p.shape[lead:].numel() for p in points]
+    if exact:
+        eye = torch.eye(directions, dtype=points[0].dtype, device=points[0].device)
+    else:
+        eye = torch.randint(0, 2, (directions, sum(sizes)), device=points[0].device).to(points[0].dtype) * 2 - 1
+    found = []
+    for piece, point in zip(eye.split(sizes, 1), points):
+        shaped = piece.reshape(directions, *(1,) * lead, *point.shape[lead:])
+        found.append(shaped.expand(directions, *point.shape))
+    return tuple(found)
+
+
+def _example(node: torch.fx.Node) -> Tensor:
+    kind = type_of(node)
+    assert kind is not None
+    return torch.empty(kind.shape, dtype=kind.dtype, device=kind.device)

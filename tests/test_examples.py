@@ -1,0 +1,86 @@
+"""The examples run, write what they promise, and what they show is true."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+GRAPH_FILES = {"graph.txt", "graph.dot"} | ({"graph.svg"} if shutil.which("dot") else set())
+
+
+def run(example, out):
+    """Run an example small in a process of its own; returns what it printed."""
+    command = [sys.executable, str(EXAMPLES / f"{example}.py"), "--smoke", "--out", str(out)]
+    done = subprocess.run(command, cwd=out.parent, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def assert_wrote(out, *names):
+    for name in {*names, *GRAPH_FILES}:
+        assert (out / name).stat().st_size > 0, name
+    assert (out / "graph.dot").read_text().lstrip().startswith(("digraph", "strict digraph"))
+    if "graph.svg" in GRAPH_FILES:
+        assert "<svg" in (out / "graph.svg").read_text()
+
+
+def rows(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def plain_gradient(beta, horizon, samples=100_000):
+    """The chaotic RNN's gradient by ordinary PyTorch: mean and standard error."""
+    beta = torch.full((samples, 1), beta, dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([0.35, 0.55], dtype=torch.float64).expand(samples, 2)
+    W = torch.tensor([[-5.0, -25.0], [5.0, 25.0]], dtype=torch.float64)
+    for _ in range(horizon):
+        x = torch.sigmoid(beta * (x @ W)) + 0.001 * torch.randn_like(x)
+    (draws,) = torch.autograd.grad(0.5 * (1 - x).square().sum(), beta)
+    return draws.mean().item(), draws.std().item() / samples**0.5
+
+
+def test_quickstart(tmp_path):
+    printed = run("quickstart", tmp_path / "out")
+    assert_wrote(tmp_path / "out")
+    assert "estimated gradient in beta" in printed
+    assert (tmp_path / "out" / "graph.txt").read_text().strip() in printed
+
+
+def check_logistic_regression(out):
+    assert_wrote(out, "table.txt", "results.json", "training.png")
+    runs = {row["estimator"]: row for row in rows(out)}
+    assert set(runs) == {"rp", "lr", "tp"}
+    for name, row in runs.items():
+        assert row["elbo_end"] > row["elbo_start"] + 200, name
+        assert row["test_accuracy"] > 0.85, name
+    assert runs["rp"]["variance_start"] < runs["lr"]["variance_start"] / 10
+    assert runs["tp"]["variance_start"] < runs["lr"]["variance_start"] / 10
+
+
+def check_chaotic_rnn(out):
+    assert_wrote(out, "table.txt", "results.json", "variance.png")
+    cells = rows(out)
+    for horizon in {row["horizon"] for row in cells}:
+        exact, error = plain_gradient(1.5, horizon)
+        calm = [row for row in cells if row["horizon"] == horizon and row["beta"] == 1.5]
+        assert {row["estimator"] for row in calm} == {"rp", "lr", "tp at beta", "tp at site"}
+        for row in calm:
+            assert row["variance"] > 0, row
+            assert row["mean"] == pytest.approx(exact, rel=0, abs=6 * (row["stderr"] + error)), row
+        variance = {row["estimator"]: row["variance"] for row in calm}
+        assert variance["tp at beta"] < variance["lr"] / 10
+        assert variance["tp at site"] < variance["lr"] / 10
+
+
+@pytest.mark.statistical
+def test_demo(tmp_path):
+    printed = run("demo", tmp_path / "out")
+    check_logistic_regression(tmp_path / "out" / "logistic_regression")
+    check_chaotic_rnn(tmp_path / "out" / "chaotic_rnn")
+    for path in (tmp_path / "out").rglob("*.*"):
+        assert str(path) in printed
