@@ -19,6 +19,9 @@ _SCALES = frozenset({"mul", "div", "__mul__", "__rmul__", "__truediv__", "truedi
                      "multiply", "divide", "__imul__", "__itruediv__"})
 _PASSES = frozenset({"neg", "__neg__", "negative", "clone", "contiguous"})
 _REDUCES = frozenset({"sum", "mean"})
+# Operations that are known to give new memory, for sums that begin with one and go on in place.
+_FRESH = frozenset({"clone", "neg", "negative", "square", "pow", "__pow__", "sqrt", "exp", "log", "abs", "sin",
+                    "cos", "tanh", "sigmoid", "softplus", "relu", "norm", "where", "matmul", "__matmul__", "logsumexp"})
 
 
 def returned_costs(program: Program) -> dict[torch.fx.Node, str]:
@@ -132,6 +135,8 @@ def _parts(
     kind, name = type_of(node), _operation(node)
     if kind is None or len(kind.shape) != 1:
         return None
+    if name == "after":  # the result of an operation in place, read again
+        return [node.all_input_nodes[0]] if node.args[0] is node.args[1] else None
     random = [n for n in node.all_input_nodes if n in touched]
     if name in _REDUCES and len(random) == 1:
         inner = _stacked(random[0], node, touched)
@@ -142,12 +147,35 @@ def _parts(
         return parts
     linear = name in _SUMS or name in _PASSES or (name in _SCALES and _scales(node, random))
     same = all(_shape(n) == kind.shape for n in random)
-    return node.all_input_nodes if linear and random and same and "alpha" not in node.kwargs else None
+    plain = not node.kwargs and (not _writes(name) or _is_private(node.all_input_nodes[0], touched))
+    return node.all_input_nodes if linear and random and same and plain else None
+
+
+def _writes(name: str) -> bool:
+    """Whether an operation of this name works in place."""
+    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
+
+def _is_private(node: torch.fx.Node, touched: set[torch.fx.Node]) -> bool:
+    """Whether what is written into has no reader but the writer, or is no term.
+
+    A term is copied on its way through its cost, so nobody else may wait for a write into it.
+    """
+    while node in touched:
+        name = _operation(node)
+        if len(node.users) != 1:
+            return False
+        if name != "after" and not _writes(name):
+            return name in _FRESH | _SUMS | _SCALES | _REDUCES
+        node = node.all_input_nodes[0]
+    return True
 
 
 def _scales(node: torch.fx.Node, random: list[torch.fx.Node]) -> bool:
     """Whether only one factor depends on a site, and it is not the divisor."""
     divides = "div" in _operation(node)
+    if node.kwargs or len(node.args) != 2:
+        return False
     return len(random) == 1 and (not divides or node.args[0] is random[0]) and node.args.count(random[0]) == 1
 
 
