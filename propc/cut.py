@@ -26,7 +26,7 @@ from propc.ir import (
     TensorType,
 )
 from propc.tracing import operations
-from propc.tracing.program import Mark, Program, mark_of, type_of
+from propc.tracing.program import Leaf, Mark, Program, mark_of, type_of
 
 def cut(program: Program, aside: Iterable[int] = ()) -> dict[str, Node]:
     """Cut `program` into nodes, in program order.
@@ -47,12 +47,9 @@ class _Cutter:
 
     def run(self) -> dict[str, Node]:
         for leaf in self.program.leaves:
-            kind = Input if leaf.fetch is None else Parameter
-            prefix = "input" if leaf.fetch is None else "held"
-            name = self.unique(f"{prefix}.{leaf.path}")
-            where = self.program.where if leaf.fetch is None else leaf.node.meta["where"]
-            self.nodes[name] = kind(name=name, outputs=(leaf.type,), where=where, path=leaf.path)
-            self.refs[leaf.node] = Ref(name)
+            made = self.leaf(leaf)
+            self.nodes[made.name] = made
+            self.refs[leaf.node] = Ref(made.name)
         for node in self.program.graph.nodes:
             mark = mark_of(node)
             if node.op in ("placeholder", "output"):
@@ -65,6 +62,15 @@ class _Cutter:
         self.close("output")
         self.output()
         return self.nodes
+
+    def leaf(self, leaf: Leaf) -> Node:
+        """An argument, or a tensor that the program holds."""
+        if leaf.fetch is None:
+            return Input(name=self.unique(f"input.{leaf.path}"), outputs=(leaf.type,), where=self.program.where,
+                         path=leaf.path)
+        prefix = "const" if leaf.constant else "held"
+        return Parameter(name=self.unique(f"{prefix}.{leaf.path}"), outputs=(leaf.type,), path=leaf.path,
+                         where=leaf.node.meta["where"], constant=leaf.constant)
 
     def close(self, anchor: str) -> None:
         """Make the pending torch.fx nodes a segment, named after what it feeds."""

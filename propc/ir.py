@@ -109,9 +109,13 @@ class Input(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter(Node):
-    """A tensor that the program holds: parameter, buffer or closed-over tensor, by `path`."""
+    """A tensor that the program holds: parameter, buffer or closed-over tensor, by `path`.
+
+    A `constant` is the same at every call; its path is its value where all elements are equal.
+    """
 
     path: str
+    constant: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,22 +11,31 @@ from torch.distributions import constraints
 
 from propc.errors import GraphError, NonFiniteError, message
 from propc.graph import PropagationGraph
-from propc.ir import Cost, Ref, Site
+from propc.ir import Cost, Parameter, Ref, Site
 
-def site_check(site: Site, phi: Sequence[Tensor]) -> None:
-    """Check the parameters of a site that have a constraint other than being real.
+Bounds = Sequence[tuple[int, constraints.Constraint]]
+
+
+def bounds(site: Site, graph: PropagationGraph) -> Bounds:
+    """The constraints of a site's parameters that must be checked at every call.
+
+    Not those of constants, which are checked once, and not that of being real: NaN shows in
+    the costs.
+    """
+    return [(i, constraint) for i, constraint in site.spec.checks
+            if not (isinstance(source := graph[site.inputs[i].node], Parameter) and source.constant)
+            and getattr(constraint, "base_constraint", constraint) is not constraints.real]
+
+
+def site_check(site: Site, phi: Sequence[Tensor], wanted: Bounds) -> None:
+    """Check the parameters of a site.
 
     Raises:
         NonFiniteError: names the site, the parameter and what was found.
     """
-    for index, constraint in site.spec.checks:
-        if _has_bounds(constraint) and not bool(constraint.check(phi[index]).all()):
+    for index, constraint in wanted:
+        if not bool(constraint.check(phi[index]).all()):
             raise _invalid(site, index, constraint, phi[index])
-
-
-def needs_check(site: Site) -> bool:
-    """Whether a site has a parameter with a constraint other than being real."""
-    return any(_has_bounds(constraint) for _, constraint in site.spec.checks)
 
 
 def explain_failure(graph: PropagationGraph, values: Mapping[Ref, Any]) -> NonFiniteError | None:
@@ -98,10 +107,6 @@ def _same_rows(before: Any, after: Any, batch: int) -> bool:
     if not before.dtype.is_floating_point:
         return bool(torch.equal(before, after))
     return bool(torch.allclose(before, after, rtol=1e-4, atol=1e-6, equal_nan=True))
-
-
-def _has_bounds(constraint: constraints.Constraint) -> bool:
-    return getattr(constraint, "base_constraint", constraint) is not constraints.real
 
 
 def _invalid(site: Site, index: int, constraint: constraints.Constraint, value: Tensor) -> NonFiniteError:

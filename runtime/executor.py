@@ -40,6 +40,7 @@ class Executable:
         self.slots: dict[Ref | Token, int] = {}
         for node in graph:
             self._allocate(node)
+        self.returned = [self.slots[Ref("output", i)] for i in range(len(graph.output.inputs))]
         self.inputs = tuple(self.slots[Ref(n.name)] for n in graph.of(Input))
         self.held = tuple(self.slots[Ref(n.name)] for n in graph.of(Parameter))
         self.routes: dict[str, list[Route]] = {}
@@ -51,36 +52,56 @@ class Executable:
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
         plan = [(graph[name], self._step(graph[name])) for name in graph.schedule.forward]
         self.plan: list[tuple[Node, Step]] = [(node, step) for node, step in plan if step is not None]
-        self.steps = [step for _, step in self.plan]
-        self.rows_checked = not any(s.rule is not None and s.rule.per_sample for s in graph.sites)
-        self.outputs = tuple(self.slots[ref] for ref in graph.output.inputs)
-        self.returned = [self.slots[Ref("output", i)] for i in range(len(self.outputs))]
+        self.steps = list(zip((step for _, step in self.plan), self._last_reads()))
+        self.checked = False
 
     def run(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> list[Tensor]:
         """One forward pass; the returned tensors in flattened order."""
+        if self.fresh:
+            shared: dict[str, Tensor] = {}
+            self.contexts.update({k: replace(c, weights=shared) for k, c in self.contexts.items()})
+        seed = torch.default_generator.get_state() if self.validate else None
+        values = self._forward(inputs, held, keep=not self.checked)
+        if seed is not None:
+            self._check_costs(values, inputs, held, seed)
+            if not self.checked and any(s.rule is not None and s.rule.per_sample for s in self.graph.sites):
+                self._check_rows(values)
+        self.checked = True
+        return [values[slot] for slot in self.returned]
+
+    def _forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], keep: bool) -> Values:
+        """Run all steps; without `keep`, each value is let go after its last reader."""
         values: Values = [None] * len(self.slots)
         for slot, tensor in zip(self.inputs, inputs):
             values[slot] = tensor
         for slot, tensor in zip(self.held, held):
             values[slot] = tensor
-        if self.fresh:
-            shared: dict[str, Tensor] = {}
-            self.contexts.update({k: replace(c, weights=shared) for k, c in self.contexts.items()})
         step: Step | None = None
         try:
-            for step in self.steps:
+            for step, done in self.steps:
                 step(values)
+                if not keep:
+                    for slot in done:
+                        values[slot] = None
         except Exception as error:
             self._annotate(error, step)
             raise
-        if self.validate:
-            self._check_costs(values)
-            if not self.rows_checked:
-                self._check_rows(values)
-        self.rows_checked = True
-        return [values[slot] for slot in self.returned]
+        return values
 
     # -- building -----------------------------------------------------------------------
+
+    def _last_reads(self) -> list[list[int]]:
+        """For each step of the plan, the values that nobody reads after it."""
+        last: dict[int, int] = {}
+        for i, (node, _) in enumerate(self.plan):
+            made = [Ref(node.name, port) for port in range(len(node.outputs))]
+            reads = (*node.inputs, *(t for t in getattr(node, "tangents", ()) if t is not None))
+            last.update({self.slots[ref]: i for ref in (*made, *reads)})
+        done: list[list[int]] = [[] for _ in self.plan]
+        for slot, i in last.items():
+            if slot not in self.returned:
+                done[i].append(slot)
+        return done
 
     def _allocate(self, node: Node) -> None:
         for port in range(len(node.outputs)):
@@ -133,14 +154,14 @@ class Executable:
         assert rule is not None
         tokens = slice(out + 1, out + 1 + len(rule.baselines))
         tangents = tuple(None if ref is None else self.slots[ref] for ref in node.tangents) or (None,) * len(reads)
-        check = checks.needs_check(node) and self.validate
-        once = node.outputs[0].device.type != "cpu"  # a check would wait for the device
+        every = checks.bounds(node, self.graph)
+        later = every if node.outputs[0].device.type == "cpu" else ()  # elsewhere a check would wait for the device
         contexts, draw_by = self.contexts, rule.draw
 
         def step(values: Values) -> None:
             phi = [values[i] for i in reads]
-            if check and not (once and self.rows_checked):
-                checks.site_check(node, phi)
+            if self.validate and (later or not self.checked):
+                checks.site_check(node, phi, later if self.checked else node.spec.checks)
             draw = draw_by(contexts[name], phi, [None if i is None else values[i] for i in tangents])
             values[out] = draw.value
             values[tokens] = draw.tokens
@@ -233,16 +254,22 @@ class Executable:
 
     # -- checking -----------------------------------------------------------------------
 
-    def _check_costs(self, values: Values) -> None:
-        for slot in self.outputs:
+    def _check_costs(self, values: Values, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> None:
+        """Look for NaN and infinity among the returned costs; if there are, run again to find their source."""
+        for slot in self.returned:
             value = values[slot]
             if not value.dtype.is_floating_point or value.dim() > 1 or value.device.type != "cpu":
                 continue
             if not bool(torch.isfinite(value.detach()).all()):
-                error = checks.explain_failure(self.graph, {ref: values[i] for ref, i in self.slots.items()
-                                                            if isinstance(ref, Ref)})
+                with torch.random.fork_rng(devices=[]), torch.no_grad():
+                    torch.default_generator.set_state(seed)
+                    again = self._forward(inputs, held, keep=True)
+                error = checks.explain_failure(self.graph, self._named(again))
                 if error is not None:
                     raise error
+
+    def _named(self, values: Values) -> dict[Ref, Any]:
+        return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}
 
     def _check_rows(self, values: Values) -> None:
         draws = {Ref(s.name): values[self.slots[Ref(s.name)]] for s in self.graph.sites}
@@ -265,7 +292,7 @@ class Executable:
                     values[self.slots[Ref(node.name)]] = values[self.slots[node.inputs[0]]]
                 elif isinstance(node, Segment):
                     step(values)
-        return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}
+        return self._named(values)
 
     def _annotate(self, error: Exception, step: Step | None) -> None:
         """Say where in the user's program a step failed."""

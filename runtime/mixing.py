@@ -3,6 +3,9 @@
 With per-sample cotangents g_c of part c, the weight of c is 1/V_c over the sum of all,
 V_c being the sum over samples and coordinates of squared deviations from the mean
 (Parmas et al. 2018; for two parts this is total propagation).
+
+Throughout, a batch is seen as [groups, rows]: one group, or two for crossfit, where each
+half of the batch takes the weights that the other half gives.
 """
 
 from __future__ import annotations
@@ -20,8 +23,6 @@ if TYPE_CHECKING:
     from propc.propagators.base import SiteContext
     from propc.propagators.inverse_variance import InverseVariance
 
-_TINY = 1e-290  # a variance of zero still has a finite logarithm; two zeros give equal weights
-
 
 @dataclass(frozen=True)
 class Weighting:
@@ -31,7 +32,7 @@ class Weighting:
         target: name of the parameter, argument or node where the variance is taken; None is φ itself.
         per_coordinate: one weight for each coordinate of φ instead of one for the site.
         weights: ``same`` batch, ``past`` batches (moving moments), or ``crossfit``: the weights of
-            every second sample come from the other samples.
+            each half of the batch come from the other half.
         k_interval: weights are computed at every k_interval-th site and reused between.
         decay: of the moving moments.
     """
@@ -43,133 +44,132 @@ class Weighting:
     decay: float = 0.9
 
 
-class PastVariances(nn.Module):
-    """Moving variances of the parts' cotangents; empty until the first backward pass."""
+class PastDeviations(nn.Module):
+    """Moving root mean square of the parts' deviations; empty until the first backward pass."""
 
-    variances: Tensor | None
+    norms: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("variances", None)
+        self.register_buffer("norms", None)
 
-    def update(self, variances: Tensor, decay: float) -> None:
-        """Move towards the variances of this batch, whatever their shape, [parts, ...]."""
-        finite = torch.nan_to_num(variances.detach(), nan=torch.finfo(variances.dtype).max)
-        if self.variances is None or self.variances.shape != finite.shape:
-            self.variances = finite.clone()
-        else:
-            self.variances = torch.lerp(finite, self.variances.to(finite), decay)
+    def swap(self, norms: Tensor, decay: float) -> Tensor | None:
+        """What earlier batches gave, None at first; this batch's [parts, ...] joins them."""
+        past = self.norms
+        if past is None or past.shape != norms.shape:
+            self.norms = norms.nan_to_num()
+            return None
+        past = past.to(norms)
+        self.norms = torch.hypot(past * decay**0.5, norms.nan_to_num() * (1 - decay) ** 0.5)
+        return past
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        self.variances = state_dict.get(f"{prefix}variances")
+        self.norms = state_dict.get(f"{prefix}norms")
 
 
-def mix(rule: InverseVariance, site: SiteContext, parts: Sequence[Sequence[Tensor]],
-        tangents: Sequence[Tensor | None]) -> list[Tensor]:
+def mix(rule: InverseVariance, site: SiteContext, grads: Sequence[Tensor], tangents: Sequence[Tensor | None]
+        ) -> list[Tensor]:
     """Combine the parts' cotangents.
 
     Args:
-        parts: for each part its cotangents, one for each φ, [batch, ...].
+        grads: for each φ the cotangents of all parts, [parts, batch, ...].
         tangents: for each φ its tangents [P, batch, ...] towards the target, or None.
 
     Returns:
-        one cotangent for each φ.
+        one cotangent for each φ, [batch, ...].
     """
-    stacked = [torch.stack(gs) for gs in zip(*parts)]  # for each φ: [parts, batch, ...]
     with torch.no_grad():
-        donated = site.weights.get(rule.donor) if rule.donor is not None else None
-        if donated is not None:
-            weights = [donated] * len(stacked)
-        else:
-            weights = _weights(rule.weighting, site, [g.detach() for g in stacked], tangents)
+        weights = site.weights.get(rule.donor) if rule.donor is not None else None
+        if weights is None:
+            weights = _weights(rule.weighting, site, grads, tangents)
             if rule.weighting.k_interval > 1:
-                site.weights[site.name] = weights[0]
-    return [_combine(w, g) for w, g in zip(weights, stacked)]
+                site.weights[site.name] = weights
+    return [_combine(weights[min(i, len(weights) - 1)], grad) for i, grad in enumerate(grads)]
 
 
-def _combine(weights: Tensor, parts: Tensor) -> Tensor:
-    """Σ_c w_c g_c, in which a part of weight zero adds nothing even where it is infinite."""
-    weights = weights.to(parts.dtype)
-    weights = weights.reshape(weights.shape + (1,) * (parts.dim() - weights.dim()))
-    return torch.where(weights > 0, weights * parts, 0.0).sum(0)
+def _combine(weights: Tensor, grad: Tensor) -> Tensor:
+    """Σ_c w_c g_c; `weights` is [parts, groups, 1, coordinates or 1].
+
+    A part with an infinite or undefined cotangent anywhere has weight zero everywhere, so the
+    finite stand-ins that are put in their place add nothing.
+    """
+    parts, batch, *event = grad.shape
+    groups = weights.shape[1]
+    if batch % groups:
+        weights, groups = _by_row(weights, batch), 1
+    rows = torch.nan_to_num(grad).reshape(parts, groups, batch // groups, -1)
+    mixed = rows[0] * weights[0]
+    for i in range(1, parts):
+        mixed = torch.addcmul(mixed, rows[i], weights[i])
+    return mixed.reshape(batch, *event)
 
 
-def _weights(how: Weighting, site: SiteContext, parts: list[Tensor], tangents: Sequence[Tensor | None]
+def _by_row(weights: Tensor, batch: int) -> Tensor:
+    """[parts, 2, 1, ...] → [parts, 1, batch, ...] where the batch is odd; the last row joins the second half."""
+    first = batch // 2
+    return torch.cat([weights[:, :1].expand(-1, -1, first, -1), weights[:, 1:].expand(-1, -1, batch - first, -1)], 2)
+
+
+def _weights(how: Weighting, site: SiteContext, grads: Sequence[Tensor], tangents: Sequence[Tensor | None]
              ) -> list[Tensor]:
-    """Weights [parts, 1 or batch, ...], one tensor for each φ."""
-    batch = parts[0].shape[1]
-    seen = parts if all(t is None for t in tangents) else [_at_target(parts, tangents)]
-    halves = how.weights == "crossfit" or (how.weights == "past" and _past(site) is None)
-    if halves and batch < 4:  # too few to take a variance of the other half
-        return [p.new_full((p.shape[0], 1), 1.0 / p.shape[0]) for p in parts]
-    variances = [_variance(g, halves, how.per_coordinate) for g in seen]
-    if not how.per_coordinate:
-        variances = [torch.stack(variances).sum(0) if len(variances) > 1 else variances[0]]
+    """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each φ."""
+    seen = [_at_target(grads, tangents)] if any(t is not None for t in tangents) else grads
+    parts, batch = seen[0].shape[:2]
+    groups = 2 if how.weights == "crossfit" else 1
+    if batch // groups < 2:  # too few to take a variance
+        return [seen[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
+    norms = [_deviation(g, groups, how.per_coordinate) for g in seen]
+    if not how.per_coordinate and len(norms) > 1:
+        norms = [torch.linalg.vector_norm(torch.stack(norms), dim=0)]
     if how.weights == "past":
-        variances = _with_past(site, variances, halves, how.decay)
-    weights = [_inverse(v) for v in variances]
-    if halves:
-        weights = [_swap(w, batch) for w in weights]
-    else:
-        weights = [w.unsqueeze(1) for w in weights]
-    return weights if len(weights) == len(parts) else weights * len(parts)
+        norms = _with_past(how, site, norms, seen)
+    return [_inverse(n) for n in norms]
 
 
-def _at_target(parts: list[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
+def _deviation(grad: Tensor, groups: int, per_coordinate: bool) -> Tensor:
+    """Root of the summed squared deviations over the rows of each group, [parts, groups, 1, coordinates or 1]."""
+    parts, batch = grad.shape[:2]
+    rows = batch // groups
+    grad = grad[:, : groups * rows].reshape(parts, groups, rows, -1)
+    deviation = grad - grad.mean(2, keepdim=True)
+    return torch.linalg.vector_norm(deviation, dim=2 if per_coordinate else (2, 3), keepdim=True)
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    """Weights ∝ 1/norm² over the parts, by their logarithms; equal for equal norms, also for zeros.
+
+    Of two groups each takes the weights of the other. A part that is not finite in either gets
+    weight zero in both; if none is finite, the weights are NaN, and so is the gradient.
+    """
+    logits = norms.clamp(min=torch.finfo(norms.dtype).tiny).log_().mul_(-2.0)
+    if norms.shape[1] > 1:
+        logits = torch.add(logits.flip(1), logits, alpha=0.0)  # 0·∞ is NaN
+    return torch.softmax(logits.nan_to_num_(nan=-torch.inf, neginf=-torch.inf), 0)
+
+
+def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
     """Per-sample gradients at the target, [parts, batch, P]."""
     found: Tensor | None = None
-    for part, tangent in zip(parts, tangents):
+    for grad, tangent in zip(grads, tangents):
         if tangent is not None:
-            product = part.unsqueeze(1) * tangent  # [parts, P, batch, ...]
+            product = grad.unsqueeze(1) * tangent  # [parts, P, batch, ...]
             product = product.flatten(3).sum(3) if product.dim() > 3 else product
             found = product if found is None else found + product
     assert found is not None
     return found.transpose(1, 2)
 
 
-def _variance(parts: Tensor, halves: bool, per_coordinate: bool) -> Tensor:
-    """Summed squared deviations over the batch, [parts, *coordinates] or [parts, 2, *coordinates].
-
-    In double precision, so that cotangents up to 1e150 do not overflow; a part whose
-    cotangents are not finite has infinite variance.
-    """
-    if halves:
-        parts = parts[:, : parts.shape[1] // 2 * 2].unflatten(1, (-1, 2))
-    dims = [1] if per_coordinate else [d for d in range(1, parts.dim()) if not (halves and d == 2)]
-    deviation = parts - parts.mean(1, keepdim=True)
-    norm = torch.linalg.vector_norm(deviation, dim=dims, dtype=torch.float64)
-    return torch.nan_to_num(norm.square(), nan=torch.inf, posinf=torch.inf)
-
-
-def _inverse(variances: Tensor) -> Tensor:
-    """Normalized inverse variances over the parts, by their logarithms; equal where all are infinite."""
-    logits = -torch.log(variances.clamp(_TINY, 1e300))
-    return torch.softmax(logits, 0)
-
-
-def _swap(weights: Tensor, batch: int) -> Tensor:
-    """[parts, 2, ...] → [parts, batch, ...]: each half gets the weights of the other."""
-    turned = weights.flip(1)
-    repeats = (1, (batch + 1) // 2) + (1,) * (weights.dim() - 2)
-    return turned.repeat(repeats)[:, :batch]
-
-
-def _past(site: SiteContext) -> Tensor | None:
-    assert isinstance(site.state, PastVariances)
-    return site.state.variances
-
-
-def _with_past(site: SiteContext, now: list[Tensor], halves: bool, decay: float) -> list[Tensor]:
-    """Variances of the earlier batches; this batch's join them for the next call."""
-    assert isinstance(site.state, PastVariances)
-    past = site.state.variances
-    sizes = [v.sum(1) if halves else v for v in now]
-    flat = torch.cat([v.reshape(v.shape[0], -1) for v in sizes], 1)
-    site.state.update(flat, decay)
-    if past is None or past.shape != flat.shape:
-        return now
-    pieces = past.to(flat).split([v[0].numel() for v in sizes], 1)
-    return [piece.reshape(v.shape) for piece, v in zip(pieces, sizes)]
+def _with_past(how: Weighting, site: SiteContext, norms: list[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    """Norms of the earlier batches; at the first call, which has none, those of crossfit."""
+    assert isinstance(site.state, PastDeviations)
+    sizes = [n[0].numel() for n in norms]
+    past = site.state.swap(torch.cat([n.flatten(1) for n in norms], 1), how.decay)
+    if past is not None:
+        return [p.reshape(n.shape) for p, n in zip(past.split(sizes, 1), norms)]
+    if grads[0].shape[1] < 4:
+        return [torch.ones_like(n) for n in norms]
+    first = [_deviation(g, 2, how.per_coordinate) for g in grads]
+    return first if how.per_coordinate or len(first) == 1 else [torch.linalg.vector_norm(torch.stack(first), dim=0)]
 
 
 class Mix(Function):
@@ -192,6 +192,5 @@ class Mix(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         tangents = ctx.saved_tensors
         count = len(tangents)
-        parts = [list(grads[k * count : (k + 1) * count]) for k in range(ctx.parts)]
-        mixed = mix(ctx.rule, ctx.site, parts, tangents)
+        mixed = mix(ctx.rule, ctx.site, [torch.stack(grads[j::count]) for j in range(count)], tangents)
         return (None, None, None, *([None] * count), *mixed)

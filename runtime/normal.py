@@ -20,27 +20,31 @@ class NormalTotal(Function):
 
     With z = (x − loc)/scale, cotangent g on x and message m at τ, the pathwise cotangents are
     (g, g·z) and the likelihood-ratio ones m·(z, z² − 1)/scale; they are mixed by inverse variance.
+
+    The noise is not kept: x and loc give it back, as a function of which it must be known anyway
+    when the result is differentiated again.
     """
 
     @staticmethod
     def forward(ctx: Any, rule: InverseVariance, site: SiteContext, loc: Tensor, scale: Tensor,
                 *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
-        noise = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device)
-        value = loc + noise * scale
-        inlet = loc.new_zeros(loc.shape[0])
+        value = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device).mul_(scale).add_(loc)
         ctx.rule, ctx.site = rule, site
-        ctx.save_for_backward(noise, value, loc, scale, *tangents)
-        return value, inlet
+        ctx.save_for_backward(value, loc, scale, *tangents)
+        return value, loc.new_zeros(loc.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, sent: Tensor) -> tuple[Any, ...]:
-        noise, value, loc, scale, *tangents = ctx.saved_tensors
-        # When the result is differentiated again, z must be a function of x and φ.
-        z = (value - loc) / scale if torch.is_grad_enabled() else noise
-        score = sent.reshape(sent.shape + (1,) * (z.dim() - 1)) / scale
+        value, loc, scale, *tangents = ctx.saved_tensors
         wants = ctx.needs_input_grad[2:4]
-        pathwise = [g for g, wanted in zip((grad, grad * z if wants[1] else grad), wants) if wanted]
-        ratio = [g for g, wanted in zip((score * z, score * (z * z - 1) if wants[1] else score), wants) if wanted]
-        towards = [t for t, wanted in zip(tangents, wants) if wanted]
-        mixed = iter(mix(ctx.rule, ctx.site, [pathwise, ratio], towards))
+        z = (value - loc) / scale
+        score = sent.reshape(sent.shape + (1,) * (z.dim() - 1)) / scale
+        grads, towards = [], []
+        if wants[0]:
+            grads.append(torch.stack((grad, score * z)))
+            towards.append(tangents[0])
+        if wants[1]:
+            grads.append(torch.stack((grad * z, score * (z * z - 1))))
+            towards.append(tangents[1])
+        mixed = iter(mix(ctx.rule, ctx.site, grads, towards))
         return (None, None, *(next(mixed) if wanted else None for wanted in wants), None, None)

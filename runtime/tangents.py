@@ -34,18 +34,44 @@ def tangent_module(code: torch.fx.GraphModule, targets: Sequence[int], per_sampl
                 fixed[i] = value
             return tuple(code(*fixed))
 
+        if exact and directions == 1:
+            return tuple(t.unsqueeze(0) for t in _jvp(inner, points, tuple(torch.ones_like(p) for p in points)))
         basis = _basis(points, per_sample, directions, exact)
-        if directions == 1:
-            return tuple(t.unsqueeze(0) for t in _jvp(inner, points, tuple(b[0] for b in basis)))
         along: Callable[..., Any] = torch.vmap(lambda *d: _jvp(inner, points, d))
         out: tuple[Tensor, ...] = along(*basis)
         return out
 
     with torch.no_grad():
         module = make_fx(tangents, tracing_mode="fake")(*examples)
-    module.graph.eliminate_dead_code()
+    _simplify(module.graph)
     module.recompile()
     return module
+
+
+def _simplify(graph: torch.fx.Graph) -> None:
+    """Remove copies, expansions and products with one that change nothing."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target in (aten.alias.default, aten._to_copy.default, aten.expand.default, aten.detach.default):
+            source = node.args[0]
+        elif node.target is aten.mul.Tensor and any(_is_one(n) for n in node.args):
+            source = node.args[1] if _is_one(node.args[0]) else node.args[0]
+        else:
+            continue
+        if _same_kind(source, node):
+            node.replace_all_uses_with(source)
+    graph.eliminate_dead_code()
+
+
+def _is_one(node: Any) -> bool:
+    return isinstance(node, torch.fx.Node) and node.target is torch.ops.aten.ones_like.default
+
+
+def _same_kind(a: Any, b: torch.fx.Node) -> bool:
+    if not isinstance(a, torch.fx.Node):
+        return False
+    x, y = a.meta.get("val"), b.meta["val"]
+    return isinstance(x, Tensor) and x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
 
 
 def _jvp(fn: Callable[..., Any], points: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -84,8 +84,10 @@ class RunningMean(nn.Module):
             self.to(cost.device)
         value = (self.mean / self.weight.clamp(min=1e-12)).to(cost.dtype)
         if self.training:
-            self.mean.lerp_(cost.mean().to(self.mean.dtype), 1 - self.decay)
-            self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
+            now = cost.mean().to(self.mean.dtype)
+            share = torch.isfinite(now) * (1 - self.decay)  # a batch that is not finite does not count
+            self.mean.lerp_(torch.nan_to_num(now), share.to(now.dtype))
+            self.weight.lerp_(torch.ones_like(self.weight), share.to(now.dtype))
         return value
 
 

@@ -42,6 +42,7 @@ class SiteContext:
         batch: number of rows; None where the costs have no batch.
         state: the module that `Propagator.state` gave.
         weights: mixing weights of other sites in this call, by site.
+        normal: places of loc and scale among φ where the distribution is a Normal.
     """
 
     name: str
@@ -50,6 +51,10 @@ class SiteContext:
     batch: int | None
     state: nn.Module | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
+    normal: tuple[int, int] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.normal = self.spec.normal()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from propc.distributions import DistributionSpec, row_log_prob
 from propc.errors import EstimatorError, message
 from propc.propagators.base import Baseline, Draw, Propagator, SiteContext, draw_detached
 from propc.runtime.gates import token
-from propc.runtime.mixing import Mix, PastVariances, Weighting
+from propc.runtime.mixing import Mix, PastDeviations, Weighting
 from propc.runtime.normal import NormalTotal
 
 
@@ -38,16 +39,19 @@ class InverseVariance(Propagator):
         return tuple(b for part in self.parts for b in part.baselines)
 
     def state(self, spec: DistributionSpec) -> nn.Module | None:
-        return PastVariances() if self.weighting.weights == "past" else None
+        return PastDeviations() if self.weighting.weights == "past" else None
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
-        pair = [part.passes_path for part in self.parts] == [True, False]
-        normal = site.spec.normal() if pair else None
-        if normal is not None:
-            loc, scale = (phi[i] for i in normal)
-            value, inlet = NormalTotal.apply(self, site, loc, scale, *(tangents[i] for i in normal))
+        if site.normal is not None and self._is_total:
+            i, j = site.normal
+            value, inlet = NormalTotal.apply(self, site, phi[i], phi[j], tangents[i], tangents[j])
             return Draw(value, (inlet,))
         return self._draw_any(site, phi, tangents)
+
+    @cached_property
+    def _is_total(self) -> bool:
+        """Whether the parts are a pathwise and a likelihood-ratio one."""
+        return [part.passes_path for part in self.parts] == [True, False]
 
     def _draw_any(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         """Any family: each part sees its own copy of φ, and `Mix` combines the copies' cotangents."""

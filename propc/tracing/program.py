@@ -17,13 +17,15 @@ from propc.ir import Source, TensorType
 class Leaf:
     """A placeholder: a tensor argument (`fetch` is None) or a tensor that the program holds.
 
-    `fetch` takes the compiled module (or None) and gives the tensor as it is now.
+    `fetch` takes the compiled module (or None) and gives the tensor as it is now; of a `constant`
+    it gives the same at every call.
     """
 
     path: str
     node: torch.fx.Node
     type: TensorType
     fetch: Callable[[Any], Tensor] | None = None
+    constant: bool = False
 
 
 @dataclass(frozen=True)

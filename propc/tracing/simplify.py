@@ -63,9 +63,10 @@ def _fold_constants(program: Program) -> Program:
             leaf.meta.update(node.meta)
             kind = type_of(node)
             assert kind is not None
-            leaves.append(Leaf(_label(node, value), leaf, kind, lambda _, value=value: value))
+            leaves.append(Leaf(_label(node, value), leaf, kind, lambda _, value=value: value, constant=True))
             known[key], values[leaf] = leaf, value
         node.replace_all_uses_with(known[key])
+        graph.erase_node(node)
     kept = tuple(leaf for leaf in leaves if leaf.fetch is None or leaf.node.users)
     for leaf in leaves:
         if leaf.fetch is not None and not leaf.node.users:
