@@ -47,6 +47,8 @@ class AssignPropagators(Pass):
             choice = self._choice(site, view)
         except PropcError as error:
             raise type(error)(message(str(error).rstrip("."), at=f"site {site.name!r}", where=site.where)) from None
+        if not view.costs:  # then nothing is known of the batch, and `_without_cost` says what is wrong
+            view = replace(view, batch=view.spec.rows())
         rule, reason = choice.propagator(view)
         if not view.costs and rule.per_sample:
             return _without_cost(graph, site, rule)
