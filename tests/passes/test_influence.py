@@ -25,7 +25,7 @@ ARGUMENTS = {"normal": 1, "bernoulli": 1, "mix": 2, "product": 2, "node": 1, "de
 
 
 class Op(NamedTuple):
-    """One step of a random program, on earlier values; `flag`: wants a gradient (leaf), asks for lr (site)."""
+    """A step on earlier values; `flag`: wants a gradient (leaf), asks for lr (site)."""
 
     kind: str
     args: tuple[int, ...] = ()

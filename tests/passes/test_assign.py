@@ -1,0 +1,179 @@
+"""Which rule a site gets: names, objects, mappings, functions, requests, and what is never trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Gamma, Normal
+
+import propc
+from propc.estimators import Estimator, SiteView
+from propc.propagators import InverseVariance, LikelihoodRatio, Pathwise, Plain
+
+BATCH = 4
+
+
+def model(theta: Tensor) -> Tensor:
+    p = theta.expand(BATCH)
+    z = propc.sample(Bernoulli(logits=p), "z")
+    x0 = propc.sample(Normal(p + z, 1.0), "x0")
+    x1 = propc.sample(Gamma(torch.exp(x0 * p), 1.0), "x1")
+    asked = propc.sample(Normal(x1 * p, 1.0), "asked", estimator="lr")
+    return (asked + z + x0).square()
+
+
+def rules(estimator: Any, theta: Tensor | None = None) -> dict[str, str]:
+    theta = torch.tensor(0.5, requires_grad=True) if theta is None else theta
+    graph = propc.compile(model, estimator=estimator).graph(theta)
+    return {site.name: site.estimator for site in graph.sites}
+
+
+def by_view(site: SiteView) -> Any:
+    return propc.estimator("tp", weights="past") if site.spec.has_rsample and site.name != "x1" else None
+
+
+RULES = [
+    ("infer", "lr rp rp lr"),
+    ("lr", "lr lr lr lr"),
+    (propc.estimator("lr", baseline=None), "lr lr lr lr"),
+    ({"z": "lr", "*": "tp"}, "lr tp tp lr"),
+    ({"x*": "rp", "x1": "tp", "z": "lr"}, "lr rp rp lr"),  # the first pattern that matches
+    ({"x1": "tp"}, "lr rp tp lr"),  # others are inferred
+    (by_view, "lr tp rp lr"),
+]
+
+
+@pytest.mark.parametrize(("estimator", "expected"), RULES, ids=[str(i) for i in range(len(RULES))])
+def test_choice(estimator: Any, expected: str) -> None:
+    graph = propc.compile(model, estimator=estimator).graph(torch.tensor(0.5, requires_grad=True))
+    kinds = {Pathwise: "rp", LikelihoodRatio: "lr", InverseVariance: "tp"}
+    assert [kinds[type(site.rule)] for site in graph.sites] == expected.split()
+    assert all(site.reason for site in graph.sites)
+
+
+def test_nothing_wants_a_gradient() -> None:
+    assert set(rules("lr", torch.tensor(0.5)).values()) == {"plain"}
+
+
+def test_impossible_choice_is_no_error_where_nothing_is_trained() -> None:
+    """`rp` at a Bernoulli prior: nothing before it wants a gradient."""
+
+    def program(theta: Tensor) -> Tensor:
+        z = propc.sample(Bernoulli(torch.full((BATCH,), 0.5)), "z")
+        return propc.sample(Normal(theta * z, 1.0), "x").square()
+
+    graph = propc.compile(program, estimator="rp").graph(torch.tensor(0.5, requires_grad=True))
+    assert [type(s.rule) for s in graph.sites] == [Plain, Pathwise]
+
+
+class _Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.5))
+
+
+class _Carrying(Normal):
+    """A user's distribution that holds a network: parameters that no input of the site shows."""
+
+    def __init__(self, loc: Tensor, net: _Net) -> None:
+        self.net = net
+        super().__init__(loc, 1.0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value * self.net.scale)
+
+
+def test_a_distribution_that_holds_a_network_is_trained() -> None:
+    net = _Net()
+
+    @propc.compile(estimator="lr")
+    def program(x: Tensor) -> Tensor:
+        return propc.sample(_Carrying(x, net), "x").square()
+
+    assert isinstance(program.graph(torch.zeros(BATCH)).sites[0].rule, LikelihoodRatio)
+    program(torch.zeros(BATCH)).sum().backward()
+    assert net.scale.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("estimator", "words"),
+    [
+        ({"y*": "lr"}, r"pattern 'y\*'.*matches no site.*'x0'"),
+        ({"askd": "lr"}, r"pattern 'askd'.*Did you mean 'asked'"),
+        ("rp", r"site 'z' \(test_assign.py:\d+\).*'rp'.*no rsample.*Try estimator='lr'"),
+        (lambda site: "tpp", r"site 'z'.*unknown estimator 'tpp'.*Did you mean 'tp'"),
+        (lambda site: 3, r"site 'z'.*got 3"),
+    ],
+)
+def test_refused(estimator: Any, words: str) -> None:
+    with pytest.raises(propc.PropcError, match=words):
+        rules(estimator)
+
+
+@pytest.mark.parametrize("estimator", ["lr", "tp", propc.estimator("combine", estimators=("lr", "rp"))])
+def test_scalar_cost_is_refused(estimator: Any) -> None:
+    compiled = propc.compile(
+        lambda theta: propc.sample(Normal(theta.expand(BATCH), 1.0), "x").mean(), estimator=estimator
+    )
+    with pytest.raises(propc.PropcError, match=r"site 'x'.*cost is a scalar.*\[batch\]"):
+        compiled.graph(torch.tensor(0.5, requires_grad=True))
+
+
+def test_a_site_whose_cost_is_a_table_is_refused() -> None:
+    """What is returned has two dimensions, so it is no cost; under `lr` the gradient would be zero."""
+    compiled = propc.compile(
+        lambda th: propc.sample(Normal(th.expand(BATCH, 2), 1.0), "x").square(), estimator="lr"
+    )
+    with pytest.raises(propc.PropcError, match=r"site 'x'.*float64\[4, 2\].*Sum the returned cost"):
+        compiled.graph(torch.tensor(0.5, requires_grad=True))
+
+
+def test_rough_path_warns() -> None:
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(Normal(theta.expand(BATCH), 1.0), "x")
+        return x.square() * (x > 0).to(x.dtype)
+
+    theta = torch.tensor(0.5, requires_grad=True)
+    with pytest.warns(propc.PropcWarning, match=r"site 'x'.*comparison.*Use 'lr'"):
+        propc.compile(program, estimator={"x": "rp"}).graph(theta)
+    propc.compile(program, estimator="lr").graph(theta)  # no warning
+
+
+@pytest.mark.parametrize("interval", [1, 2, 3])
+def test_k_interval(interval: int) -> None:
+    """Counted from the end: every interval-th site computes weights, those before it reuse them."""
+
+    def program(theta: Tensor) -> Tensor:
+        x = torch.zeros(BATCH)
+        for t in range(6):
+            x = propc.sample(Normal(torch.sin(theta + x), 1.0), f"x{t}")
+        return x.square()
+
+    compiled = propc.compile(program, estimator=propc.estimator("tp", k_interval=interval))
+    graph = compiled.graph(torch.tensor(0.5, requires_grad=True))
+    donors = [site.rule.donor for site in graph.sites]  # type: ignore[union-attr]
+    own = [5 - i for i in range(0, 6, interval)]
+    for i, donor in enumerate(donors):
+        assert donor == (None if i in own else f"x{min(o for o in own if o > i)}")
+
+
+def test_k_interval_with_a_mapping() -> None:
+    """A site of another shape or rule computes its own weights."""
+    tp = propc.estimator("tp", k_interval=4)
+
+    def program(theta: Tensor) -> Tensor:
+        a = propc.sample(Normal(theta.expand(BATCH), 1.0), "a")
+        b = propc.sample(Normal(theta + a[:, None] * torch.ones(2), 1.0), "b")
+        c = propc.sample(Normal(theta + b, 1.0), "c")
+        return c.sum(1)
+
+    graph = propc.compile(program, estimator=tp).graph(torch.tensor(0.5, requires_grad=True))
+    assert [s.rule.donor for s in graph.sites] == [None, "c", None]  # type: ignore[union-attr]
+
+
+def test_estimator_names_and_objects_agree() -> None:
+    assert isinstance(propc.estimator("lr"), Estimator)
+    assert rules("lr") == rules(propc.estimator("lr"))
