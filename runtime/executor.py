@@ -16,7 +16,21 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.graph import PropagationGraph
-from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Ref, Route, Segment, Site, Token
+from propc.ir import (
+    Cost,
+    Expand,
+    Input,
+    Named,
+    Node,
+    Opaque,
+    Output,
+    Parameter,
+    Ref,
+    Route,
+    Segment,
+    Site,
+    Token,
+)
 from propc.propagators import SiteContext
 from propc.runtime import checks
 from propc.runtime.gates import attach, guard, join

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+
+from propc.errors import EstimatorError, message
 
 if TYPE_CHECKING:
     from propc.propagators.base import SiteContext
@@ -98,9 +99,10 @@ def _combine(weights: Tensor, grad: Tensor) -> Tensor:
     if batch % groups:
         weights, groups = _by_row(weights, batch), 1
     rows = torch.nan_to_num(grad).reshape(parts, groups, batch // groups, -1)
-    mixed = rows[0] * weights[0]
-    for i in range(1, parts):
-        mixed = torch.addcmul(mixed, rows[i], weights[i])
+    if parts == 2:
+        mixed = torch.lerp(rows[1], rows[0], weights[0])
+    else:
+        mixed = (rows * weights).sum(0)
     return mixed.reshape(batch, *event)
 
 
@@ -112,7 +114,7 @@ def _by_row(weights: Tensor, batch: int) -> Tensor:
 
 def _weights(how: Weighting, site: SiteContext, grads: Sequence[Tensor], tangents: Sequence[Tensor | None]
              ) -> list[Tensor]:
-    """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each φ."""
+    """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each."""
     seen = [_at_target(grads, tangents)] if any(t is not None for t in tangents) else grads
     parts, batch = seen[0].shape[:2]
     groups = 2 if how.weights == "crossfit" else 1
@@ -130,7 +132,9 @@ def _deviation(grad: Tensor, groups: int, per_coordinate: bool) -> Tensor:
     """Root of the summed squared deviations over the rows of each group, [parts, groups, 1, coordinates or 1]."""
     parts, batch = grad.shape[:2]
     rows = batch // groups
-    grad = grad[:, : groups * rows].reshape(parts, groups, rows, -1)
+    if batch % groups:
+        grad = grad[:, : groups * rows]
+    grad = grad.reshape(parts, groups, rows, -1)
     deviation = grad - grad.mean(2, keepdim=True)
     return torch.linalg.vector_norm(deviation, dim=2 if per_coordinate else (2, 3), keepdim=True)
 
@@ -175,7 +179,8 @@ def _with_past(how: Weighting, site: SiteContext, norms: list[Tensor], grads: Se
 class Mix(Function):
     """Copies of φ, one for each part; backward mixes the cotangents that come back at them.
 
-    First derivatives only: of a mixture through `rsample` a second derivative would be biased.
+    First derivatives only: the noise inside `rsample` is not known as a function of the sample,
+    without which a second derivative of the mixture would be biased.
     """
 
     @staticmethod
@@ -188,8 +193,12 @@ class Mix(Function):
         return tuple(p.view_as(p) for _ in range(parts) for p in phi if p is not None)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise EstimatorError(message(
+                f"inverse-variance weighting at {ctx.site.spec} gives first derivatives only",
+                "For second derivatives (create_graph=True) use 'rp' or 'lr' here, or 'tp' at a Normal.",
+                at=f"site {ctx.site.name!r}"))
         tangents = ctx.saved_tensors
         count = len(tangents)
         mixed = mix(ctx.rule, ctx.site, [torch.stack(grads[j::count]) for j in range(count)], tangents)

@@ -38,7 +38,7 @@ class NormalTotal(Function):
         value, loc, scale, *tangents = ctx.saved_tensors
         wants = ctx.needs_input_grad[2:4]
         z = (value - loc) / scale
-        score = sent.reshape(sent.shape + (1,) * (z.dim() - 1)) / scale
+        score = sent.view(-1, *(1,) * (z.dim() - 1)) / scale
         grads, towards = [], []
         if wants[0]:
             grads.append(torch.stack((grad, score * z)))
