@@ -19,18 +19,6 @@ from torch.autograd import Function
 from propc.errors import PropcValueError, message
 
 
-class _Token(Function):
-    """log p → zeros; the message at the token is the cotangent on log p."""
-
-    @staticmethod
-    def forward(ctx: Any, logp: Tensor) -> Tensor:
-        return torch.zeros_like(logp)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-
 class _Join(Function):
     """The sum of tokens: zeros, sent back to every member."""
 
@@ -87,8 +75,7 @@ class _Guard(Function):
 
 def token(logp: Tensor) -> Tensor:
     """A message inlet: zeros [batch]; what arrives at it becomes the cotangent on `logp`."""
-    out: Tensor = _Token.apply(logp)
-    return out
+    return logp - logp.detach()
 
 
 def join(tokens: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Total propagation at a Normal site in closed form: one gate instead of two autograd graphs."""
+"""Normal sites in closed form: one gate instead of the autograd graphs of `rsample` and `log_prob`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,27 @@ from propc.runtime.mixing import mix
 if TYPE_CHECKING:
     from propc.propagators.base import SiteContext
     from propc.propagators.inverse_variance import InverseVariance
+
+
+class NormalScore(Function):
+    """(x, loc, scale) → τ, zeros [batch].
+
+    With z = (x − loc)/scale, message m at τ gives the cotangents m·z/scale on loc and m·(z² − 1)/scale
+    on scale: m times the gradient of log p, summed over everything but the batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(value, loc, scale)
+        return loc.new_zeros(loc.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, sent: Tensor) -> tuple[Tensor | None, ...]:
+        value, loc, scale = ctx.saved_tensors
+        z = (value - loc) / scale
+        score = sent.view(-1, *(1,) * (z.dim() - 1)) / scale
+        _, wants_loc, wants_scale = ctx.needs_input_grad
+        return None, score * z if wants_loc else None, score * (z * z - 1) if wants_scale else None
 
 
 class NormalTotal(Function):

@@ -11,6 +11,7 @@ from torch import Tensor
 from propc.distributions import row_log_prob
 from propc.propagators.base import Baseline, Draw, Propagator, SiteContext, draw_detached
 from propc.runtime.gates import token
+from propc.runtime.normal import NormalScore
 
 
 @dataclass(frozen=True)
@@ -27,4 +28,7 @@ class LikelihoodRatio(Propagator):
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         dist = site.build(phi)
         value = draw_detached(dist)
+        if site.normal is not None:
+            i, j = site.normal
+            return Draw(value, (NormalScore.apply(value, phi[i], phi[j]),))
         return Draw(value, (token(row_log_prob(dist, value)),))
