@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
 
 from tabulate import tabulate
 
 from propc.graph import PropagationGraph
 from propc.ir import Site
 from propc.propagators import Plain
+from propc.text import distribution, runs
 
-HEADERS = ("site", "distribution", "shape", "estimator", "why", "messages in", "messages out", "costs after it",
-           "fused call", "line")
+HEADERS = ("site", "distribution", "shape", "estimator", "why", "messages in", "messages out",
+           "costs after it", "fused call", "line")
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One row for each site; prints as a table, in notebooks too."""
+    """One row for each site; prints as a table, in notebooks too.
+
+    Columns:
+        messages in: what arrives at the site in the reverse pass: the cotangent on its sample,
+            and the costs that send their values.
+        messages out: the distribution's tensors that it sends cotangents to.
+        fused call: in which call of the autograd engine; empty where the site only draws.
+    """
 
     graph: PropagationGraph
 
@@ -34,21 +42,31 @@ class Explanation:
                 sent[target.site].append(route.source)
         return [self._row(site, sent[site.name], costs[site.name]) for site in self.graph.sites]
 
-    def _row(self, site: Site, sent: list[str], costs: list[str]) -> dict[str, str]:
+    def _row(self, site: Site, sent: Iterable[str], costs: Iterable[str]) -> dict[str, str]:
         plain = isinstance(site.rule, Plain)
-        incoming = (["cotangent"] if site.rule is not None and site.rule.passes_path else []) + _short(sent)
-        values = (site.name, str(site.spec), str(list(site.shape)), site.estimator, site.reason,
-                  ", ".join(incoming), "" if plain else ", ".join(site.spec.fields), ", ".join(_short(costs)),
-                  "" if plain else "1", str(site.where))
+        incoming = ["cotangent"] if site.rule is not None and site.rule.passes_path else []
+        values = (site.name, distribution(self.graph, site), str(list(site.shape)), site.estimator,
+                  site.reason, _listed([*incoming, *sent]), "" if plain else self._sent_on(site),
+                  _listed(costs), "" if plain else "1", str(site.where))
         return dict(zip(HEADERS, values))
 
+    def _sent_on(self, site: Site) -> str:
+        """The φ that a gradient can go to."""
+        wanted = (field for field, ref in zip(site.spec.fields, site.inputs)
+                  if self.graph[ref.node].outputs[ref.port].requires_grad)
+        return ", ".join(wanted)
+
     def __str__(self) -> str:
-        return tabulate([list(row.values()) for row in self.rows], headers=HEADERS)
+        return self._table("simple")
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
+        return self._table("html")
+
+    def _table(self, form: str) -> str:
+        cells = [list(row.values()) for row in self.rows]
+        return tabulate(cells, headers=HEADERS, tablefmt=form, disable_numparse=True)
 
 
-def _short(names: list[str]) -> list[str]:
-    """A long list by its ends."""
-    return names if len(names) <= 4 else [names[0], f"… ({len(names) - 2})", names[-1]]
+def _listed(names: Iterable[str]) -> str:
+    """Names once each, runs of numbered ones by their ends."""
+    return runs(dict.fromkeys(names))

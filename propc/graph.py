@@ -102,8 +102,9 @@ class PropagationGraph:
     def nx(self) -> nx.MultiDiGraph:
         """The networkx DAG: nodes carry their record as ``record``; edges have a ``kind``.
 
-        Value edges have kind ``"value"`` and a ``port``; message edges, which run from costs
-        back to sites, are kept apart in the graph's attribute ``routes``, so that it is a DAG.
+        Value edges have kind ``"value"`` and a ``port``, those from an expand node to its site kind
+        ``"tangent"``; message edges, which run from costs back to sites, are kept apart in the
+        graph's attribute ``routes``, so that it is a DAG.
         """
         graph = nx.MultiDiGraph(name=self.name, routes=self.routes)
         for node in self.nodes.values():
@@ -111,6 +112,11 @@ class PropagationGraph:
         for node in self.nodes.values():
             for position, ref in enumerate(node.inputs):
                 graph.add_edge(ref.node, node.name, kind="value", port=ref.port, position=position)
+        for site in self.sites:
+            for position, tangent in enumerate(site.tangents):
+                if tangent is not None:
+                    graph.add_edge(tangent.node, site.name, kind="tangent", port=tangent.port,
+                                   position=position)
         return graph
 
     def consumers(self, ref: Ref) -> tuple[str, ...]:

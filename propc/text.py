@@ -1,64 +1,166 @@
-"""The text form: one line a node in program order, then the routes. Deterministic."""
+"""The text form: a line for each node in program order, then routes, joins and schedule.
+
+It is deterministic and loses nothing but code: numbers that fill a whole tensor stand where they
+are read, without a line of their own, and ``x0..x99`` stands for a hundred names.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Route, Segment, Site
+from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Ref, Route, Segment, Site
 from propc.tracing import operations
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
 
+WIDEST = 32  # columns grow up to this width; what is longer sticks out
+
 
 def to_text(graph: PropagationGraph) -> str:
     """The whole IR as text."""
-    batch = f"  batch {graph.batch}" if graph.batch is not None else ""
-    lines = [f"graph {graph.name}{batch}"]
-    lines += [f"  {_line(node)}" for node in graph]
+    lines = [f"graph {graph.name}" + (f"  batch {graph.batch}" if graph.batch is not None else "")]
+    lines += _table([_cells(graph, node) for node in graph if constant(node) is None])
     if graph.routes:
-        lines.append("routes")
-        lines += [f"  {_route(route)}" for route in graph.routes]
+        lines += ["routes", *_table([_route(route) for route in graph.routes])]
     if graph.joins:
-        lines.append("joins")
-        lines += [f"  {j.name} = {' + '.join(map(str, j.members))}" for j in graph.joins]
+        lines += ["joins", *(f"  {j.name} = {runs(map(str, j.members), ' + ')}" for j in graph.joins)]
+    if graph.schedule.forward:
+        lines += ["schedule", *_table(_schedule(graph))]
     return "\n".join(lines)
+
+
+def constant(node: Node) -> str | None:
+    """The number that fills a constant tensor, or None for anything else."""
+    if not isinstance(node, Parameter) or not node.constant:
+        return None
+    try:
+        float(node.path)
+    except ValueError:
+        return None
+    return node.path
 
 
 def operations_of(segment: Segment) -> list[str]:
     """Names of a segment's operations, in order."""
-    return [name.strip("_") for name in
-            (n.target if isinstance(n.target, str) else operations.name_of(n.target) for n in segment.body)
-            if name not in ("getitem",)]
+    names = (n.target if isinstance(n.target, str) else operations.name_of(n.target) for n in segment.body)
+    return [name.strip("_") for name in names if name != "getitem"]
 
 
-def _line(node: Node) -> str:
-    made = ", ".join(str(t) for t in node.outputs)
-    reads = ", ".join(str(r) for r in node.inputs)
+def law(site: Site, show: Callable[[str, Ref], str]) -> str:
+    """A site's distribution with ``show(field, value)`` in place of each φ.
+
+    Tensors that its text does not mention follow after a semicolon.
+    """
+    left = dict(zip(site.spec.fields, site.inputs))
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group()
+        same = [field for field in left if field.rpartition(".")[2] == name]
+        return show(name, left.pop(min(same, key=lambda field: field.count(".")))) if same else name
+
+    text = re.sub(r"\w+(?=[,)])", value, site.spec.text)
+    return f"{text}; {', '.join(show(*item) for item in left.items())}" if left else text
+
+
+def distribution(graph: PropagationGraph, site: Site) -> str:
+    """A site's distribution with the numbers that are constant, such as ``Normal(loc, scale=0.1)``."""
+    numbers = {ref: constant(graph[ref.node]) for ref in site.inputs}
+    return law(site, lambda field, ref: field if numbers[ref] is None else f"{field}={numbers[ref]}")
+
+
+def directions(node: Expand) -> str:
+    """Where an expand node's tangents point."""
+    plural = "" if node.directions == 1 else "s"
+    return f"{node.directions} {'exact' if node.exact else 'random'} direction{plural} of {node.target}"
+
+
+def runs(names: Iterable[str], separator: str = ", ") -> str:
+    """Names in a row, those that count up or down by one as ``first..last``."""
+    found: list[list[str]] = []
+    step = 0
+    for name in names:
+        last = found[-1][-1] if found else ""
+        by = _step(last, name)
+        if found and by and (len(found[-1]) == 1 or by == step):
+            found[-1].append(name)
+            step = by
+        else:
+            found.append([name])
+    return separator.join(f"{run[0]}..{run[-1]}" if len(run) > 2 else separator.join(run) for run in found)
+
+
+def _step(a: str, b: str) -> int:
+    """1 from x8 to x9, -1 from x9 to x8, and 0 where the names do not follow each other."""
+    parts = re.fullmatch(r"(.*?)(\d+)(\D*|/\d+)", a)
+    if parts is None:
+        return 0
+    head, number, tail = parts.groups()
+    return next((by for by in (1, -1) if b == f"{head}{int(number) + by}{tail}"), 0)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows with aligned columns; the last column is as long as it is."""
+    columns = range(len(rows[0]) - 1)
+    widths = [max((len(row[i]) for row in rows if len(row[i]) <= WIDEST), default=0) for i in columns]
+    return ["  " + "  ".join([*(row[i].ljust(widths[i]) for i in columns), row[-1]]) for row in rows]
+
+
+def _cells(graph: PropagationGraph, node: Node) -> tuple[str, str, str]:
+    """Name, types, and what the node does."""
     where = f"  # {node.where}" if str(node.where) else ""
-    left = f"%{node.name}: {made}" if not isinstance(node, Output) else "output"
-    return f"{left} = {_right(node, reads)}{where}" if not isinstance(node, Output) else f"return {reads}{where}"
+    types = ", ".join(map(str, node.outputs))
+    if isinstance(node, Output):
+        return "return", types, f"({_reads(graph, node.inputs)}){where}"
+    return f"%{node.name}", types, f"{_does(graph, node)}{where}"
 
 
-def _right(node: Node, reads: str) -> str:
+def _reads(graph: PropagationGraph, refs: Iterable[Ref]) -> str:
+    return ", ".join(_value(graph, ref) for ref in refs)
+
+
+def _value(graph: PropagationGraph, ref: Ref) -> str:
+    source = graph.nodes.get(ref.node)  # None in a broken graph, which must print too
+    number = constant(source) if source is not None else None
+    return str(ref) if number is None else number
+
+
+def _does(graph: PropagationGraph, node: Node) -> str:
+    reads = _reads(graph, node.inputs)
     if isinstance(node, (Input, Parameter)):
-        grad = ", requires_grad" if node.outputs[0].requires_grad else ""
-        return f"{node.kind.value} {node.path}{grad}"
+        what = "constant" if isinstance(node, Parameter) and node.constant else node.kind.value
+        return f"{what} {node.path}" + (", requires grad" if node.outputs[0].requires_grad else "")
     if isinstance(node, Segment):
-        stage = f" @{node.stage.name}" if node.stage is not None else ""
-        return f"segment{stage}({reads}) {{{', '.join(operations_of(node))}}}"
+        name = f"segment {node.stage.name}" if node.stage is not None else "segment"
+        return f"{name}({reads}) {{{', '.join(operations_of(node))}}}"
     if isinstance(node, Site):
-        rule = f" by {node.estimator}" if node.rule is not None else ""
-        phi = ", ".join(f"{f}={r}" for f, r in zip(node.spec.fields, node.inputs))
-        return f"site {node.spec}({phi}){rule}"
+        return _site(graph, node)
     if isinstance(node, Expand):
-        kind = "exact" if node.exact else "random signs"
-        return f"expand target {node.target} in {node.directions} direction(s), {kind} ({reads})"
-    if isinstance(node, Cost):
-        return f"cost({reads})"
-    return f"{node.kind.value if isinstance(node, (Named, Opaque)) else 'node'}({reads})"
+        return f"expand({reads}) {{{directions(node)}}}"
+    assert isinstance(node, (Cost, Named, Opaque))
+    return f"{node.kind.value}({reads})"
 
 
-def _route(route: Route) -> str:
-    ends = ", ".join(map(str, route.targets))
-    return f"{route.source} -> {ends}  [{route.kind}: {', '.join(route.fields)}, {type(route.baseline).__name__}]"
+def _site(graph: PropagationGraph, site: Site) -> str:
+    rule = f" by {site.estimator}" if site.rule is not None else ""
+    tangents = [ref for ref in site.tangents if ref is not None]
+    along = f" along {_reads(graph, tangents)}" if tangents else ""
+    return f"site {law(site, lambda field, ref: f'{field}={_value(graph, ref)}')}{rule}{along}"
+
+
+def _route(route: Route) -> tuple[str, str]:
+    ends = runs(map(str, route.targets))
+    through = ", ".join(str(t) for t in route.through if t not in route.targets)
+    way = f" through {through}" if through else ""
+    fields = ", ".join(route.fields)
+    return route.source, f"-> {ends}{way}  [{route.kind}: {fields}, {type(route.baseline).__name__}]"
+
+
+def _schedule(graph: PropagationGraph) -> list[tuple[str, str]]:
+    order = graph.schedule
+    calls = "1 call" if order.engine_calls == 1 else f"{order.engine_calls} calls"
+    reverse = f"{runs(order.reverse)}  [{calls} of autograd]" if order.reverse else "plain autograd"
+    forward = "as above" if order.forward == tuple(graph.nodes) else runs(order.forward)
+    return [("forward", forward), ("reverse", reverse)]

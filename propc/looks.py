@@ -1,0 +1,201 @@
+"""How things look in the picture: DOT attributes, with Graphviz's HTML-like labels."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from propc.fold import Box
+from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Segment, Site
+from propc.text import directions, distribution, operations_of, runs
+
+if TYPE_CHECKING:
+    from propc.graph import PropagationGraph
+
+Look = dict[str, Any]
+Rule = Callable[["PropagationGraph", Any], Look]
+
+INK, QUIET, LINE, FAINT, PALE, PAPER = "#1a202c", "#718096", "#a0aec0", "#cbd5e0", "#f7fafc", "#ffffff"
+PINK, TEAL = ("#b83280", "#fdeaf4"), ("#2c7a7b", "#e6fffa")
+ESTIMATORS = {"rp": ("#2f855a", "#e8f7ee"), "lr": ("#c05621", "#fdf0e4"), "tp": ("#6b46c1", "#f1ebfd"),
+              "plain": (QUIET, "#edf2f7"), "": (QUIET, PAPER)}
+OTHERS = (("#2b6cb0", "#e6f1fb"), ("#b7791f", "#fdf6dc"), ("#086f83", "#e0f7fb"), ("#97266d", "#fbe6f3"),
+          ("#4c51bf", "#eaebfd"), ("#9b2c2c", "#fde8e8"), ("#5a6b1e", "#f2f7dc"))
+FONT = '"Helvetica,Arial,sans-serif"'
+
+PAGE: Look = {"rankdir": "TB", "nodesep": "0.3", "ranksep": "0.35", "pad": "0.25", "bgcolor": PAPER,
+              "fontname": FONT, "labelloc": "t", "labeljust": "l"}
+NODES: Look = {"shape": "box", "style": "filled", "color": LINE, "fillcolor": PAPER, "penwidth": "1.1",
+               "height": "0.3", "margin": '"0.12,0.06"', "fontname": FONT, "fontsize": "11", "fontcolor": INK}
+EDGES: Look = {"color": QUIET, "arrowsize": "0.6", "penwidth": "1.1"}
+JOIN: Look = {"shape": "circle", "width": "0.2", "height": "0.2", "fixedsize": "true", "margin": "0",
+              "color": PINK[0], "fillcolor": PINK[1], "fontcolor": PINK[0], "label": '"+"'}
+
+
+def title(graph: PropagationGraph) -> str:
+    """The graph's name, and a legend of the colours in use."""
+    batch = f"  batch {graph.batch}" if graph.batch is not None else ""
+    estimators = sorted({site.estimator for site in graph.sites} - {""})
+    kinds = sorted({route.kind for route in graph.routes})
+    legend = [_text(f"● {name}", _colours(name)[0], 10) for name in estimators]
+    legend += [_text(f"┄ {kind} message", _message_colour(kind), 10) for kind in kinds]
+    head = f"{_text(graph.name, size=14, bold=True)}{_text(batch, QUIET)}"
+    lines = [head, "   ".join(legend), " "] if legend else [head, " "]
+    return "<" + "".join(f'{line}<br align="left"/>' for line in lines) + ">"
+
+
+def box_look(graph: PropagationGraph, box: Box) -> Look:
+    """A box, by what is in it."""
+    if box.steps:
+        return _repeated(graph, box)
+    if isinstance(box.nodes[0], (Input, Parameter)):
+        return _leaves(box.nodes)
+    (node,) = box.nodes
+    return {"tooltip": quoted(_tip(node)), **_RULES[type(node)](graph, node)}
+
+
+def edge_look(kind: str) -> Look:
+    """A value, a leaf's value, a tangent or a message.
+
+    Messages are drawn from the site to the cost with the arrow at the tail: they run against
+    the values, and so the layout takes them along instead of being turned round by them.
+    """
+    if kind == "leaf":
+        return {"color": FAINT, "weight": "1"}
+    if kind == "value":
+        return {"weight": "8"}
+    if kind == "tangent":
+        return {"color": TEAL[0], "style": "dotted", "weight": "4"}
+    return {"color": _message_colour(kind), "style": "dashed", "dir": "back", "arrowtail": "open",
+            "weight": "0", "tooltip": quoted(f"{kind} message")}
+
+
+def quoted(text: str) -> str:
+    """A DOT string."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
+    return f'"{escaped}"'
+
+
+# -- boxes ----------------------------------------------------------------------------
+
+
+def _site(graph: PropagationGraph, site: Site) -> Look:
+    dark, light = _colours(site.estimator)
+    rule = [_text(site.estimator, dark, bold=True)] if site.estimator else []
+    return {"shape": "ellipse", "color": dark, "fillcolor": light, "penwidth": "1.6", "margin": '"0.03,0.03"',
+            "label": _lines([_head(site), _text(distribution(graph, site)), *rule])}
+
+
+def _cost(graph: PropagationGraph, cost: Cost) -> Look:
+    return {"shape": "hexagon", "color": PINK[0], "fillcolor": PINK[1], "penwidth": "1.6",
+            "margin": '"0.01,0.05"', "label": _lines([_head(cost)])}
+
+
+def _segment(graph: PropagationGraph, segment: Segment) -> Look:
+    stage = [_small(segment.stage.name)] if segment.stage is not None else []
+    return {"label": _lines([*(_text(line) for line in _operations(segment)), *stage])}
+
+
+def _named(graph: PropagationGraph, node: Named) -> Look:
+    return {"style": '"filled,rounded"', "color": INK, "penwidth": "1.6", "label": _lines([_head(node)])}
+
+
+def _opaque(graph: PropagationGraph, node: Opaque) -> Look:
+    return {"color": INK, "fillcolor": INK,
+            "label": _lines([_text(node.name, PAPER, 12, bold=True), _text("black box", LINE, 9)])}
+
+
+def _expand(graph: PropagationGraph, node: Expand) -> Look:
+    return {"shape": "cds", "color": TEAL[0], "fillcolor": TEAL[1], "margin": '"0.15,0.08"',
+            "label": _lines([_text(directions(node), TEAL[0], 9)])}
+
+
+def _output(graph: PropagationGraph, node: Output) -> Look:
+    return {"style": '"filled,rounded"', "color": INK, "label": _lines([_text("return", bold=True)])}
+
+
+_RULES: dict[type[Node], Rule] = {Site: _site, Cost: _cost, Segment: _segment, Named: _named, Opaque: _opaque,
+                                  Expand: _expand, Output: _output}
+
+
+def _leaves(nodes: Sequence[Node]) -> Look:
+    """Inputs and parameters, small; those that want a gradient in ink, others in grey."""
+    lines = []
+    for node in nodes:
+        assert isinstance(node, (Input, Parameter))
+        wanted = node.outputs[0].requires_grad
+        lines.append(f"{_text(node.path, INK if wanted else QUIET, 9, bold=wanted)} {_small(_shape(node))}")
+    if len(lines) > 10:
+        lines = [*lines[:6], _small(f"… {len(lines) - 8} more …"), *lines[-2:]]
+    return {"style": '"filled,rounded"', "color": "#e2e8f0", "fillcolor": PALE, "height": "0.2",
+            "margin": '"0.08,0.04"', "label": _lines(lines)}
+
+
+def _repeated(graph: PropagationGraph, box: Box) -> Look:
+    """A folded run: how many steps, and a row for each of the step's sites, costs and named values."""
+    rows = [f'<td colspan="3">{_text(f"⋯ {box.repeats} × the same ⋯", QUIET, bold=True)}</td>']
+    for nodes in box.steps:
+        cells = _text(runs([node.name for node in nodes]), size=12, bold=True), *_role(graph, nodes[0])
+        rows.append("".join(f'<td align="left">{cell}</td>' for cell in cells))
+    table = "".join(f"<tr>{row}</tr>" for row in rows)
+    return {"style": '"filled,rounded,dashed"', "color": QUIET, "fillcolor": PALE, "penwidth": "1.6",
+            "label": f'<<table border="0" cellspacing="4" cellpadding="0">{table}</table>>',
+            "tooltip": quoted(_tip(box.nodes[0]))}
+
+
+def _role(graph: PropagationGraph, node: Node) -> tuple[str, str]:
+    """What a node does and by which rule, as two cells."""
+    if isinstance(node, Site):
+        rule = node.estimator or "site"
+        return _text(distribution(graph, node)), _text(rule, _colours(node.estimator)[0], bold=True)
+    return "", _text(node.kind.value, PINK[0] if isinstance(node, Cost) else QUIET, bold=True)
+
+
+def _operations(segment: Segment) -> list[str]:
+    """Its operations on a few short lines."""
+    names = operations_of(segment)
+    if len(names) > 14:
+        names = [*names[:8], f"… {len(names) - 11} more …", *names[-3:]]
+    return textwrap.wrap(", ".join(names), 30) or ["views"]  # only taking values apart
+
+
+def _tip(node: Node) -> str:
+    """What is seen under the mouse in an SVG."""
+    reason = f": {node.reason}" if isinstance(node, Site) and node.reason else ""
+    return f"{node.kind.value} {node.name} {node.where}{reason}".replace("  ", " ")
+
+
+# -- labels ---------------------------------------------------------------------------
+
+
+def _message_colour(kind: str) -> str:
+    return PINK[0] if kind == "score" else _colours(kind)[0]
+
+
+def _colours(name: str) -> tuple[str, str]:
+    """Dark and light; of names that have none, by a hash that is the same everywhere."""
+    return ESTIMATORS.get(name) or OTHERS[crc32(name.encode()) % len(OTHERS)]
+
+
+def _head(node: Node) -> str:
+    return f"{_text(node.name, size=12, bold=True)} {_small(_shape(node))}"
+
+
+def _shape(node: Node) -> str:
+    return str(list(node.shape))
+
+
+def _text(text: str, colour: str = INK, size: int = 11, *, bold: bool = False) -> str:
+    inner = f"<b>{escape(text)}</b>" if bold else escape(text)
+    return f'<font color="{colour}" point-size="{size}">{inner}</font>'
+
+
+def _small(text: str) -> str:
+    return _text(text, QUIET, 9)
+
+
+def _lines(lines: Iterable[str]) -> str:
+    return f"<{'<br/>'.join(lines)}>"

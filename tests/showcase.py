@@ -1,0 +1,87 @@
+"""Small programs whose text, picture and table are in tests/golden/. A line more here changes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
+from torch.nn.functional import softplus
+
+import propc
+from propc.graph import PropagationGraph
+
+
+def rollout(beta: Tensor, x0: Tensor, W: Tensor, horizon: int) -> Tensor:
+    x = x0
+    for t in range(horizon):
+        x = propc.sample(Normal(torch.sigmoid(beta * (x @ W)), 0.001), name=f"x{t}")
+    return 0.5 * (1 - x).square().sum(-1)
+
+
+def rewards(theta: Tensor, state: Tensor, horizon: int) -> Tensor:
+    total: Any = 0
+    for t in range(horizon):
+        action = propc.sample(Bernoulli(logits=theta * state), f"a{t}")
+        state = propc.sample(Normal(state + action - 0.5, 0.1), f"s{t}")
+        total = total + propc.cost(-state.square(), f"r{t}")
+    return total
+
+
+class Autoencoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.loc, self.log_scale = nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+        self.decode = nn.Linear(2, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.encode(x))
+        q = Normal(self.loc(h), self.log_scale(h).exp())
+        z = propc.sample(Independent(q, 1), "z")
+        prior = Normal(torch.zeros(()), torch.ones(()))
+        likelihood = Independent(Bernoulli(logits=self.decode(z)), 1)
+        return kl_divergence(q, prior).sum(-1) + propc.cost(-likelihood.log_prob(x), "nll")
+
+
+def square(z: Tensor) -> Tensor:
+    return torch.as_tensor(z.detach().numpy() ** 2)
+
+
+def mixture(w: Tensor, x: Tensor) -> Tensor:
+    hidden = propc.node(torch.tanh(x @ w), "hidden")
+    z = propc.sample(Normal(hidden, 1.0), "z")
+    k = propc.sample(Categorical(logits=hidden * z.detach() + w.sum()), "k")
+    u = propc.sample(Normal(z.sum(-1) + k, softplus(w.sum())), "u")
+    y = propc.sample(Normal(u, softplus(w.sum())), "y")
+    simulated = propc.cost(propc.opaque(square)(z).sum(-1), "simulated")
+    return simulated + (y - 1).square()
+
+
+def rollout_graph(horizon: int, estimator: Any = "tp") -> PropagationGraph:
+    beta = torch.tensor(2.4, requires_grad=True)
+    compiled = propc.compile(rollout, estimator=estimator)
+    return compiled.graph(beta, torch.zeros(100, 4), torch.eye(4), horizon=horizon)
+
+
+def rewards_graph(horizon: int) -> PropagationGraph:
+    theta = torch.tensor(0.5, requires_grad=True)
+    return propc.compile(rewards, estimator="lr").graph(theta, torch.zeros(32), horizon=horizon)
+
+
+def autoencoder_graph() -> PropagationGraph:
+    return propc.compile(Autoencoder(), estimator="rp").graph(torch.zeros(16, 6))
+
+
+def mixture_graph() -> PropagationGraph:
+    estimators = {"z": "lr", "k": "lr", "u": "tp", "y": "rp"}
+    w = torch.zeros(3, 3, requires_grad=True)
+    return propc.compile(mixture, estimator=estimators).graph(w, torch.zeros(20, 3))
+
+
+GRAPHS = {
+    "rollout": lambda: rollout_graph(3, propc.estimator("tp", target="beta")),
+    "rewards": lambda: rewards_graph(3),
+    "autoencoder": autoencoder_graph,
+    "mixture": mixture_graph,
+}
