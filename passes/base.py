@@ -122,7 +122,8 @@ class Pipeline:
         """Run the passes and keep the graph after each.
 
         Raises:
-            PropcError: a pass failed, or broke an invariant; a note names it and those before it.
+            PropcError: a pass broke an invariant, or returned something else. A note on every error
+                that leaves a pass names it and those before it.
         """
         records: list[Record] = []
         for step in self.passes:
@@ -133,7 +134,7 @@ class Pipeline:
                     raise PropcTypeError(message(f"the pass returned {type(graph).__name__}",
                                                  "Return a PropagationGraph."))
                 graph.verify()
-            except PropcError as error:
+            except Exception as error:
                 _note(error, step, records)
                 raise
             records.append(Record(step.name, graph, time.perf_counter() - start))
@@ -141,7 +142,7 @@ class Pipeline:
         return records
 
 
-def _note(error: PropcError, step: Pass, records: list[Record]) -> None:
+def _note(error: Exception, step: Pass, records: list[Record]) -> None:
     if hasattr(error, "add_note"):
         done = ", ".join(r.name for r in records) or "none"
         error.add_note(f"(in pass {step.name!r}; run before it: {done})")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir import Cost, Output, Segment, Site
+from propc.ir import Cost, Output, Segment, Site, Token
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 def verify(graph: PropagationGraph) -> None:
     """Raise a `GraphError` with every violation found."""
-    found = [text for check in (_names, _values, _order, _interfaces, _costs, _routes, _schedule)
-             for text in check(graph)]
+    found = [text for check in (_names, _values, _order) for text in check(graph)]
+    sound = not found  # else nothing can be derived from the graph
+    found += [text for check in (_interfaces, _costs, _schedule) for text in check(graph)]
+    found += _routes(graph, sound)
     if found:
         raise GraphError(f"the graph {graph.name!r} breaks {len(found)} invariant(s):\n  " + "\n  ".join(found))
 
@@ -65,8 +67,16 @@ def _costs(graph: PropagationGraph) -> Iterator[str]:
             yield f"cost {cost.name!r} ({cost.where}) is {cost.outputs[0]}; a cost is floating point, [batch] or scalar"
 
 
-def _routes(graph: PropagationGraph) -> Iterator[str]:
-    index = graph.influence.index
+def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
+    """Routes and joins. Sets of tokens are bit masks: routes number the square of the horizon."""
+    count = len(graph.sites)
+    bits = {Token(site.name, j): 1 << (i + j * count) for i, site in enumerate(graph.sites)
+            for j in range(len(site.rule.baselines) if site.rule is not None else 0)}
+    made: dict[Token, int] = dict(bits)
+    for join in graph.joins:
+        made[Token(join.name)], wrong = _together(join.members, made)
+        if wrong:
+            yield f"join {join.name!r}: {wrong}"
     for route in graph.routes:
         source = graph.nodes.get(route.source)
         if not isinstance(source, Cost):
@@ -74,17 +84,38 @@ def _routes(graph: PropagationGraph) -> Iterator[str]:
             continue
         if not route.targets:
             yield f"the route from {route.source!r} ({source.where}) has no end"
-        if len(set(route.targets)) != len(route.targets):
-            yield f"the route from {route.source!r} ({source.where}) reaches a site twice"
-        reached = graph.influence.values[source.inputs[0]].any
-        for target in route.targets:
-            site = graph.nodes.get(target.site)
-            if not isinstance(site, Site):
-                yield f"the route {route.source} -> {target} ends at no site"
-            elif site.rule is None or target.index >= len(site.rule.baselines):
-                yield f"the route {route.source} -> {target} ends at a site that takes no such message"
-            elif not reached >> index[target.site] & 1:
-                yield f"the route {route.source} -> {target} ends at a site that does not influence the cost"
+        mask, wrong = _together(route.targets, bits)
+        if wrong:
+            yield f"the route from {route.source!r} ({source.where}): {wrong}"
+        elif route.through and _together(route.through, made) != (mask, ""):
+            yield f"the route from {route.source!r} goes through {', '.join(map(str, route.through))}, which does " \
+                  "not stand for its targets"
+        if sound and not wrong:
+            stray = _sites(mask, count) & ~graph.influence.values[source.inputs[0]].any
+            for name in graph.influence.named(stray):
+                yield f"the route {route.source} -> {name} ends at a site that does not influence the cost"
+
+
+def _sites(mask: int, count: int) -> int:
+    """The sites of a mask of tokens."""
+    found = 0
+    while mask:
+        found |= mask & ((1 << count) - 1)
+        mask >>= count
+    return found
+
+
+def _together(tokens: Iterable[Token], known: dict[Token, int]) -> tuple[int, str]:
+    """The mask of all tokens, and what is wrong with them."""
+    mask = 0
+    for token in tokens:
+        bit = known.get(token)
+        if bit is None:
+            return mask, f"{str(token)!r} is no site that takes such messages"
+        if mask & bit:
+            return mask, f"it reaches {str(token)!r} twice"
+        mask |= bit
+    return mask, ""
 
 
 def _schedule(graph: PropagationGraph) -> Iterator[str]:
