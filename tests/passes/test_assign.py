@@ -124,9 +124,7 @@ def test_scalar_cost_is_refused(estimator: Any) -> None:
 
 def test_a_site_whose_cost_is_a_table_is_refused() -> None:
     """What is returned has two dimensions, so it is no cost; under `lr` the gradient would be zero."""
-    compiled = propc.compile(
-        lambda th: propc.sample(Normal(th.expand(BATCH, 2), 1.0), "x").square(), estimator="lr"
-    )
+    compiled = propc.compile(lambda th: propc.sample(Normal(th.expand(BATCH, 2), 1.0), "x").square(), estimator="lr")
     with pytest.raises(propc.PropcError, match=r"site 'x'.*float64\[4, 2\].*Sum the returned cost"):
         compiled.graph(torch.tensor(0.5, requires_grad=True))
 

@@ -192,13 +192,9 @@ def test_tangents_at_a_module(target: str, seen: Tangents) -> None:
     plain = Plain()
     seeded(model, x, plain)
     graph = compiled.graph(x)
-    paths = {
-        n.name: n.path for n in leaf_named(graph, target)
-    }  # the tangents have the order in which they are read
+    paths = {n.name: n.path for n in leaf_named(graph, target)}  # the tangents have the order in which they are read
     wanted = [model.get_parameter(paths[ref.node]) for ref in graph["x0.expand"].inputs if ref.node in paths]
-    expected = [
-        n for n, p in model.named_parameters() if f"{n}.".startswith(f"{target}.") and p.requires_grad
-    ]
+    expected = [n for n, p in model.named_parameters() if f"{n}.".startswith(f"{target}.") and p.requires_grad]
     assert {id(p) for p in wanted} == {id(model.get_parameter(n)) for n in expected}
     for name, (_, tangents) in seen.items():
         loop = per_sample_loop(plain.dists[name].loc, wanted, False)

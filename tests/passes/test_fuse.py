@@ -99,8 +99,7 @@ class Apart(propc.passes.Pass):
 def test_same_gradient_without(program: Callable[..., Tensor], estimator: Any) -> None:
     theta = torch.tensor(0.5, requires_grad=True)
     results = [
-        seeded(propc.compile(program, estimator=estimator, passes=passes), theta, 6)
-        for passes in ((), (Apart,))
+        seeded(propc.compile(program, estimator=estimator, passes=passes), theta, 6) for passes in ((), (Apart,))
     ]
     assert torch.equal(*results)
     with_fuse, without = (gradients(r.sum(), [theta]) for r in results)

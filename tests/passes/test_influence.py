@@ -52,9 +52,7 @@ def run(ops: Sequence[Op], leaves: Sequence[Tensor], sample: Any) -> dict[int, T
         if kind == "leaf":
             values[i] = next(given).expand(BATCH)
         elif kind == "normal":
-            values[i] = sample(
-                Normal(torch.sin(a), 0.5 + a.square()), f"s{i}", estimator="lr" if flag else None
-            )
+            values[i] = sample(Normal(torch.sin(a), 0.5 + a.square()), f"s{i}", estimator="lr" if flag else None)
         elif kind == "bernoulli":
             values[i] = sample(Bernoulli(logits=a), f"s{i}", estimator="lr" if flag else None)
         elif kind == "mix":

@@ -107,9 +107,7 @@ CASES = {
     "difference": Case(lambda r, th: r[0] - r[1] - r[2], weighted(1, -1, -1), 3),
     "negated": Case(lambda r, th: -(r[0] - (r[1] - r[2])), weighted(-1, 1, -1), 3),
     "functions": Case(lambda r, th: torch.sub(torch.add(r[0], r[1]), r[2]), weighted(1, 1, -1), 3),
-    "constants": Case(
-        lambda r, th: 1 - r[0] + 2 + r[1] - r[2] - 0.5, lambda r, th: before(2.5 - r[0], r[1], -r[2]), 3
-    ),
+    "constants": Case(lambda r, th: 1 - r[0] + 2 + r[1] - r[2] - 0.5, lambda r, th: before(2.5 - r[0], r[1], -r[2]), 3),
     "python sum": Case(lambda r, th: sum(r), weighted(1, 1, 1), 3),
     "in place": Case(in_place, weighted(1, 1, 1), 3),
     "in-place methods": Case(in_place_methods, weighted(0.5, 0.5, -0.5), 3),
@@ -139,9 +137,7 @@ CASES = {
     ),
     "row factors": Case(
         lambda r, th: th * torch.arange(1.0, BATCH + 1) * r[0] - r[2] * torch.arange(1.0, BATCH + 1) * th,
-        lambda r, th: [
-            (th * torch.arange(1.0, BATCH + 1) * s * r[i], SITES[: i + 1]) for i, s in ((0, 1), (2, -1))
-        ],
+        lambda r, th: [(th * torch.arange(1.0, BATCH + 1) * s * r[i], SITES[: i + 1]) for i, s in ((0, 1), (2, -1))],
         2,
     ),
     "term twice": Case(lambda r, th: r[0] + r[1] + r[1], weighted(1, 2), 2),
@@ -319,9 +315,7 @@ def test_several_returned_values_share_terms() -> None:
     torch.testing.assert_close(value, seeded(program, theta, Plain()), rtol=0, atol=0)
     loss = 2 * value["a"] + 3 * value["b"] - value["c"]
     terms = [(5 * r0, SITES[:1]), (6 * r1, SITES[:2]), (2 * r2, SITES)]
-    torch.testing.assert_close(
-        gradients(loss.sum(), [theta]), gradients(surrogate(terms, plain.scores).sum(), [theta])
-    )
+    torch.testing.assert_close(gradients(loss.sum(), [theta]), gradients(surrogate(terms, plain.scores).sum(), [theta]))
 
 
 def test_names() -> None:

@@ -1,0 +1,320 @@
+"""The pipeline: users' passes, where they run, what is refused, what is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from surrogate import Plain, gradients, seeded, surrogate
+from torch import Tensor
+from torch.distributions import Normal
+
+import propc
+from propc.errors import GraphError
+from propc.ir import Ref, Route, Token
+from propc.passes import Pass, Pipeline, Prune, Schedule, SplitCosts
+from propc.passes.base import _TABLE, make_pass
+from propc.propagators import LikelihoodRatio, Pathwise
+
+BATCH = 5
+DEFAULT = ["split-costs", "find-influence", "assign-propagators", "expand-targets", "route-messages", "prune",
+           "deduplicate-stages", "fuse", "schedule"]  # fmt: skip
+
+
+def chain(theta: Tensor, sample: Any = propc.sample, between: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    x = torch.zeros(BATCH)
+    for t in range(5):
+        x = sample(Normal(torch.sin(theta + x), 0.5), f"x{t}")
+        x = between(x) if t == 2 else x
+    return x.square()
+
+
+def param() -> Tensor:
+    return torch.tensor(0.5, requires_grad=True)
+
+
+@dataclass(frozen=True)
+class ForceLR(Pass):
+    """Score function on every site more than `steps` from the end."""
+
+    name = "force-lr"
+    steps: int = 2
+
+    def apply(self, graph: propc.PropagationGraph) -> propc.PropagationGraph:
+        for site in graph.sites[: -self.steps]:
+            graph = graph.with_estimator(site.name, "lr")
+        return graph
+
+
+@dataclass(frozen=True)
+class Squash(Pass):
+    """Insert a node behind a site."""
+
+    name = "squash"
+    at: str = "x2"
+
+    def apply(self, graph: propc.PropagationGraph) -> propc.PropagationGraph:
+        return graph.insert_after(self.at, torch.tanh, label=f"squash.{self.at}")
+
+
+@dataclass(frozen=True)
+class Draw(Pass):
+    """Keep a picture of the graph; change nothing."""
+
+    name = "draw"
+    after = "schedule"
+    path: str = "graph.dot"
+
+    def apply(self, graph: propc.PropagationGraph) -> propc.PropagationGraph:
+        Path(self.path).write_text(graph.to_dot(), encoding="utf-8")
+        return graph
+
+
+def test_force_lr() -> None:
+    theta = param()
+    compiled = propc.compile(chain, estimator="rp", passes=[ForceLR(steps=3)])
+    kinds = [type(s.rule) for s in compiled.graph(theta).sites]
+    assert kinds == [LikelihoodRatio] * 2 + [Pathwise] * 3
+    value = seeded(compiled, theta)
+    plain = Plain(pathwise=["x2", "x3", "x4"])
+    expected = surrogate([(seeded(chain, theta, plain), ["x0", "x1"])], plain.scores)
+    torch.testing.assert_close(gradients(value.sum(), [theta]), gradients(expected.sum(), [theta]))
+
+
+@pytest.mark.parametrize("estimator", ["rp", "lr", "tp"])
+def test_inserted_node(estimator: str) -> None:
+    """What is inserted is part of the program: values and gradients are those of a program that has it."""
+    theta = param()
+    inserted = propc.compile(chain, estimator=estimator, passes=[Squash])
+    written = propc.compile(lambda theta: chain(theta, between=torch.tanh), estimator=estimator)
+    value, expected = seeded(inserted, theta), seeded(written, theta)
+    assert torch.equal(value, expected)
+    torch.testing.assert_close(gradients(value.sum(), [theta]), gradients(expected.sum(), [theta]))
+    graph = inserted.graph(theta)
+    assert graph.consumers(Ref("x2")) == ("squash.x2.in",)
+    assert graph.consumers(Ref("squash.x2")) == ("x3.in",)
+
+
+def test_inserting_is_checked() -> None:
+    graph = propc.compile(chain).graph(param())
+    with pytest.raises(GraphError, match="'x1' is taken"):
+        graph.insert_after("x2", torch.tanh, label="x1")
+    with pytest.raises(propc.PropcError, match=r"no node 'x9'.*'x0'"):
+        graph.insert_after("x9", torch.tanh, label="new")
+
+
+def test_inserted_in_place_of_a_returned_cost() -> None:
+    """Behind the cost, the returned value is the node's."""
+    theta = param()
+    compiled = propc.compile(chain, estimator="rp", passes=[Squash(at="cost")])
+    expected = torch.tanh(seeded(chain, theta))
+    value = seeded(compiled, theta)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradients(value.sum(), [theta]), gradients(expected.sum(), [theta]))
+
+
+def test_draw(tmp_path: Path) -> None:
+    path = tmp_path / "g.dot"
+    propc.compile(chain, passes=[Draw(path=str(path))]).graph(param())
+    assert "digraph" in path.read_text(encoding="utf-8")
+
+
+# Order.
+
+
+def names(*extra: Any) -> list[str]:
+    pipeline = propc.compile(chain, passes=extra).compiler.options.pipeline()
+    return [p.name for p in pipeline.passes]
+
+
+@dataclass(frozen=True)
+class First(Squash):
+    name = "first"
+    after = "draw"
+
+
+def test_order() -> None:
+    assert names() == DEFAULT
+    assert names(ForceLR, Squash) == [*DEFAULT[:2], "force-lr", "squash", *DEFAULT[2:]]
+    assert names(Squash(), ForceLR()) == [*DEFAULT[:2], "squash", "force-lr", *DEFAULT[2:]]
+    assert names(Draw, ForceLR, First) == [*DEFAULT[:2], "force-lr", *DEFAULT[2:], "draw", "first"]
+
+
+def test_after_something_unknown() -> None:
+    with pytest.raises(propc.PropcError, match=r"'first' wants to run after 'draw'.*'prune'"):
+        names(First)
+
+
+def test_names_and_registration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(_TABLE, "mine", raising=False)
+    registered = propc.passes.register("mine")(ForceLR)
+    monkeypatch.setattr(ForceLR, "name", "force-lr")
+    assert isinstance(make_pass("mine"), registered)
+    assert set(DEFAULT) < set(propc.passes.known_passes())
+    with pytest.raises(propc.PropcError, match="'mine' is taken"):
+        propc.passes.register("mine")(Squash)
+    monkeypatch.delitem(_TABLE, "mine")
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ("prun", r"unknown pass 'prun'.*Did you mean 'prune'"),
+        (3, "got 3"),
+        (dict, "a Pass class"),
+        (len, "a Pass class"),
+    ],
+)
+def test_not_a_pass(choice: Any, words: str) -> None:
+    with pytest.raises(propc.PropcError, match=words):
+        propc.compile(chain, passes=[choice])
+
+
+def test_graphs() -> None:
+    """Before and after each pass; a pass does not change the graph that it was given."""
+    graphs = propc.compile(chain, estimator="tp").graphs(param())
+    assert [name for name, _ in graphs] == ["traced", *DEFAULT]
+    assert all(site.rule is None for site in graphs[2][1].sites)
+    assert all(site.rule is not None for site in graphs[3][1].sites)
+    assert not graphs[4][1].routes
+    assert graphs[5][1].routes
+    assert Pipeline().run(graphs[0][1]) is graphs[0][1]
+
+
+def test_passes_can_be_called_alone() -> None:
+    graph = propc.compile(chain).graphs(param())[0][1]
+    assert str(SplitCosts()(graph)) == str(Pipeline((SplitCosts(),)).run(graph))
+
+
+# What is refused.
+
+
+def broken(change: Callable[[propc.PropagationGraph], Any], last: str = "schedule") -> Any:
+    """A pass that makes this change, behind another."""
+
+    @dataclass(frozen=True)
+    class Broken(Pass):
+        name = "broken"
+        after = last
+
+        def apply(self, graph: propc.PropagationGraph) -> propc.PropagationGraph:
+            return change(graph)  # type: ignore[no-any-return]
+
+    return propc.compile(chain, estimator="lr", passes=[Broken])
+
+
+BREAKS = {
+    "dangling": (lambda g: g.without("x1.in"), r"site 'x1' .*reads %x1.in, which does not exist"),
+    "no output": (lambda g: g.without("output"), "there is no output node"),
+    "port": (
+        lambda g: g.with_nodes(replace(g["x1"], inputs=(Ref("x1.in", 7), g["x1"].inputs[1]))),
+        "reads %x1.in.7, but",
+    ),
+    "cycle": (
+        lambda g: g.with_nodes(replace(g["x1.in"], inputs=(Ref("x3"), *g["x1.in"].inputs[1:]))),
+        "in a cycle",
+    ),
+    "filed": (lambda g: replace(g, nodes={**g.nodes, "else": g["x1"]}), "'x1' is filed under 'else'"),
+    "phi": (lambda g: g.with_nodes(replace(g["x1"], inputs=g["x1"].inputs[:1])), "1 inputs for 2 φ"),
+    "no end": (lambda g: replace(g, routes=(replace(g.routes[0], targets=()),)), "has no end"),
+    "twice": (
+        lambda g: replace(g, routes=(replace(g.routes[0], targets=g.routes[0].targets * 2),)),
+        "reaches 'x0' twice",
+    ),
+    "source": (
+        lambda g: replace(g, routes=(replace(g.routes[0], source="x1"),)),
+        "'x1' does not begin at a cost",
+    ),
+    "no site": (
+        lambda g: replace(g, routes=(replace(g.routes[0], targets=(Token("cost"),)),)),
+        "'cost' is no site that takes",
+    ),
+    "no token": (
+        lambda g: replace(g, routes=(replace(g.routes[0], targets=(Token("x1", 1),)),)),
+        "'x1/1' is no site that takes",
+    ),
+    "through": (lambda g: replace(g, routes=(replace(g.routes[0], through=(Token("gone"),)),)), "gone"),
+    "join": (lambda g: replace(g, joins=(replace(g.joins[0], members=(Token("gone"),)),)), "gone"),
+    "schedule": (
+        lambda g: replace(g, schedule=replace(g.schedule, forward=g.schedule.forward[1:])),
+        "exactly once",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), BREAKS.values(), ids=BREAKS)
+def test_a_broken_graph_is_refused(change: Any, words: str) -> None:
+    with pytest.raises(GraphError, match=words) as caught:
+        broken(change).graph(param())
+    notes = "".join(getattr(caught.value, "__notes__", []))
+    assert f"(in pass 'broken'; run before it: {', '.join(DEFAULT)})" in notes or not hasattr(caught.value, "add_note")
+
+
+def test_a_route_to_a_site_that_does_not_influence_the_cost() -> None:
+    def program(theta: Tensor) -> tuple[Tensor, Tensor]:
+        a = propc.sample(Normal(theta.expand(BATCH), 1.0), "a")
+        b = propc.sample(Normal(theta.expand(BATCH), 1.0), "b")
+        return a.square(), b.square()
+
+    graph = propc.compile(program, estimator="lr").graph(param())
+    (first, _) = graph.routes
+    with pytest.raises(GraphError, match="cost0 -> b ends at a site that does not influence the cost"):
+        replace(graph, routes=(replace(first, targets=(Token("b"),)),)).verify()
+
+
+def test_all_violations_at_once() -> None:
+    graph = propc.compile(chain, estimator="lr").graph(param())
+    bad = replace(graph.without("x1.in"), routes=(Route("x0", (), graph.routes[0].baseline),))
+    with pytest.raises(GraphError) as caught:
+        bad.verify()
+    text = str(caught.value)
+    assert "does not exist" in text
+    assert "does not begin at a cost" in text
+    assert "every node exactly once" in text
+
+
+@pytest.mark.parametrize("returned", [None, "graph", 3])
+def test_something_else_is_refused(returned: Any) -> None:
+    with pytest.raises(propc.PropcError, match=f"the pass returned {type(returned).__name__}"):
+        broken(lambda graph: returned).graph(param())
+
+
+def test_a_failing_pass_keeps_its_own_error() -> None:
+    def fail(graph: propc.PropagationGraph) -> propc.PropagationGraph:
+        raise RuntimeError("mine")
+
+    compiled = broken(fail, "prune")
+    with pytest.raises(RuntimeError, match="mine") as caught:
+        compiled.graph(param())
+    notes = getattr(caught.value, "__notes__", [])
+    assert not hasattr(caught.value, "add_note") or any("'broken'" in n and "prune" in n for n in notes)
+
+
+# Debug output.
+
+
+def test_debug_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROPC_DEBUG", "1")
+    propc.compile(chain).graph(param())
+    text = capsys.readouterr().out
+    assert [f"-- {i + 1:02d} {name} (" in text for i, name in enumerate(DEFAULT)] == [True] * len(DEFAULT)
+    assert text.count("graph chain") == len(DEFAULT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROPC_DEBUG", "2")
+    propc.compile(chain).graph(param())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{i + 1:02d}-{n}.dot" for i, n in enumerate(DEFAULT)]
+    assert "-- 01 split-costs" in capsys.readouterr().out
+
+
+def test_no_output_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    propc.compile(chain, passes=[Prune(), Schedule()]).graph(param())
+    assert capsys.readouterr() == ("", "")
