@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,9 +35,12 @@ from propc.runtime.executor import Executable
 from propc.runtime.state import EstimatorState
 from propc.terms import aside, returned_costs, with_terms
 from propc.tracing import Tracer
-from propc.tracing.held import held_tensors, static_state
+from propc.tracing.held import Attention, Roots, changes, look_around, mentioned_names, state_of
+from propc.tracing.operations import region
 from propc.tracing.program import Leaf, Program
 from propc.tracing.simplify import simplify
+from propc.tracing.source import is_hidden
+from propc.tracing.tracer import tensor_type
 
 BACKENDS = ("eager",)
 GRAPHS_KEPT = 64  # compiled graphs that one compiled object keeps
@@ -68,12 +72,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Call:
-    """A call taken apart: flattened arguments, which of them are tensors, and the key of its graph."""
+    """A call taken apart: flattened arguments, which of them are tensors, the key of its graph, and the
+    module or object that it is called with."""
 
     leaves: list[Any]
     tensors: list[Tensor]
     tree: pytree.TreeSpec
     key: Any
+    owner: Any
 
 
 @dataclass(frozen=True)
@@ -86,14 +92,16 @@ class Compiled:
     held: tuple[Leaf, ...]
     keep: tuple[Any, ...]  # static arguments compared by identity must not be freed
 
-    def fetch(self, module: nn.Module | None) -> list[Tensor] | None:
-        """The held tensors as they are now; None if one of them has changed its shape, dtype or device."""
+    def fetch(self, owner: Any) -> list[Tensor] | None:
+        """The held tensors as they are now; None if one of them is of another type than when traced."""
         found = []
         for leaf in self.held:
             assert leaf.fetch is not None
-            tensor, kind = leaf.fetch(module), leaf.type
-            if (not isinstance(tensor, Tensor) or tensor.shape != kind.shape or tensor.dtype != kind.dtype
-                    or tensor.device != kind.device or tensor.requires_grad != kind.requires_grad):
+            try:
+                tensor = leaf.fetch(owner)
+            except (AttributeError, LookupError, ValueError):
+                return None
+            if not isinstance(tensor, Tensor) or tensor_type(tensor) != leaf.type:
                 return None
             found.append(tensor)
         return found
@@ -103,7 +111,8 @@ class Compiler:
     """Compiles one function, caches its graphs and keeps the estimators' state.
 
     Args:
-        fn: the user's function; of a module it is the plain `forward`, called with the module.
+        fn: the user's function. Where it is a method, calls come with its owner: the module
+            whose plain `forward` it is, or the object that it was looked up on.
         options: what `propc.compile` was told.
     """
 
@@ -111,94 +120,117 @@ class Compiler:
         self.fn, self.options = fn, options
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
         self.state = EstimatorState()
-        self.cache: OrderedDict[Any, Compiled] = OrderedDict()
+        self.cache: OrderedDict[Any, list[Compiled]] = OrderedDict()
+        self.attention = Attention()
         self.traces = 0
 
-    def __call__(self, module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = self.take_apart(module, args, kwargs)
-        compiled = self.cache.get(call.key)
-        held = compiled.fetch(module) if compiled is not None else None
-        if compiled is None or held is None:
-            compiled = self._compile(module, call)
-            held = compiled.fetch(module)
-            assert held is not None
-            self._keep(call.key, compiled)
+    def __call__(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = self.take_apart(owner, args, kwargs)
+        compiled, held = self._find(call)
         returned = iter(compiled.executable.run(call.tensors, held))
         program = compiled.program
         flat = [next(returned) if isinstance(v, torch.fx.Node) else v for v in program.outputs]
         return pytree.tree_unflatten(flat, program.spec)
 
-    def graph(self, module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PropagationGraph:
+    def graph(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PropagationGraph:
         """The graph of a call after all passes."""
-        call = self.take_apart(module, args, kwargs)
-        compiled = self.cache.get(call.key)
-        if compiled is None or compiled.fetch(module) is None:
-            compiled = self._compile(module, call)
-            self._keep(call.key, compiled)
-        return compiled.graph
+        return self._find(self.take_apart(owner, args, kwargs))[0].graph
 
-    def records(self, module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def records(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
                 ) -> tuple[PropagationGraph, list[Record]]:
         """The graph before all passes, and what the pipeline saw of each."""
-        first = self._first(self.trace(module, self.take_apart(module, args, kwargs)))
+        first = self._first(self._trace(self.take_apart(owner, args, kwargs)))
         return first, self.options.pipeline().records(first)
 
-    def take_apart(self, module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def take_apart(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Flatten the arguments and make the key of their graph."""
         leaves, tree = pytree.tree_flatten((args, kwargs))
-        tensors, kinds = [], []
+        tensors, kinds, statics = [], [], []
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 tensors.append(leaf)
-                kinds.append((leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad))
+                kinds.append((leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad, leaf.stride()))
             else:
                 kinds.append(_static_key(leaf))
-        context = (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"),
-                   torch.get_default_dtype())
-        return Call(leaves, tensors, tree, (tuple(kinds), tree, context, static_state(self.fn, module)))
+                statics.append(("", leaf))
+        reached = state_of(Roots(self.fn, owner, tuple(statics)), self.attention)
+        modes = region(), torch.get_default_dtype(), torch.get_default_device()
+        return Call(leaves, tensors, tree, (tuple(kinds), tree, modes, _identity(owner), reached), owner)
 
-    def trace(self, module: nn.Module | None, call: Call) -> Program:
-        """Trace a call."""
-        fn = self.fn if module is None else self.fn.__get__(module)
-        tracer = Tracer(held_tensors(self.fn, module))
-        self.traces += 1
-        if self.traces == GRAPHS_WARNED:
-            warnings.warn(message(
-                f"{self.name!r} was traced {self.traces} times: its static arguments, shapes or closed-over numbers keep "
-                "changing", "Pass what changes at every call as a tensor."), PropcWarning, stacklevel=4)
-        program = tracer.run(fn, call.leaves, lambda values: pytree.tree_unflatten(values, call.tree),
-                             self._paths(module, call), self.name, self._where())
-        return simplify(program)
+    def _find(self, call: Call) -> tuple[Compiled, list[Tensor]]:
+        """The compiled graph of a call, and the tensors that its program holds as they are now."""
+        for compiled in self.cache.get(call.key, ()):
+            held = compiled.fetch(call.owner)
+            if held is not None:
+                return compiled, held
+        names = self.attention.names | mentioned_names(self._roots(call, [""] * len(call.leaves)))
+        if names != self.attention.names:
+            self.attention.names = names
+            args, kwargs = pytree.tree_unflatten(call.leaves, call.tree)
+            return self._find(self.take_apart(call.owner, args, kwargs))
+        compiled = self._compile(call)
+        self._keep(call, compiled)
+        held = compiled.fetch(call.owner)
+        assert held is not None
+        return compiled, held
 
-    def _compile(self, module: nn.Module | None, call: Call) -> Compiled:
-        program = self.trace(module, call)
+    def _keep(self, call: Call, compiled: Compiled) -> None:
+        """Cache a graph, also for the state in which tracing has left the program's surroundings."""
+        args, kwargs = pytree.tree_unflatten(call.leaves, call.tree)
+        for key in {call.key, self.take_apart(call.owner, args, kwargs).key}:
+            self.cache.setdefault(key, []).append(compiled)
+            self.cache.move_to_end(key)
+        while len(self.cache) > GRAPHS_KEPT:
+            self.cache.popitem(last=False)
+
+    def _compile(self, call: Call) -> Compiled:
+        self._count()
+        program = self._trace(call)
         graph = self.options.pipeline().run(self._first(program))
         executable = Executable(graph, self.state, self.options.validate)
         held = tuple(leaf for leaf in program.leaves if leaf.fetch is not None)
         keep = tuple(leaf for leaf in call.leaves if not isinstance(leaf, Tensor))
         return Compiled(program, graph, executable, held, keep)
 
+    def _trace(self, call: Call) -> Program:
+        paths = self._paths(call)
+        fn = self.fn if call.owner is None else self.fn.__get__(call.owner)
+        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+            around = look_around(self._roots(call, paths), self.attention)
+            program = Tracer(around).run(fn, call.leaves, lambda values: pytree.tree_unflatten(values, call.tree),
+                                         paths, self.name, self._where())
+            written = {(id(place.container), key) for place in around.places for key, _ in changes(place)}
+            self.attention.written |= written
+            return simplify(program)
+
+    def _count(self) -> None:
+        self.traces += 1
+        if self.traces == GRAPHS_WARNED:
+            warnings.warn(message(
+                f"{self.name!r} was traced {self.traces} times: its static arguments, shapes or closed-over numbers keep "
+                "changing", "Pass what changes at every call as a tensor."), PropcWarning,
+                stacklevel=_outside())
+
     def _first(self, program: Program) -> PropagationGraph:
         """The graph before all passes: returned values are the costs."""
         marked = with_terms(program, returned_costs(program), ())
         return PropagationGraph(self.name, program, cut(marked, aside(program)))
 
-    def _keep(self, key: Any, compiled: Compiled) -> None:
-        self.cache[key] = compiled
-        self.cache.move_to_end(key)
-        if len(self.cache) > GRAPHS_KEPT:
-            self.cache.popitem(last=False)
+    def _roots(self, call: Call, paths: list[str]) -> Roots:
+        statics = tuple((p, leaf) for p, leaf in zip(paths, call.leaves) if not isinstance(leaf, Tensor))
+        return Roots(self.fn, call.owner, statics)
 
-    def _paths(self, module: nn.Module | None, call: Call) -> list[str]:
+    def _paths(self, call: Call) -> list[str]:
         """A name for every flattened argument, from the function's signature."""
         args, kwargs = pytree.tree_unflatten(list(range(len(call.leaves))), call.tree)
+        first = () if call.owner is None else (call.owner,)
         try:
-            bound = inspect.signature(self.fn).bind(*(() if module is None else (module,)), *args, **kwargs)
+            bound = inspect.signature(self.fn).bind(*first, *args, **kwargs)
         except TypeError as error:
             raise PropcTypeError(message(f"{self.name}(): {error}")) from None
         paths = [""] * len(call.leaves)
         for name, value in bound.arguments.items():
-            if value is module and module is not None:
+            if call.owner is not None and value is call.owner:
                 continue
             variadic = bound.signature.parameters[name].kind
             for path, index in pytree.tree_flatten_with_path(value)[0]:
@@ -234,6 +266,22 @@ def _static_key(leaf: Any) -> Any:
     except TypeError:
         return "object", id(leaf)
     return type(leaf), leaf
+
+
+def _identity(owner: Any) -> Any:
+    """The owner's part of the key, which does not keep it alive."""
+    try:
+        return weakref.ref(owner) if owner is not None else None
+    except TypeError:
+        return id(owner)
+
+
+def _outside() -> int:
+    """The stack level of the user's own line, for a warning."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and is_hidden(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _check_estimator(choice: Any) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import Transform, _InverseTransform
 
 Build = Callable[[Sequence[Tensor]], Any]
 _UNSET: dict[str, Any] = {"_cached_x_y": (None, None), "_inv": None}  # caches of a Transform
@@ -113,9 +114,8 @@ class DistributionSpec:
 
 def take_apart(dist: Distribution) -> tuple[DistributionSpec, list[Tensor]]:
     """Split a distribution into its spec and its tensors φ (each once, in attribute order)."""
-    tensors: list[Tensor] = []
-    names: list[str] = []
-    skeleton = _strip(dist, "", tensors, names)
+    stripper = _Stripper()
+    skeleton, tensors, names = stripper.strip(dist, ""), stripper.tensors, stripper.names
     assert isinstance(skeleton, Skeleton)
     index = {id(t): i for i, t in enumerate(tensors)}
     checks, event_dims = [], [0] * len(tensors)
@@ -123,6 +123,8 @@ def take_apart(dist: Distribution) -> tuple[DistributionSpec, list[Tensor]]:
         for name, constraint in inner.arg_constraints.items():
             value = vars(inner).get(name)
             if isinstance(value, Tensor) and not constraints.is_dependent(constraint):
+                if any(isinstance(part, Tensor) for part in vars(constraint).values()):
+                    continue  # relative to another parameter
                 event_dims[index[id(value)]] = constraint.event_dim
                 checks.append((index[id(value)], constraint))
     event_dims = [2 if "tril" in name else dims for name, dims in zip(names, event_dims)]
@@ -147,24 +149,41 @@ def row_log_prob(dist: Distribution, value: Tensor) -> Tensor:
     return logp.flatten(1).sum(1) if logp.dim() > 1 else logp
 
 
-def _strip(value: Any, path: str, tensors: list[Tensor], names: list[str]) -> Slot | Constant | Skeleton:
-    if isinstance(value, Tensor):
-        for i, known in enumerate(tensors):
-            if known is value:
-                return Slot(i)
-        tensors.append(value)
-        names.append(path)
-        return Slot(len(tensors) - 1)
-    children = _children(value)
-    if children is None:
-        return Constant(value)
-    prefix = f"{path}." if path else ""
-    items = tuple((key, _strip(child, f"{prefix}{key}", tensors, names)) for key, child in children)
-    return Skeleton(type(value), items)
+class _Stripper:
+    """Takes an object apart; what holds no tensor, at any depth, stays as it is."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.names: list[str] = []
+        self._open: set[int] = set()  # objects that are being looked into, against cycles
+
+    def strip(self, value: Any, path: str) -> Slot | Constant | Skeleton:
+        if isinstance(value, Tensor):
+            return self._slot(value, path)
+        children = None if id(value) in self._open else _children(value)
+        if children is None:
+            return Constant(value)
+        self._open.add(id(value))
+        prefix = f"{path}." if path else ""
+        items = tuple((key, self.strip(child, f"{prefix}{key}")) for key, child in children)
+        self._open.remove(id(value))
+        fixed = all(isinstance(child, Constant) for _, child in items)
+        return Constant(value) if fixed and not isinstance(value, (Distribution, Transform)) else Skeleton(
+            type(value), items)
+
+    def _slot(self, tensor: Tensor, path: str) -> Slot:
+        for index, known in enumerate(self.tensors):
+            if known is tensor:
+                return Slot(index)
+        self.tensors.append(tensor)
+        self.names.append(path)
+        return Slot(len(self.tensors) - 1)
 
 
 def _children(value: Any) -> list[tuple[Any, Any]] | None:
     """The parts to look into, or None for a leaf."""
+    if isinstance(value, _InverseTransform):  # its `_inv` is the transform itself
+        return [(k, (None, None) if k == "_cached_x_y" else v) for k, v in vars(value).items()]
     if isinstance(value, Transform):
         return [(k, _UNSET.get(k, v)) for k, v in vars(value).items()]
     if isinstance(value, Distribution):
@@ -175,9 +194,9 @@ def _children(value: Any) -> list[tuple[Any, Any]] | None:
         return list(value.items())
     if isinstance(value, (list, tuple)):
         return list(enumerate(value))
-    if hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module)) and not callable(value):
-        return list(vars(value).items()) if any(isinstance(v, Tensor) for v in vars(value).values()) else None
-    return None
+    if isinstance(value, (type, ModuleType, FunctionType, torch.nn.Module)):
+        return None
+    return list(vars(value).items()) if hasattr(value, "__dict__") else None
 
 
 def _builder(skeleton: Skeleton | Slot | Constant) -> Build:

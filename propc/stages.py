@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 import torch.fx
 
+from propc.tracing.operations import Region
 from propc.tracing.program import type_of
 
 
@@ -44,18 +46,34 @@ def build(name: str, body: Sequence[torch.fx.Node], arguments: Sequence[torch.fx
     """A module that runs `body` on `arguments` and returns a tuple of `results`."""
     graph = torch.fx.Graph()
     copies = {node: graph.placeholder(f"a{i}") for i, node in enumerate(arguments)}
+    held: dict[str, Any] = {}
     for node in body:
         copy = graph.node_copy(node, lambda n: copies[n])
+        copy.args, copy.kwargs = _hold_objects((copy.args, copy.kwargs), graph, held, copy)
         if node.meta.get("context") is not None:
             _in_region(copy, node.meta["context"])
         copies[node] = copy
     graph.output(tuple(copies[node] for node in results))
-    return torch.fx.GraphModule({}, graph, class_name=name)
+    return torch.fx.GraphModule(held, graph, class_name=name)
 
 
-def _in_region(node: torch.fx.Node, region: tuple[Any, ...]) -> None:
+def _hold_objects(value: Any, graph: torch.fx.Graph, held: dict[str, Any], before: torch.fx.Node) -> Any:
+    """Replace objects that cannot be written as code (functions, generators) by attributes of the module."""
+
+    def hold(leaf: Any) -> Any:
+        if isinstance(leaf, (torch.fx.Node, *torch.fx.node.base_types, type(None), type(...), torch.Size)):
+            return leaf
+        name = f"object{len(held)}"
+        held[name] = leaf
+        with graph.inserting_before(before), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the attribute is not there yet
+            return graph.get_attr(name)
+
+    return torch.fx.node.map_aggregate(value, hold)
+
+
+def _in_region(node: torch.fx.Node, region: Region) -> None:
     """Let a node run inside the no_grad or autocast region in which it was written."""
-    grad, autocast = region
     target = node.target
     if node.op == "call_method":
         method = str(target)
@@ -64,19 +82,14 @@ def _in_region(node: torch.fx.Node, region: tuple[Any, ...]) -> None:
             return getattr(value, method)(*args, **kwargs)
     else:
         call = target  # type: ignore[assignment]
-    node.op, node.target = "call_function", _region(call, grad, autocast)
+    node.op, node.target = "call_function", _inside(region, call)
 
 
-def _region(call: Callable[..., Any], grad: bool, autocast: tuple[str, torch.dtype, bool] | None
-            ) -> Callable[..., Any]:
+def _inside(region: Region, call: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with torch.set_grad_enabled(grad):
-            if autocast is None:
-                return call(*args, **kwargs)
-            device, dtype, cache = autocast
-            with torch.autocast(device, dtype=dtype, cache_enabled=cache):
-                return call(*args, **kwargs)
+        with region.entered():
+            return call(*args, **kwargs)
 
-    run.__name__ = run.__qualname__ = "grad" if grad else "no_grad"
+    run.__name__ = run.__qualname__ = "grad" if region.grad else "no_grad"
     run.__module__ = __name__
     return run

@@ -1,94 +1,139 @@
-"""A trace leaves nothing behind: not in torch, not in any random number generator."""
+"""A trace leaves nothing behind: not in torch, not in a random number generator, not in the user's objects."""
 
 from __future__ import annotations
 
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import CellType
+from typing import Any
 
 import torch
-from torch.distributions import Distribution
+import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import _SingleLevelFunction
+from torch.distributions import Distribution, Transform
 
 from propc.errors import TraceError, message
-
-if TYPE_CHECKING:
-    from propc.tracing.tracer import Tracer
+from propc.tracing.held import Place, changes
 
 _LOCK = threading.RLock()
+_SEEDED = "torch's generator behind torch's back (torch.manual_seed, or a draw that a trace cannot see)"
 
 
 @contextmanager
-def isolated(tracer: Tracer) -> Iterator[None]:
+def isolated(places: Iterable[Place], recorded_apply: Any) -> Iterator[None]:
     """Run a trace with validation off and custom autograd functions visible; restore everything after.
 
+    Args:
+        places: where the program could write.
+        recorded_apply: stands for `torch.autograd.Function.apply`, also where a program calls an
+            alias of it (``clip = Clip.apply``).
+
     Raises:
-        TraceError: the traced code drew from Python's or NumPy's global generator, whose
-            numbers would freeze into constants.
+        TraceError: the traced code seeded a generator, drew from Python's or NumPy's global one,
+            whose numbers would freeze into constants, or kept a traced tensor.
     """
     with _LOCK:
-        validate, grad = Distribution._validate_args, torch.is_grad_enabled()
-        dtype, seeds, hosts = torch.get_default_dtype(), torch.get_rng_state(), _host_states()
-        apply = torch.autograd.Function.__dict__["apply"]
+        validate, grad, dtype = Distribution._validate_args, torch.is_grad_enabled(), torch.get_default_dtype()
+        states = random_states()
         Distribution._validate_args = False
-        torch.autograd.Function.apply = _recorded_apply(tracer, apply)  # type: ignore[assignment, method-assign]
+        _SingleLevelFunction.apply = classmethod(recorded_apply)
         try:
             yield
-            drawn = [name for name, state in _host_states().items() if not _same(state, hosts[name])]
-            if drawn:
-                raise TraceError(message(
-                    f"the function draws from {' and '.join(drawn)}, whose numbers would freeze into the graph",
-                    "Draw with torch, mark the draw with propc.sample, or wrap it in propc.opaque."))
+            _check_random(states)
+        except BaseException:
+            _restore(places)
+            raise
+        else:
+            _check_places(_restore(places))
         finally:
-            torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+            del _SingleLevelFunction.apply
             Distribution._validate_args = validate
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(dtype)
-            torch.set_rng_state(seeds)
-            _restore_hosts(hosts)
+            restore_random(states)
 
 
-def _recorded_apply(tracer: Tracer, original: Any) -> Any:
-    """`autograd.Function.apply` as one traced operation, so that its own backward is kept."""
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        from propc.tracing.tracer import active_tracer
-
-        def call(*inner: Any, **options: Any) -> Any:
-            return original.__get__(None, cls)(*inner, **options)
-
-        if active_tracer() is not tracer:
-            return call(*args, **kwargs)
-        call.__name__ = call.__qualname__ = cls.__name__
-        with torch._C.DisableTorchFunction():
-            return tracer.record(_applied(cls, call), args, kwargs)
-
-    return classmethod(apply)
-
-
-_APPLIED: dict[Any, Any] = {}
-
-
-def _applied(cls: Any, call: Any) -> Any:
-    """One callable for each Function class, so that equal steps stay equal."""
-    return _APPLIED.setdefault(cls, call)
-
-
-def _host_states() -> dict[str, Any]:
-    states: dict[str, Any] = {"Python's random module": random.getstate()}
+def random_states() -> dict[str, Any]:
+    """The states of all global generators, by a name for people."""
+    states: dict[str, Any] = {_SEEDED: torch.get_rng_state(), "Python's random module": random.getstate()}
     if "numpy" in sys.modules:
         states["numpy.random"] = sys.modules["numpy"].random.get_state(legacy=True)
     return states
 
 
-def _restore_hosts(states: dict[str, Any]) -> None:
+def restore_random(states: Mapping[str, Any]) -> None:
+    """Set the global generators back."""
+    torch.set_rng_state(states[_SEEDED])
     random.setstate(states["Python's random module"])
     if "numpy.random" in states:
         sys.modules["numpy"].random.set_state(states["numpy.random"])
 
 
+def _check_random(before: Mapping[str, Any]) -> None:
+    now = random_states()
+    moved = [name for name, state in before.items() if not _same(state, now[name])]
+    if _SEEDED in moved:
+        raise TraceError(message(f"the function moves {_SEEDED}",
+                                 "Seed outside the compiled function, or wrap the code in propc.opaque."))
+    if moved:
+        raise TraceError(message(
+            f"the function draws from {' and '.join(moved)}, whose numbers would freeze into the graph",
+            "Draw with torch, mark the draw with propc.sample, or wrap it in propc.opaque."))
+
+
 def _same(a: Any, b: Any) -> bool:
-    return repr(a) == repr(b) if not isinstance(a, tuple) else all(
-        (x == y) if not hasattr(x, "shape") else bool((x == y).all()) for x, y in zip(a, b))
+    if isinstance(a, tuple):
+        return all(map(_same, a, b))
+    return bool((a == b).all()) if hasattr(a, "shape") else bool(a == b)
+
+
+# -- what the program wrote ------------------------------------------------------------------
+
+
+def _restore(places: Iterable[Place]) -> list[str]:
+    """Take traced tensors out of the user's objects; names of the places that held some."""
+    written = []
+    for place in places:
+        kept = [key for key, value in changes(place) if _is_traced(value)]
+        if kept:
+            _put_back(place, kept)
+        if not isinstance(place.owner, (Distribution, Transform)):  # their lazy properties and caches
+            written += [_place_name(place, key) for key in kept]
+    return written
+
+
+def _is_traced(value: Any) -> bool:
+    return any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves(value))
+
+
+def _put_back(place: Place, keys: list[Any]) -> None:
+    if isinstance(place.container, CellType):
+        place.container.cell_contents = place.copy
+    elif isinstance(place.container, list):
+        place.container[:] = place.copy
+    else:
+        for key in keys:
+            del place.container[key]
+        place.container.update({key: place.copy[key] for key in keys if key in place.copy})
+
+
+def _place_name(place: Place, key: Any) -> str:
+    if key is None:
+        return place.path
+    if place.owner is None and place.path:
+        return f"{place.path}[{key!r}]"
+    return f"{place.path}.{key}".strip(".")
+
+
+def _check_places(written: list[str]) -> None:
+    if written:
+        raise TraceError(message(
+            f"the function keeps a traced tensor in {', '.join(map(repr, written))}, where a later call would not "
+            "renew it",
+            "Return it, or write into a tensor that is there already: 'buffer.copy_(value)', 'values[t] = value'."))
+
+

@@ -1,95 +1,293 @@
-"""Names for the tensors that a program holds, and how to find them again at a later call.
+"""What a program reaches besides its tensor arguments: its closure, globals, object and modules.
 
-A parameter is looked up by name at every call, so that `.to()`, `load_state_dict`,
-copies and `torch.func.functional_call` work; a closed-over or global tensor is looked
-up in its variable, so that rebinding it is seen.
+Tensors among it are looked up at every call in the place where they were found, so that
+`.to()`, `load_state_dict`, copies, `torch.func.functional_call` and rebinding work. Numbers,
+flags, strings, functions and the structure around them are a part of the cache key:
+changing one (``model.temperature = 0.5``, ``model.eval()``) compiles a new graph instead of
+using a stale one. Of an object's plain attributes only those count whose name the
+program's code mentions; a counter that it never reads costs no new graph.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator
-from functools import reduce
-from types import FunctionType
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Fetch = Callable[[Any], Tensor]
-_PRIMITIVE = (bool, int, float, str, type(None), torch.dtype, torch.device)
+from propc.runtime.state import EstimatorState
 
-
-def variables(fn: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Name and reader of every closure and global variable that a function refers to."""
-    fn = inspect.unwrap(fn)
-    fn = getattr(fn, "__func__", fn)
-    if not isinstance(fn, FunctionType):
-        return
-    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or ()):
-        yield name, _cell_reader(cell)
-    for name in fn.__code__.co_names:
-        if name in fn.__globals__:
-            yield name, _global_reader(fn.__globals__, name)
+Fetch = Callable[[Any], Any]
+_PRIMITIVE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
+_LIBRARIES = ("torch", "propc", "numpy", "builtins", "functools")
+_WIDEST = 4096  # longer lists and dictionaries count by identity and length
+_DEEPEST = 12
 
 
-def held_tensors(fn: Any, module: torch.nn.Module | None) -> dict[int, tuple[str, Fetch]]:
-    """Path and look-up of the tensors reachable from a module and from a function's variables, by id."""
-    found: dict[int, tuple[str, Fetch]] = {}
-    if module is not None:
-        for path, tensor in _module_tensors(module):
-            found.setdefault(id(tensor), (path, _module_fetch(path)))
-    for name, read in variables(fn):
-        value = _read(read)
-        if isinstance(value, Tensor):
-            found.setdefault(id(value), (name, lambda _, read=read: read()))
-        elif isinstance(value, torch.nn.Module) and value is not module:
-            for path, tensor in _module_tensors(value):
-                fetch = _module_fetch(path)
-                found.setdefault(id(tensor), (f"{name}.{path}", lambda _, f=fetch, read=read: f(read())))
-    return found
+@dataclass(frozen=True)
+class Roots:
+    """Where a program's look around begins.
 
-
-def static_state(fn: Any, module: torch.nn.Module | None) -> tuple[Any, ...]:
-    """Python numbers, flags and strings that the program reads from its variables and modules.
-
-    A part of the cache key: changing one of them (``model.temperature = 0.5``,
-    ``model.eval()``) compiles a new graph instead of using a stale one.
+    Attributes:
+        fn: the user's function.
+        owner: the module or object that it is called with, if any.
+        statics: names and values of the arguments that are not tensors.
     """
-    state: list[Any] = []
-    modules = [module] if module is not None else []
-    for _, read in variables(fn):
-        value = _read(read)
-        if isinstance(value, torch.nn.Module):
-            modules.append(value)
-        elif isinstance(value, _PRIMITIVE):
+
+    fn: Any
+    owner: Any = None
+    statics: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A list, dictionary or cell that a program could write into, with a copy of its content.
+
+    `owner` is the object whose attributes a dictionary holds, if it does.
+    """
+
+    path: str
+    container: Any
+    copy: Any
+    owner: Any = None
+
+
+@dataclass
+class Surroundings:
+    """What was found.
+
+    Attributes:
+        state: the part of the cache key.
+        tensors: name and look-up (of the owner) of each tensor, by ``id``.
+        places: where a program could write.
+        codes, types: of the functions and objects met.
+    """
+
+    state: list[Any] = field(default_factory=list)
+    tensors: dict[int, tuple[str, Fetch]] = field(default_factory=dict)
+    places: list[Place] = field(default_factory=list)
+    codes: set[CodeType] = field(default_factory=set)
+    types: set[type] = field(default_factory=set)
+
+
+@dataclass
+class Attention:
+    """What of its surroundings a program's graphs depend on.
+
+    Attributes:
+        names: that its code mentions.
+        written: places, and keys in them, into which it wrote while it was traced; such a
+            counter or log is no reason to trace again.
+    """
+
+    names: frozenset[str] = frozenset()
+    written: set[tuple[int, Any]] = field(default_factory=set)
+
+
+def look_around(roots: Roots, attention: Attention) -> Surroundings:
+    """Everything that the program reaches, for tracing it."""
+    return _Walk(attention, detailed=True).run(roots)
+
+
+def state_of(roots: Roots, attention: Attention) -> tuple[Any, ...]:
+    """The plain values that the program reaches, for the cache key; runs at every call."""
+    return tuple(_Walk(attention, detailed=False).run(roots).state)
+
+
+def changes(place: Place) -> list[tuple[Any, Any]]:
+    """Key and value of what has been written into a place; the key of a cell, and of a whole list, is None."""
+    now, before = place.container, place.copy
+    if isinstance(now, CellType):
+        return [(None, now.cell_contents)] if now != CellType() and now.cell_contents is not before else []
+    if isinstance(now, dict):
+        return [(key, value) for key, value in now.items() if value is not before.get(key)]
+    same = len(now) == len(before) and all(a is b for a, b in zip(now, before))
+    return [] if same else [(None, now)]
+
+
+def mentioned_names(roots: Roots) -> frozenset[str]:
+    """Every name in the code of the functions and methods that the program can call."""
+    names: frozenset[str] = frozenset()
+    while True:
+        found = look_around(roots, Attention(names))
+        codes = set(found.codes)
+        for kind in found.types:
+            codes.update(_methods(kind, names))
+        grown = names.union(*map(_names_in, codes)) if codes else names
+        if grown == names:
+            return names
+        names = grown
+
+
+class _Walk:
+    """One walk; `detailed` also records what only a trace needs."""
+
+    def __init__(self, attention: Attention, detailed: bool) -> None:
+        self.found, self.detailed = Surroundings(), detailed
+        self.names, self.written = attention.names, attention.written
+        self.seen: set[int] = set()
+
+    def run(self, roots: Roots) -> Surroundings:
+        if roots.owner is not None:
+            self.visit(roots.owner, "", lambda owner: owner, 0)
+        self.visit(roots.fn, "", lambda _, fn=roots.fn: fn, 0)
+        for name, value in roots.statics:
+            if not isinstance(value, _PRIMITIVE):
+                self.visit(value, name, lambda _, value=value: value, 0, pinned=True)
+        return self.found
+
+    def visit(self, value: Any, path: str, fetch: Fetch, depth: int, pinned: bool = False) -> None:
+        state = self.found.state
+        if isinstance(value, Tensor):
+            self.found.tensors.setdefault(id(value), (path, fetch))
+            state.append(id(value) if pinned else Tensor)
+            return
+        if isinstance(value, _PRIMITIVE):
+            state.append(type(value))
             state.append(value)
-    for root in modules:
-        for part in root.modules():
-            state.extend(v for v in vars(part).values() if isinstance(v, _PRIMITIVE))
-    return tuple(state)
+            return
+        if isinstance(value, (type, ModuleType, EstimatorState)):
+            return
+        if id(value) in self.seen or depth > _DEEPEST:
+            return
+        self.seen.add(id(value))
+        state.append(type(value))
+        for name, child, read in self.parts(value, path):
+            self.visit(child, name, _then(fetch, read) if self.detailed else fetch, depth + 1, pinned)
+
+    def parts(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
+        """Name, value and reader of what an object holds."""
+        if isinstance(value, FunctionType):
+            return self.function(value, path)
+        if isinstance(value, MethodType):
+            both = ("__self__", path, value.__self__), ("__func__", path, value.__func__)
+            return ((name, child, _attribute(key)) for key, name, child in both)
+        if isinstance(value, functools.partial):
+            inside = (("func", value.func), ("args", value.args), ("keywords", value.keywords))
+            return ((_joined(path, key) if key != "func" else path, child, _attribute(key)) for key, child in inside)
+        if isinstance(value, dict):
+            return self.items(value, path, value.items())
+        if isinstance(value, (list, tuple)):
+            return self.items(value, path, enumerate(value))
+        if isinstance(value, nn.Module):
+            return self.module(value, path)
+        if callable(value) and type(value).__module__ in _LIBRARIES:
+            self.found.state.append(id(value))
+            return iter(())
+        return self.attributes(value, path)
+
+    def function(self, fn: FunctionType, path: str) -> Iterator[tuple[str, Any, Fetch]]:
+        self.found.state.append(fn.__code__)
+        if (fn.__module__ or "").split(".")[0] in _LIBRARIES:
+            return
+        self.found.codes.add(fn.__code__)
+        prefix = f"{path}." if path else ""
+        scope = dict(zip(fn.__code__.co_freevars, fn.__closure__ or ()))
+        for name, cell in scope.items():
+            if cell != CellType() and (id(cell), None) not in self.written:  # assigned
+                self.place(prefix + name, cell, cell.cell_contents)
+                yield prefix + name, cell.cell_contents, lambda fn, cell=cell: cell.cell_contents
+        self.place("", fn.__globals__)
+        for name in _names_in(fn.__code__):
+            if name in fn.__globals__ and (id(fn.__globals__), name) not in self.written:
+                yield prefix + name, fn.__globals__[name], lambda fn, name=name: fn.__globals__[name]
+        yield from ((prefix + "defaults", part, _attribute(key)) for key, part in
+                    (("__defaults__", fn.__defaults__), ("__kwdefaults__", fn.__kwdefaults__)) if part)
+
+    def items(self, value: Any, path: str, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, Any, Fetch]]:
+        if (id(value), None) in self.written:
+            return
+        self.found.state.append(len(value))
+        if len(value) > _WIDEST:
+            self.found.state.append(id(value))
+            return
+        self.place(path, value)
+        for key, child in items:
+            if (id(value), key) in self.written:
+                continue
+            if not isinstance(key, int):
+                self.found.state.append(key)
+            yield f"{path}[{key!r}]", child, lambda value, key=key: value[key]
+
+    def module(self, module: nn.Module, path: str) -> Iterator[tuple[str, Any, Fetch]]:
+        own = module.__dict__
+        for group in ("_parameters", "_buffers", "_modules"):
+            self.place(path, own[group], owner=module)
+            for name, child in own[group].items():
+                yield _joined(path, name), child, _attribute(name)
+        self.found.state.extend((module.training, *own["_forward_hooks"], *own["_forward_pre_hooks"]))
+        yield from self.attributes(module, path, _MODULE_INTERNALS)
+
+    def attributes(self, value: Any, path: str, but: frozenset[str] = frozenset()
+                   ) -> Iterator[tuple[str, Any, Fetch]]:
+        if self.detailed:
+            self.found.types.add(type(value))
+        own = getattr(value, "__dict__", None)
+        if own is None:
+            self.found.state.append(id(value))
+            return
+        self.place(path, own, owner=value)
+        for name, child in own.items():
+            if (name in self.names or name == "__wrapped__") and name not in but and (
+                    id(own), name) not in self.written:
+                yield _joined(path, name), child, _attribute(name)
+        for name in self.names & _class_values(type(value)):
+            if name not in own:
+                yield _joined(path, name), getattr(type(value), name), _attribute(name)
+
+    def place(self, path: str, container: Any, content: Any = None, owner: Any = None) -> None:
+        """Note what a trace could write into, and what is in it now."""
+        if self.detailed and isinstance(container, (list, dict, CellType)):
+            copy = content if isinstance(container, CellType) else container.copy()
+            self.found.places.append(Place(path, container, copy, owner))
 
 
-def _module_tensors(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
-def _module_fetch(path: str) -> Fetch:
-    parts = path.split(".")
-    return lambda module: reduce(getattr, parts, module)
+def _then(first: Fetch, then: Fetch) -> Fetch:
+    return lambda owner: then(first(owner))
 
 
-def _read(read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except (ValueError, KeyError):  # an empty cell, a deleted global
-        return None
+def _attribute(name: str) -> Fetch:
+    return lambda value: getattr(value, name)
 
 
-def _cell_reader(cell: Any) -> Callable[[], Any]:
-    return lambda: cell.cell_contents
+@functools.lru_cache(maxsize=4096)
+def _names_in(code: CodeType) -> frozenset[str]:
+    """Names of globals and attributes in a function and in the functions written inside it."""
+    inner = (_names_in(part) for part in code.co_consts if isinstance(part, CodeType))
+    return frozenset(code.co_names).union(*inner)
 
 
-def _global_reader(scope: dict[str, Any], name: str) -> Callable[[], Any]:
-    return lambda: scope[name]
+@functools.lru_cache(maxsize=1024)
+def _class_values(kind: type) -> frozenset[str]:
+    """Names of plain values and tensors among a user class's own attributes."""
+    kinds = [k for k in kind.__mro__ if k.__module__.split(".")[0] not in _LIBRARIES]
+    return frozenset(name for k in kinds for name, value in vars(k).items()
+                     if isinstance(value, (*_PRIMITIVE, Tensor, list, dict)) and not name.startswith("__"))
+
+
+def _is_operator(name: str) -> bool:
+    """Whether Python calls a method of this name without its being mentioned."""
+    return name.startswith("__") and name not in ("__init__", "__new__", "__del__", "__repr__", "__getstate__")
+
+
+def _methods(kind: type, names: frozenset[str]) -> Iterator[CodeType]:
+    """Code of the methods and properties of a class that a program can call."""
+    for parent in kind.__mro__:
+        library = parent.__module__.split(".")[0] in _LIBRARIES
+        for name, member in vars(parent).items():
+            if name not in names and name != "forward" and (library or not _is_operator(name)):
+                continue
+            for part in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
+                for each in (part, inspect.unwrap(part) if callable(part) else None):
+                    if isinstance(each, FunctionType):
+                        yield each.__code__

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -13,9 +15,12 @@ import torch.fx
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.function import _SingleLevelFunction
+from torch.utils._python_dispatch import _disable_current_modes
 
 from propc.errors import PropcError, TraceError, message
 from propc.ir import Source
+from propc.tracing.guards import random_states, restore_random
 
 getitem = operator.getitem
 
@@ -29,14 +34,15 @@ _TENSOR_PROPERTIES = frozenset("T mT H mH real imag data grad".split())
 _EFFECTS = frozenset("__setitem__ register_hook retain_grad".split())
 _REFUSED = {
     "backward": "Call backward outside the compiled function, on what it returns.",
-    "numpy": "Use propc.opaque for code that needs NumPy.",
+    "numpy": "Use torch operations, or propc.opaque for code that needs NumPy.",
+    "__array__": "NumPy cannot work on traced tensors: use torch operations, or propc.opaque.",
     "tolist": "Use propc.opaque for code that needs Python numbers.",
-    "manual_seed": "Seed outside the compiled function; inside, every call would draw the same numbers.",
 }
 # Autograd gives a gradient for these (zero) or none, though their value jumps.
 _ROUGH = frozenset(
     "sign sgn round floor ceil trunc fix heaviside floor_divide __floordiv__ bernoulli".split()
 )
+_AUTOCAST_DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 _RANDOM = frozenset(
     "rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson "
     "binomial dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu gumbel_softmax "
@@ -71,7 +77,7 @@ def has_effect(func: Any) -> bool:
 @lru_cache(maxsize=4096)
 def is_rough(func: Any) -> bool:
     """Whether the value jumps where autograd says that the gradient is zero or undefined."""
-    return name_of(func) in _ROUGH
+    return not isinstance(func, CustomFunction) and name_of(func) in _ROUGH
 
 
 def is_random(node: torch.fx.Node) -> bool:
@@ -89,18 +95,17 @@ def refuse(func: Any, where: Callable[[], Source]) -> None:
                                  where=where()))
 
 
-@lru_cache(maxsize=4096)
-def _method(func: Any) -> str | None:
-    """The name under which a function is a tensor method, if it is one."""
-    name = getattr(func, "__name__", "")
-    return name if name and getattr(Tensor, name, None) is func else None
+@lru_cache(maxsize=1)
+def _methods() -> dict[Any, str]:
+    """Names of the tensor methods, by function; some functions do not bear the name of their method."""
+    return {getattr(Tensor, name): name for name in dir(Tensor) if callable(getattr(Tensor, name))}
 
 
 def target_of(func: Any, args: Any) -> tuple[str, Any]:
     """How torch.fx writes this call."""
     if getattr(func, "__name__", "") == "__get__":
         return "call_function", _Property(name_of(func))
-    method = _method(func)
+    method = _methods().get(func)
     if method == "__getitem__":
         return "call_function", getitem
     if method == "__setitem__":
@@ -137,33 +142,69 @@ def after(value: Any, _write: Any) -> Any:
     return value
 
 
-def context(outer_grad: bool) -> tuple[Any, ...] | None:
-    """The no_grad or autocast region around an operation, where it differs from the call's own."""
-    grad = torch.is_grad_enabled()
-    autocast = _autocast()
-    return None if grad == outer_grad and autocast is None else (grad, autocast)
+class CustomFunction:
+    """`apply` of a user's `torch.autograd.Function`, as one operation; equal for equal classes."""
+
+    def __init__(self, cls: Any) -> None:
+        self.cls = cls
+        self.__name__ = self.__qualname__ = cls.__name__
+        self.__module__ = __name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super(_SingleLevelFunction, self.cls).apply(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CustomFunction) and other.cls is self.cls
+
+    def __hash__(self) -> int:
+        return hash(self.cls)
 
 
-def _autocast() -> tuple[str, torch.dtype, bool] | None:
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            return device, torch.get_autocast_dtype(device), torch.is_autocast_cache_enabled()
-    return None
+@dataclass(frozen=True)
+class Region:
+    """A grad mode, and (device, enabled, dtype) of autocast for each device.
+
+    Operations written in a region that differs from that of the call run in it again.
+    """
+
+    grad: bool
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(self.grad))
+            for device, enabled, dtype in self.autocast:
+                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+            yield
 
 
-def in_distributions() -> bool:
-    """Whether the innermost Python frame outside propc is torch.distributions' argument check."""
+def region() -> Region:
+    """The region that the program is in now."""
+    return Region(torch.is_grad_enabled(), autocast())
+
+
+def autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
+    """(device, enabled, dtype) of autocast where there is such a device."""
+    return tuple((device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+                 for device in _AUTOCAST_DEVICES)
+
+
+def in_argument_check() -> bool:
+    """Whether the innermost Python frame outside propc is an argument check of torch.distributions."""
     frame = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("propc."):
         frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.distributions")
+    checks = frame is not None and frame.f_code.co_name in ("__init__", "_validate_sample")
+    return checks and frame.f_globals.get("__name__", "").startswith("torch.distributions")
 
 
-def opaque_shapes(fn: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
+def run_on_zeros(fn: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
     """What a black box returns, as fake tensors: it is run once, on zeros of the arguments' shapes."""
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    with _disable_current_modes(), torch.no_grad():
+    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    cards = {t.device.index for t in tensors if t.device.type == "cuda"}
+    states = random_states()
+    with _disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=cards):
         real = pytree.tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device),
                                     (args, kwargs))
         try:
@@ -174,4 +215,25 @@ def opaque_shapes(fn: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTens
             if hasattr(error, "add_note"):
                 error.add_note("propc ran this black box once on zeros, to learn the shapes it returns.")
             raise
+        finally:
+            restore_random(states)
     return pytree.tree_map_only(Tensor, mode.from_tensor, result)
+
+
+_INSTEAD = {
+    "tensor": "Use torch.stack to put traced tensors into one.",
+    "as_tensor": "Use torch.stack to put traced tensors into one.",
+    "__getitem__": "A mask gives a tensor of unknown size: use torch.where or multiply by the mask.",
+    "masked_select": "A mask gives a tensor of unknown size: use torch.where or multiply by the mask.",
+    "nonzero": "It gives a tensor of unknown size: use torch.where(condition, a, b) or a mask.",
+    "unique": "It gives a tensor of unknown size: use propc.opaque.",
+    "rsample": "Mark the draw with propc.sample.",
+    "sample": "Mark the draw with propc.sample.",
+}
+
+
+def instead(func: Any) -> str:
+    """What to write instead of an operation that needs to see values."""
+    return _INSTEAD.get(name_of(func), (
+        "Use torch.where for a choice by value, propc.opaque for code that must see values, or pass what decides as "
+        "a static (non-tensor) argument."))

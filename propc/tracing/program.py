@@ -52,6 +52,7 @@ class Program:
         spec: the pytree structure of the returned value.
         mutates: whether an operation writes into an existing tensor.
         where: the function's own file and line.
+        returned_memory: identity of the memory behind the returned tensors, as in ``meta["memory"]``.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Program:
     spec: Any
     mutates: bool
     where: Source
+    returned_memory: frozenset[int] = frozenset()
 
 
 def mark_of(node: torch.fx.Node) -> Mark | None:

@@ -1,4 +1,4 @@
-"""Small clean-ups of a traced program: needless broadcasts, constants, dead code.
+"""Small clean-ups of a traced program: needless broadcasts and dependences, constants, dead code.
 
 `torch.distributions` constructors broadcast their arguments and turn numbers into
 tensors at every call; both are known when the program is traced.
@@ -6,6 +6,7 @@ tensors at every call; both are known when the program is traced.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,10 @@ from propc.tracing import operations
 from propc.tracing.program import Leaf, Program, mark_of, type_of
 
 _MAKERS = frozenset({torch.tensor, torch.zeros, torch.ones, torch.full, torch.eye, torch.arange, torch.linspace})
+_LIKE: dict[str, Callable[..., Tensor]] = {  # these read the shape of a tensor, not its values
+    "zeros_like": torch.zeros, "ones_like": torch.ones, "empty_like": torch.empty, "rand_like": torch.rand,
+    "randn_like": torch.randn, "new_zeros": torch.zeros, "new_ones": torch.ones, "new_empty": torch.empty,
+}
 _SHAPERS = frozenset({"expand", "view", "reshape", "unsqueeze"})
 
 
@@ -24,10 +29,14 @@ def simplify(program: Program) -> Program:
     """Remove broadcasts that change nothing, compute constants once, drop what nobody uses."""
     for node in list(program.graph.nodes):
         _drop_broadcast(program.graph, node)
+        _drop_likeness(program.graph, node)
     if not program.mutates:  # a constant that is written into must be made anew at every call
         program = _fold_constants(program)
     _drop_dead(program.graph)
-    return program
+    (returned,) = next(n for n in program.graph.nodes if n.op == "output").args
+    remaining = iter(returned)  # type: ignore[arg-type]
+    return replace(program, outputs=tuple(next(remaining) if isinstance(v, torch.fx.Node) else v
+                                          for v in program.outputs))
 
 
 def _drop_broadcast(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
@@ -47,14 +56,27 @@ def _drop_broadcast(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     node.replace_all_uses_with(argument)
 
 
+def _drop_likeness(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """``zeros_like(x)`` is ``zeros`` of a known shape, and depends on no site."""
+    name = node.target if isinstance(node.target, str) else operations.name_of(node.target)
+    kind = type_of(node)
+    if name not in _LIKE or kind is None or kind.requires_grad or node.kwargs.keys() - {"dtype", "device"}:
+        return
+    with graph.inserting_before(node):
+        made = graph.call_function(_LIKE[name], (kind.shape,), {"dtype": kind.dtype, "device": kind.device})
+    made.meta.update(node.meta)
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
+
+
 def _fold_constants(program: Program) -> Program:
     graph, leaves = program.graph, list(program.leaves)
     known: dict[Any, torch.fx.Node] = {}
     values: dict[torch.fx.Node, Tensor] = {}
     anchor = leaves[-1].node if leaves else graph._root
     for node in list(graph.nodes):
-        if not _foldable(node, values):
-            continue
+        if not _foldable(node, values) or node.meta.get("memory") in program.returned_memory:
+            continue  # what is returned belongs to the caller
         key = (node.target, repr(node.args), repr(node.kwargs))
         if key not in known:
             value = _compute(node, values)
@@ -111,7 +133,4 @@ def _effectful(node: torch.fx.Node) -> bool:
     """Whether a node must stay though nobody uses it; draws stay to keep the random stream."""
     if node.op in ("placeholder", "output") or mark_of(node) is not None or operations.is_random(node):
         return True
-    name = node.target if isinstance(node.target, str) else operations.name_of(node.target)
-    writes = name.endswith("_") and not name.endswith("__") or name.startswith("__i") and name != "__invert__"
-    named = name in ("setitem", "register_hook", "retain_grad", "batch_norm", "instance_norm", "copy_")
-    return writes or named or "out" in node.kwargs
+    return bool(node.meta.get("writes"))

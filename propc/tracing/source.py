@@ -23,13 +23,14 @@ def user_source() -> Source:
     """File, line and function of the innermost frame that is neither torch's nor propc's."""
     frame = sys._getframe(1)
     while frame is not None:
-        if not _is_hidden(frame.f_code.co_filename):
+        if not is_hidden(frame.f_code.co_filename):
             return Source(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
         frame = frame.f_back  # type: ignore[assignment]
     return Source("", 0)
 
 
-def _is_hidden(filename: str) -> bool:
+def is_hidden(filename: str) -> bool:
+    """Whether a file is torch's or propc's own."""
     if filename not in _SEEN:
         generated = filename.startswith("<") and not filename.startswith(("<stdin", "<string", "<ipython"))
         _SEEN[filename] = generated or os.path.realpath(filename).startswith(_HIDDEN)

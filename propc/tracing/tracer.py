@@ -9,8 +9,8 @@ each. The user's own code runs, so distributions, modules, helpers such as
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -26,11 +26,12 @@ from torch._subclasses.fake_tensor import (
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
-from propc.distributions import take_apart
+from propc.distributions import DistributionSpec, take_apart
 from propc.errors import PropcTypeError, PropcValueError, TraceError, message
 from propc.ir import Source, TensorType
 from propc.tracing import operations
 from propc.tracing.guards import isolated
+from propc.tracing.held import Surroundings
 from propc.tracing.program import Leaf, Mark, Program
 from propc.tracing.source import user_source
 
@@ -59,28 +60,30 @@ class _Recorder(TorchFunctionMode):
 
 
 class Tracer(torch.fx.Tracer):
-    """Traces one call of `fn`.
+    """Traces one call of a function.
 
     Args:
-        names: paths of the tensors that the program holds, by ``id``.
-        fetchers: how each of these is looked up at a later call.
+        surroundings: what the function reaches besides its tensor arguments.
     """
 
     def __init__(
         self,
-        names: Mapping[int, tuple[str, Callable[[Any], Tensor]]] | None = None,
+        surroundings: Surroundings | None = None,
     ) -> None:
         super().__init__()
         self.graph = torch.fx.Graph()
-        self._names = dict(names or {})
+        self._surroundings = surroundings or Surroundings()
         self._leaves: list[Leaf] = []
         self._held: dict[int, tuple[Tensor, FakeTensor]] = {}  # the tensor itself keeps its id alive
         self._marks: dict[str, Source] = {}
         self._written: dict[int, tuple[int, torch.fx.Node, Any]] = {}
-        self._mode = FakeTensorMode()
-        self._grad = True
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._alive: list[Tensor] = []  # a freed tensor's memory would lend its identity to another
+        self._drawn: dict[Any, tuple[torch.dtype, torch.device]] = {}  # of draws, by family
+        self._region = operations.region()
         self._mutates = False
         self._steps = 0
+        self._inside = False  # a torch call, whose parts are not recorded
 
     def run(
         self, fn: Callable[..., Any], leaves: list[Any], rebuild: Callable[[list[Any]], tuple[Any, Any]],
@@ -88,18 +91,15 @@ class Tracer(torch.fx.Tracer):
     ) -> Program:
         """Trace ``fn`` on flattened arguments; tensors among `leaves` are traced, the rest is static."""
         with ExitStack() as stack:
-            stack.enter_context(isolated(self))
-            self._grad = torch.is_grad_enabled()
+            stack.enter_context(isolated(self._surroundings.places, _recorded_apply))
             with torch._C.DisableTorchFunction():
                 values = [
                     self._placeholder(leaf, path) if isinstance(leaf, Tensor) else leaf
                     for leaf, path in zip(leaves, paths)
                 ]
             args, kwargs = rebuild(values)
-            _ACTIVE.tracer = self
-            stack.callback(setattr, _ACTIVE, "tracer", None)
             stack.enter_context(self._mode)
-            with _Recorder(self):
+            with _activated(self), _Recorder(self):
                 result = fn(*args, **kwargs)
             with torch._C.DisableTorchFunction():
                 return self._program(result, name, where)
@@ -110,28 +110,41 @@ class Tracer(torch.fx.Tracer):
         """Run one torch call on fake tensors and write it into the graph."""
         if operations.is_static(func):
             return func(*args, **kwargs)
+        if operations.name_of(func) == "__iter__":
+            return iter(self.record(Tensor.unbind, args, kwargs))
         operations.refuse(func, user_source)
-        args, kwargs = self._lift(args), self._lift(kwargs)
+        given, args, kwargs = args, self._lift(args), self._lift(kwargs)
         touched = [t for t in _flat((args, kwargs)) if isinstance(t, FakeTensor)]
-        versions = [t._version for t in touched]
+        versions = [_version(t) for t in touched]
         try:
-            result = func(*args, **kwargs)
+            with self._unrecorded():
+                result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             return self._data_dependent(func, error)
-        written = [t for t, v in zip(touched, versions) if t._version != v]
+        written = [t for t, v in zip(touched, versions) if _version(t) != v]
         if not written and not operations.has_effect(func) and not _has_tensor(result):
             return result
         node = self._emit(func, args, kwargs)
+        node.meta["writes"] = bool(written) or operations.has_effect(func)
         self._bind(result, node)
         for tensor in written:
             self._mark_written(tensor, node)
-        return result
+        return given[0] if written and result is args[0] else result  # the user's own object, if it is one
+
+    @contextmanager
+    def _unrecorded(self) -> Iterator[None]:
+        inside, self._inside = self._inside, True
+        try:
+            yield
+        finally:
+            self._inside = inside
 
     def _emit(self, func: Any, args: Any, kwargs: Any) -> torch.fx.Node:
         op, target = operations.target_of(func, args)
         node = self.graph.create_node(op, target, self._nodes(args), self._nodes(kwargs))
         node.meta["where"] = user_source()
-        node.meta["context"] = operations.context(self._grad)
+        region = operations.region()
+        node.meta["context"] = None if region == self._region else region
         node.meta["rough"] = operations.is_rough(func)
         return node
 
@@ -153,16 +166,14 @@ class Tracer(torch.fx.Tracer):
     def _own(self, tensor: Any, node: torch.fx.Node) -> None:
         self._steps += 1
         tensor._propc_node, tensor._propc_step = node, self._steps
+        node.meta["memory"] = _memory(tensor)
+        self._alive.append(tensor)
 
     def _node(self, tensor: Any) -> torch.fx.Node:
         """The torch.fx node behind a fake tensor, after the last write to its memory."""
         node: torch.fx.Node | None = getattr(tensor, "_propc_node", None)
-        if node is None:
-            raise TraceError(message(
-                "a tensor came from code that a trace cannot see (a torch.func transform such as vmap, "
-                "a scripted function, or a tensor kept from an earlier trace)",
-                "Wrap that code in propc.opaque if no gradient has to pass it, or write it with ordinary "
-                "tensor operations.", where=user_source()))
+        if node is None or node.graph is not self.graph:
+            raise _unseen()
         if self._written:
             step, writer, _ = self._written.get(_memory(tensor), (0, node, None))
             if step > tensor._propc_step:
@@ -183,6 +194,8 @@ class Tracer(torch.fx.Tracer):
     def _lift(self, value: Any) -> Any:
         """Replace real tensors, which the program holds, by fake ones."""
         if isinstance(value, FakeTensor):
+            if value.fake_mode is not self._mode:
+                raise _unseen()
             return value
         if isinstance(value, Tensor):
             return self._hold(value)
@@ -229,8 +242,9 @@ class Tracer(torch.fx.Tracer):
         """The fake twin of a tensor that the program holds."""
         if id(tensor) not in self._held:
             if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-                return tensor  # type: ignore[return-value]  # `_node` explains
-            path, fetch = self._names.get(id(tensor), (f"tensor{len(self._held)}", lambda _: tensor))
+                raise _unseen()
+            unnamed = f"tensor{len(self._held)}", lambda _: tensor
+            path, fetch = self._surroundings.tensors.get(id(tensor), unnamed)
             self._held[id(tensor)] = (tensor, self._placeholder(tensor, path, fetch))
         return self._held[id(tensor)][1]
 
@@ -241,19 +255,24 @@ class Tracer(torch.fx.Tracer):
         with torch._C.DisableTorchFunction():
             spec, tensors = take_apart(dist)
             phi = tuple(self._lift(t) for t in tensors)
-            draw = self._fake_draw(dist, spec.sample_shape)
+            if not torch.is_grad_enabled():
+                phi = tuple(self.record(Tensor.detach, (t,), {}) if t.requires_grad else t for t in phi)
+            draw = self._fake_draw(spec, phi)
             mark = Mark("site", self._name(name, "site"), spec, estimator)
             return self._mark(mark, tuple(self._node(t) for t in phi), draw, phi)
 
-    def _fake_draw(self, dist: Distribution, shape: tuple[int, ...]) -> Tensor:
-        """A tensor of the shape and dtype of a draw."""
-        with torch.no_grad():
-            try:
-                draw = dist.sample()
-            except (DataDependentOutputException, DynamicOutputShapeException):  # rejection samplers
-                dtype = next((t.dtype for t in take_apart(dist)[1] if t.is_floating_point()), None)
-                return torch.empty(shape, dtype=dtype)
-            return torch.empty(shape, dtype=draw.dtype, device=draw.device)
+    def _fake_draw(self, spec: DistributionSpec, phi: tuple[Tensor, ...]) -> Tensor:
+        """A tensor of the shape and dtype of a draw. The user's own object computes nothing."""
+        key = spec.text, *(t.dtype for t in phi)
+        if key not in self._drawn:
+            with torch.no_grad(), self._unrecorded():
+                try:
+                    draw = spec.builder()(phi).sample()
+                except (DataDependentOutputException, DynamicOutputShapeException):  # rejection samplers
+                    draw = next((t for t in phi if t.is_floating_point()), torch.empty(()))
+                self._drawn[key] = draw.dtype, draw.device
+        dtype, device = self._drawn[key]
+        return torch.empty(spec.sample_shape, dtype=dtype, device=device)
 
     def node(self, value: Tensor, name: str | None) -> Tensor:
         """Record a named deterministic value."""
@@ -275,13 +294,19 @@ class Tracer(torch.fx.Tracer):
             return self._mark(Mark("cost", label), (self._node(value),), value.clone(), (value,))
 
     def opaque(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Record a black box; its outputs' shapes come from one run on fake tensors or real zeros."""
-        with torch._C.DisableTorchFunction():
+        """Record a black box; its outputs' shapes come from one run on zeros."""
+        with torch._C.DisableTorchFunction(), _activated(None):
             args, kwargs = self._lift(args), self._lift(kwargs)
-            result = operations.opaque_shapes(fn, args, kwargs, self._mode)
+            label = self._name(None, getattr(fn, "__name__", "opaque"))
+            result = operations.run_on_zeros(fn, args, kwargs, self._mode)
+            items = result if isinstance(result, (tuple, list)) else [result]
+            if not all(isinstance(item, Tensor) for item in items):
+                kinds = ", ".join(type(item).__name__ for item in items if not isinstance(item, Tensor))
+                raise PropcTypeError(message(
+                    f"a black box must return a tensor, or a tuple or list of tensors; got {kinds}",
+                    "Wrap numbers and arrays in torch.as_tensor.", at=f"black box {label!r}", where=user_source()))
             node = self.graph.call_function(fn, self._nodes(args), self._nodes(kwargs))
-            node.meta.update(where=user_source(), context=None, rough=True)
-            node.meta["mark"] = Mark("opaque", self._name(None, getattr(fn, "__name__", "opaque")))
+            node.meta.update(where=user_source(), context=None, rough=True, mark=Mark("opaque", label))
             self._bind(result, node)
             return result
 
@@ -322,16 +347,47 @@ class Tracer(torch.fx.Tracer):
             spec=spec,
             mutates=self._mutates,
             where=where,
+            returned_memory=frozenset(v.meta["memory"] for v in outputs if isinstance(v, torch.fx.Node)),
         )
 
     def _data_dependent(self, func: Any, error: Exception) -> Any:
-        if operations.name_of(func) == "__bool__" and operations.in_distributions():
-            return True  # argument validation; ours runs with the site's name
+        if operations.name_of(func) == "__bool__" and operations.in_argument_check():
+            return True  # ours runs with the site's name
         raise TraceError(message(
-            f"{operations.name_of(func)!r} needs the value of a traced tensor, which is only known when the "
-            "compiled function runs",
-            "Use torch.where for a choice by value, propc.opaque for code that must see values, or pass what "
-            "decides as a static (non-tensor) argument.", where=user_source())) from error
+            f"{operations.name_of(func)!r} needs the value of a traced tensor, which is only known when the compiled "
+            "function runs", operations.instead(func), where=user_source())) from error
+
+
+@contextmanager
+def _activated(tracer: Tracer | None) -> Iterator[None]:
+    """Make `tracer` the one at work in this thread."""
+    before = active_tracer()
+    _ACTIVE.tracer = tracer
+    try:
+        yield
+    finally:
+        _ACTIVE.tracer = before
+
+
+def _recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """`autograd.Function.apply` as one traced operation, so that its own backward is kept."""
+    tracer, function = active_tracer(), operations.CustomFunction(cls)
+    if tracer is None or tracer._inside:
+        return function(*args, **kwargs)
+    with torch._C.DisableTorchFunction():
+        return tracer.record(function, args, kwargs)
+
+
+def _unseen() -> TraceError:
+    return TraceError(message(
+        "a tensor came from code that a trace cannot see (a torch.func transform such as vmap, a scripted function, "
+        "or a tensor kept from an earlier trace)",
+        "Write it with ordinary operations on the whole batch, or wrap it in propc.opaque if no gradient has to pass.",
+        where=user_source()))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _memory(tensor: Any) -> int:
