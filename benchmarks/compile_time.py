@@ -4,7 +4,7 @@
 
 Each figure is the median of `compiled.graph(...)` on freshly compiled objects, in
 milliseconds per site; growth is the time per site of the longest horizon over that of the
-one before. One thread.
+one before. One thread, CPU time.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def measure(horizons: Sequence[int], repeats: int) -> list[Result]:
         given = models.problem(BATCH, 2, horizon)
         steps = {program.name: partial(build, program, given) for program in PROGRAMS}
         rounds = max(3, repeats * 100 // horizon) if horizon > 100 else repeats
-        figures = timing.interleave(steps, rounds=rounds, warmup=1 if horizon <= 100 else 0)
+        clock = timing.Clock.named("cpu", torch.device("cpu"))
+        figures = timing.interleave(steps, rounds=rounds, warmup=1 if horizon <= 100 else 0, clock=clock)
         for name, values in figures.items():
             medians[name][horizon] = statistics.median(values) / horizon / 1e6
     return [Result(name, per_site) for name, per_site in medians.items()]
@@ -84,9 +85,7 @@ def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """Header and rows."""
     horizons = list(results[0].per_site)
     header = ["ms per site", *(f"H={horizon}" for horizon in horizons), "growth"]
-    rows = [
-        [r.name, *(f"{r.per_site[horizon]:.2f}" for horizon in horizons), f"{r.growth:.2f}"] for r in results
-    ]
+    rows = [[r.name, *(f"{r.per_site[horizon]:.2f}" for horizon in horizons), f"{r.growth:.2f}"] for r in results]
     return header, rows
 
 
@@ -97,7 +96,7 @@ def bounds(results: Sequence[Result]) -> list[timing.Bound]:
         bound
         for r in results
         for bound in (
-            timing.Bound(f"{r.name}: ms per site at H={longest}", r.per_site[longest], SITE_TARGET),
+            timing.Bound(f"{r.name}: ms per site at H={longest}", r.per_site[longest], SITE_TARGET, slack=3.0),
             timing.Bound(f"{r.name}: growth up to H={longest}", r.growth, GROWTH_TARGET),
         )
     ]

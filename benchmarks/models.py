@@ -42,11 +42,13 @@ def problem(
     beta: float = 2.0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    trained: bool = False,
 ) -> Problem:
     """The RNN of the paper for ``dim == 2``, a random one else.
 
     Rows of the random W have entries of standard deviation 4/√dim: pre-activations are of
     order 1 at any `dim`, so the state neither saturates nor loses its dependence on the past.
+    With `trained`, W takes a gradient too.
     """
     if dim == 2:
         weights = torch.tensor([[-5.0, -25.0], [5.0, 25.0]])
@@ -58,7 +60,7 @@ def problem(
     return Problem(
         beta=torch.tensor(beta, device=device, dtype=dtype, requires_grad=True),
         x0=start.to(device, dtype).expand(batch, dim).contiguous(),
-        W=weights.to(device, dtype),
+        W=weights.to(device, dtype).requires_grad_(trained),
         horizon=horizon,
     )
 
@@ -68,7 +70,7 @@ def step(fn: Callable[..., Tensor], given: Problem) -> Callable[[], None]:
     beta, x0, W, horizon = given.beta, given.x0, given.W, given.horizon
 
     def run() -> None:
-        beta.grad = None
+        beta.grad = W.grad = None
         fn(beta, x0, W, horizon).mean().backward()
 
     return run
@@ -145,9 +147,7 @@ class _TotalPropagationSite(torch.autograd.Function):
     def backward(ctx: Any, path: Tensor, message: Tensor) -> tuple[Tensor, None, None]:
         noise, *tangents = ctx.saved_tensors
         score = noise * (message / SIGMA).unsqueeze(-1)
-        of_score, of_path = (
-            _spread((part * tangents[0]).sum(-1) if tangents else part) for part in (score, path)
-        )
+        of_score, of_path = (_spread((part * tangents[0]).sum(-1) if tangents else part) for part in (score, path))
         weight = (of_path / (of_path + of_score)).nan_to_num(nan=0.5)
         return torch.lerp(path, score, weight), None, None
 

@@ -41,6 +41,7 @@ LIGHT = {"propc rp": 1.0, "propc tp": 1.3, "propc tp[beta]": 2.5}
 HEAVY = {"propc rp": 1.02, "propc tp": 1.4, "propc tp[beta]": 1.5}
 LR_TARGET = 1.0  # propc lr over the hand-written surrogate
 MEMORY_TARGET = 1.3  # propc tp at the site over propc rp
+TRAINED = ("propc rp", "propc tp")  # whose memory is measured with a trained W too
 
 FULL = (
     Case(1000, 2, 10, 301, LIGHT),
@@ -58,28 +59,34 @@ class Result:
     time: dict[str, timing.Ratio]
     lr_over_hand: timing.Ratio
     memory: dict[str, int]
+    trained: dict[str, int]  # the same where W takes a gradient too
 
 
 def candidates() -> dict[str, Callable[..., torch.Tensor]]:
     """Rollouts by name: those by hand, and propc's under each estimator."""
     estimators = {"rp": "rp", "lr": "lr", "tp": "tp", "tp[beta]": propc.estimator("tp", target="beta")}
     compiled = {
-        f"propc {name}": propc.compile(models.rollout, estimator=estimator)
-        for name, estimator in estimators.items()
+        f"propc {name}": propc.compile(models.rollout, estimator=estimator) for name, estimator in estimators.items()
     }
     return {**models.by_hand(), **compiled}
 
 
 def measure(case: Case, device: torch.device, clock: timing.Clock) -> Result:
     """Time and memory of every candidate on one case."""
-    given = models.problem(case.batch, case.dim, case.horizon, device=device)
-    steps = {name: models.step(fn, given) for name, fn in candidates().items()}
+    given, trained = (
+        models.problem(case.batch, case.dim, case.horizon, device=device, trained=trained) for trained in (False, True)
+    )
+    rollouts = candidates()
+    steps = {name: models.step(fn, given) for name, fn in rollouts.items()}
     figures = timing.interleave(steps, rounds=case.rounds, clock=clock)
     return Result(
         case=case,
         time=timing.ratios(figures, REFERENCE),
         lr_over_hand=timing.ratios(figures, "hand lr")["propc lr"],
         memory={name: memory.peak_bytes(step, device) for name, step in steps.items()},
+        trained={
+            name: memory.peak_bytes(models.step(rollouts[name], trained), device) for name in (REFERENCE, *TRAINED)
+        },
     )
 
 
@@ -113,6 +120,9 @@ def memory_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]
         [name, *(f"{result.memory[name] / result.memory[REFERENCE]:.2f}" for result in results)]
         for name in results[0].memory
     ]
+    rows += [
+        [f"{name}, W trained", *(f"{r.trained[name] / r.trained[REFERENCE]:.2f}" for r in results)] for name in TRAINED
+    ]
     return ["peak memory / plain rp", *(str(result.case) for result in results)], rows
 
 
@@ -134,7 +144,7 @@ def run(arguments: argparse.Namespace, device: torch.device, marker: str) -> int
 def main() -> int:
     """The command line."""
     parser = timing.options("Step time and memory on the chaotic RNN against plain PyTorch.")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what is timed")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="what is timed")
     return run(parser.parse_args(), torch.device("cpu"), "step_time")
 
 

@@ -184,12 +184,8 @@ def check(bounds: Sequence[Bound], *, strict: bool) -> int:
 
 def options(description: str) -> argparse.ArgumentParser:
     """The options that every benchmark shares."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a quick version")
-    parser.add_argument(
-        "--check", action="store_true", help="exit 1 where a figure is beyond its loose bound"
-    )
+    parser.add_argument("--check", action="store_true", help="exit 1 where a figure is beyond its loose bound")
     parser.add_argument("--out", type=Path, metavar="PAGE.md", help="write the tables into this page")
     return parser
