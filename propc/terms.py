@@ -74,7 +74,7 @@ def additive_terms(program: Program) -> tuple[dict[torch.fx.Node, str], set[torc
         owned = owned and (node in costs or node not in returned)
         parts = _parts(node, touched, adders) if owned and not _is_named(node) else None
         if parts is None:
-            if node in touched or node in costs:
+            if node in touched or node in costs or _is_named(node):
                 terms[node] = wanted[node]
             continue
         adders.add(node)

@@ -151,8 +151,9 @@ def test_influence_and_routes(ops: tuple[Op, ...]) -> None:
         warnings.simplefilter("always")
         graph = compiled(ops).graph(leaves_of(ops))
     influence = graph.influence
-    if oracle.costs:
-        assert {c.name for c in graph.costs} == {f"c{c}" for c in oracle.costs}
+    if oracle.costs:  # beside them stand the named costs that no site influences
+        influenced = {c.name for c in graph.costs if influence.values[c.inputs[0]].any}
+        assert influenced == {f"c{c}" for c in oracle.costs if oracle.sites}
     for cost in oracle.costs if oracle.sites else ():
         reach = influence.values[graph[f"c{cost}"].inputs[0]]
         for mask, relation in (
