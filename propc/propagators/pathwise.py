@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from propc.propagators.base import Draw, Propagator, SiteContext
@@ -19,4 +20,8 @@ class Pathwise(Propagator):
     passes_path: ClassVar[bool] = True
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
-        return Draw(site.build(phi).rsample())
+        if site.normal is None:
+            return Draw(site.build(phi).rsample())
+        loc, scale = (phi[i] for i in site.normal)
+        noise = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device)
+        return Draw(loc + noise * scale)  # bit for bit what rsample gives
