@@ -290,15 +290,19 @@ class Executable:
         checks.check_rows(self.graph, lambda changed: self._replay(values, changed), draws)
 
     def _replay(self, first: Values, draws: Mapping[Ref, Tensor]) -> dict[Ref, Any]:
-        """All values for given draws, from the leaves of a first run; black boxes are not run again."""
+        """All values for given draws, from the leaves of a first run; black boxes are not run again.
+
+        Gradients are on, for programs with hooks or `torch.autograd.grad` inside.
+        """
         values: Values = [None] * len(self.slots)
         for slot in (*self.inputs, *self.held):
-            values[slot] = first[slot].detach().clone()
-        with torch.random.fork_rng(), torch.no_grad():
+            values[slot] = _apart(first[slot])
+        with torch.random.fork_rng():
             torch.manual_seed(0)
             for node, step in self.plan:
                 if isinstance(node, Site):
-                    values[self.slots[Ref(node.name)]] = draws[Ref(node.name)]
+                    slot = self.slots[Ref(node.name)]
+                    values[slot] = _apart(draws[Ref(node.name)], first[slot].requires_grad)
                 elif isinstance(node, Opaque):
                     start = self.slots[Ref(node.name)]
                     values[start : start + len(node.outputs)] = first[start : start + len(node.outputs)]
@@ -315,3 +319,7 @@ class Executable:
             error.add_note(f"(propc: while running {node.kind.value} {node.name!r}, {node.where})")
 
 
+def _apart(tensor: Tensor, wants: bool | None = None) -> Tensor:
+    """A copy with a history of its own, that can be written into."""
+    wants = tensor.requires_grad if wants is None else wants
+    return tensor.detach().requires_grad_(wants).clone()

@@ -32,13 +32,18 @@ class EstimatorState(nn.Module):
             self.parts[name] = module
         return self.parts[name]
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, waiting in self._waiting.items():
+            destination.update({f"{prefix}parts.{name}.{rest}": value for rest, value in waiting.items()})
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
                               missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str]) -> None:
         mine = f"{prefix}parts."
         for key in [k for k in state_dict if k.startswith(mine)]:
             name, rest = key[len(mine):].split(".", 1)
             if name not in self.parts:
-                self._waiting.setdefault(name, {})[rest] = state_dict.pop(key)
+                self._waiting.setdefault(name, {})[rest] = state_dict.pop(key).clone()
         for name in self.parts:
             if not any(k.startswith(f"{mine}{name}.") for k in state_dict):
                 for rest, value in self.parts[name].state_dict().items():
