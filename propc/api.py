@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, overload
 
@@ -23,21 +22,22 @@ class CompiledMethods:
     def _compiler(self) -> Compiler:
         raise NotImplementedError
 
-    def _module(self) -> nn.Module | None:
+    def _owner(self) -> Any:
+        """The module or object that the function is called with, if it is a method."""
         return None
 
     def graph(self, *args: Any, **kwargs: Any) -> PropagationGraph:
         """The propagation graph of a call with these arguments, after all passes. Draws nothing."""
-        return self._compiler().graph(self._module(), args, kwargs)
+        return self._compiler().graph(self._owner(), args, kwargs)
 
     def graphs(self, *args: Any, **kwargs: Any) -> list[tuple[str, PropagationGraph]]:
         """(name, graph) before all passes, as ``"traced"``, and after each pass."""
-        first, records = self._compiler().records(self._module(), args, kwargs)
+        first, records = self._compiler().records(self._owner(), args, kwargs)
         return [("traced", first), *((r.name, r.graph) for r in records)]
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """A table of the sites of a call: distribution, estimator, why, messages, costs."""
-        return Explanation(self._compiler().graph(self._module(), args, kwargs))
+        return Explanation(self._compiler().graph(self._owner(), args, kwargs))
 
     def estimator_parameters(self) -> Iterator[nn.Parameter]:
         """Learnable parameters of estimators (critics, control variates), for an optimizer."""
@@ -55,7 +55,8 @@ class CompiledFunction(CompiledMethods, nn.Module):
         super().__init__()
         self.compiler = compiler
         self.estimator_state = compiler.state
-        functools.update_wrapper(self, compiler.fn)
+        self._propc_plain = compiler.fn
+        functools.update_wrapper(self, compiler.fn, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         compiler: Compiler = self.__dict__["compiler"]
@@ -72,7 +73,8 @@ class CompiledFunction(CompiledMethods, nn.Module):
         return CompiledFunction(self.compiler.with_options(estimator=estimator))
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        binds = instance is not None and hasattr(self.compiler.fn, "__get__")
+        return CompiledMethod(self, instance) if binds else self
 
     def _compiler(self) -> Compiler:
         return self.compiler
@@ -84,8 +86,30 @@ class CompiledFunction(CompiledMethods, nn.Module):
         return CompiledFunction(copy.deepcopy(self.compiler, memo))
 
     def __reduce__(self) -> Any:
-        options = self.compiler.options
-        return _restore_function, (_reference(self), options, self.estimator_state)
+        return CompiledFunction, (self.compiler,)
+
+
+class CompiledMethod(CompiledMethods):
+    """A compiled method, looked up on an object. All objects of the class share graphs and estimators' state."""
+
+    def __init__(self, function: CompiledFunction, owner: Any) -> None:
+        self.function, self.__self__ = function, owner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        compiler = self._compiler()
+        if active_tracer() is not None:
+            return compiler.fn(self.__self__, *args, **kwargs)
+        return compiler(self.__self__, args, kwargs)
+
+    def with_estimator(self, estimator: Any) -> CompiledMethod:
+        """The same method under another estimator."""
+        return CompiledMethod(self.function.with_estimator(estimator), self.__self__)
+
+    def _compiler(self) -> Compiler:
+        return self.function.compiler
+
+    def _owner(self) -> Any:
+        return self.__self__
 
 
 class _ModuleMethods(CompiledMethods):
@@ -94,8 +118,7 @@ class _ModuleMethods(CompiledMethods):
     def _compiler(self) -> Compiler:
         return _compiler_of(self)
 
-    def _module(self) -> nn.Module | None:
-        assert isinstance(self, nn.Module)
+    def _owner(self) -> Any:
         return self
 
     def with_estimator(self, estimator: Any) -> Any:
@@ -152,6 +175,8 @@ def _compile(options: Options, target: Any) -> Any:
         return _with_options(target, Compiler(_plain_forward(type(target)), options, type(target).__name__))
     if isinstance(target, type) and issubclass(target, nn.Module):
         return _compile_class(target, options)
+    if isinstance(target, (staticmethod, classmethod)):
+        return type(target)(_compile(options, target.__func__))
     if callable(target) and not isinstance(target, type):
         return CompiledFunction(Compiler(target, options))
     raise PropcTypeError(message(f"propc.compile takes a function or an nn.Module; got {target!r}"))
@@ -172,9 +197,9 @@ def _compile_class(cls: type[nn.Module], options: Options) -> type[nn.Module]:
             return plain(self, *args, **kwargs)
         return _compiler_of(self)(self, args, kwargs)
 
-    forward._propc_plain, forward._propc_options = plain, options  # type: ignore[attr-defined]
-    cls.forward = forward  # type: ignore[assignment]
-    for name in ("_compiler", "_module", "graph", "graphs", "explain", "estimator_parameters", "with_estimator"):
+    forward._propc_plain = plain  # type: ignore[attr-defined]
+    cls.forward, cls._propc_made_of = forward, (plain, options)  # type: ignore[assignment]
+    for name in ("_compiler", "_owner", "graph", "graphs", "explain", "estimator_parameters", "with_estimator"):
         if name not in vars(cls):
             setattr(cls, name, getattr(_ModuleMethods, name))
     return cls
@@ -184,8 +209,7 @@ def _compiler_of(module: Any) -> Compiler:
     """The module's compiler, made at the first use."""
     found: Compiler | None = module.__dict__.get(_KEY)
     if found is None:
-        forward = type(module).forward
-        found = Compiler(forward._propc_plain, forward._propc_options, type(module).__name__)
+        found = Compiler(*type(module)._propc_made_of, type(module).__name__)
         _set_compiler(module, found)
     return found
 
@@ -231,30 +255,3 @@ def _restore_module(original: type[nn.Module], state: dict[str, Any]) -> nn.Modu
     new = made.__new__(made)
     new.__dict__.update(state)
     return new
-
-
-def _reference(compiled: CompiledFunction) -> Any:
-    """How to find the plain function again: by its name where that leads to a compiled one, else itself."""
-    fn = compiled.compiler.fn
-    module, path = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "")
-    try:
-        found: Any = importlib.import_module(str(module))
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError):
-        return fn
-    by_name = isinstance(found, CompiledFunction) and found.compiler.fn is fn
-    return (module, path) if by_name else fn
-
-
-def _restore_function(reference: Any, options: Options, state: Any) -> CompiledFunction:
-    if isinstance(reference, tuple):
-        found: Any = importlib.import_module(reference[0])
-        for part in reference[1].split("."):
-            found = getattr(found, part)
-        reference = found.compiler.fn
-    compiler = Compiler(reference, options)
-    compiler.state = state
-    return CompiledFunction(compiler)
-
-

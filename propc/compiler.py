@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import importlib
 import inspect
 import warnings
 import weakref
@@ -247,14 +250,39 @@ class Compiler:
         return Compiler(self.fn, replace(self.options, **changed), self.name)
 
     def __deepcopy__(self, memo: Any) -> Compiler:
-        import copy
-
-        new = Compiler(self.fn, self.options, self.name)
+        fn = copy.deepcopy(self.fn, memo)  # a bound method is copied with its object, a function is itself
+        new = Compiler(fn, self.options, self.name)
         new.state = copy.deepcopy(self.state, memo)
         return new
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "cache": OrderedDict()}
+    def __reduce__(self) -> Any:
+        return _restore, (_reference(self.fn), self.options, self.name, self.state)
+
+
+def _reference(fn: Any) -> Any:
+    """A pickled function: its module and path where these lead to the compiled one, else itself."""
+    module, path = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "")
+    try:
+        found = _found(str(module), path)
+    except (ImportError, AttributeError):
+        return fn
+    return (module, path) if found is not fn and _plain(found) is fn else fn
+
+
+def _found(module: str, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+
+
+def _plain(compiled: Any) -> Any:
+    """The user's own function behind a compiled function or forward."""
+    return getattr(compiled, "_propc_plain", None)
+
+
+def _restore(reference: Any, options: Options, name: str, state: EstimatorState) -> Compiler:
+    fn = _plain(_found(*reference)) if isinstance(reference, tuple) else reference
+    compiler = Compiler(fn, options, name)
+    compiler.state = state
+    return compiler
 
 
 def _static_key(leaf: Any) -> Any:

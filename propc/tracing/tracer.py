@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from propc.distributions import DistributionSpec, take_apart
 from propc.errors import PropcTypeError, PropcValueError, TraceError, message
@@ -226,13 +227,20 @@ class Tracer(torch.fx.Tracer):
     def _placeholder(
         self, tensor: Tensor, path: str, fetch: Callable[[Any], Tensor] | None = None
     ) -> FakeTensor:
-        fake = self._mode.from_tensor(tensor)
+        fake = self._fake(tensor)
         with self.graph.inserting_before(self._first_operation()):
             node = self.graph.placeholder(f"leaf{len(self._leaves)}")
         node.meta.update(type=tensor_type(tensor), where=user_source(), context=None, rough=False)
         self._leaves.append(Leaf(path, node, tensor_type(tensor), fetch))
         self._own(fake, node)
         return fake
+
+    def _fake(self, tensor: Tensor) -> FakeTensor:
+        if tensor.is_leaf:
+            return self._mode.from_tensor(tensor)
+        with _disable_current_modes():  # the gradients of the tensor's own history are not looked at
+            leaf = tensor.detach().requires_grad_()
+        return self._mode.from_tensor(leaf).clone()
 
     def _first_operation(self) -> torch.fx.Node:
         last = self._leaves[-1].node if self._leaves else self.graph._root
