@@ -31,35 +31,44 @@ def hessian(expectation: Callable[[Tensor], Tensor], param: Tensor) -> Tensor:
     return result
 
 
+_dims_in_use: list[int] = []  # of each expectation under evaluation, outermost first
+
+
 def expect(dist: Distribution, f: Callable[[Tensor], Tensor]) -> Tensor:
     """E[f(x)] for x ~ ``dist``, with univariate events; ``f`` works elementwise, and is smooth.
 
-    ``f`` receives nodes with one more leading dimension than the distribution's batch, so
-    expectations nest: ``expect(p, lambda x: expect(q(x), lambda y: f(x, y)))``.
+    Expectations nest: ``expect(p, lambda x: expect(q(x), lambda y: f(x, y)))``. Each puts its
+    nodes in a leading dimension of its own, left of those of the expectations around it.
 
     Sums over finite supports and mixture components, uses Gauss-Hermite for a Normal, and for
     every other law the trapezoidal rule after a map of the support to the real line:
     exponentially accurate for an integrand that is analytic and decays at both ends.
     """
     if isinstance(dist, MixtureSameFamily):
+        assert not _dims_in_use, "a mixture stands outside"
         return (dist.mixture_distribution.probs * expect(dist.component_distribution, f)).sum(-1)
+    dims = _dims_in_use[-1] if _dims_in_use else len(dist.batch_shape)
+    x, weights = _nodes(dist, (-1,) + (1,) * dims)
+    _dims_in_use.append(dims + 1)
+    try:
+        return (weights * f(x)).sum(0)
+    finally:
+        _dims_in_use.pop()
+
+
+def _nodes(dist: Distribution, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Nodes of ``dist`` along the first dimension of ``shape``, and their weights."""
     if isinstance(dist, Normal):
         z, weights = _gauss_hermite()
-        shape = (-1,) + (1,) * len(dist.batch_shape)
-        values = f(dist.loc + dist.scale * z.reshape(shape))
-        return _weighted_sum(weights, values)
+        return dist.loc + dist.scale * z.reshape(shape), weights.reshape(shape)
     if dist.has_enumerate_support:
-        x = dist.enumerate_support()
-        return (dist.log_prob(x).exp() * f(x)).sum(0)
+        x = dist.enumerate_support(expand=False).reshape(shape)
+        return x, dist.log_prob(x).exp()
     to_support = biject_to(dist.support)
-    t = torch.linspace(-30.0, 30.0, 3001, dtype=torch.float64).reshape((-1,) + (1,) * len(dist.batch_shape))
+    t = torch.linspace(-30.0, 30.0, 3001, dtype=torch.float64).reshape(shape)
     x = to_support(t).detach()
     log_weight = dist.log_prob(x) + to_support.log_abs_det_jacobian(t, x).detach() + math.log(60.0 / 3000)
-    return (log_weight.exp() * f(x)).sum(0)
-
-
-def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    return (weights.reshape((-1,) + (1,) * (values.dim() - 1)) * values).sum(0)
+    return x, log_weight.exp()
 
 
 @lru_cache
@@ -120,7 +129,10 @@ class _Branch(Exception):
         self.dist = dist
 
 
-def paths(edges: Iterable[Edge], source: Any, target: Any, *, avoiding: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+Path = tuple[Any, ...]
+
+
+def paths(edges: Iterable[Edge], source: Any, target: Any, *, avoiding: Sequence[Any] = ()) -> list[Path]:
     """Every path from ``source`` to ``target`` in a small DAG that meets no node of ``avoiding`` inside."""
     edges = list(edges)
     found, open_paths = [], [(source,)]
@@ -133,13 +145,13 @@ def paths(edges: Iterable[Edge], source: Any, target: Any, *, avoiding: Sequence
     return found
 
 
-def influences(edges: Iterable[Edge], sites: Iterable[Any], costs: Iterable[Any]) -> set[tuple[Any, Any]]:
+def influences(edges: Iterable[Edge], sites: Iterable[Any], costs: Iterable[Any]) -> set[Edge]:
     """Every (site, cost) such that some path leads from the site to the cost."""
     edges, costs = list(edges), list(costs)
     return {(site, cost) for site in sites for cost in costs if paths(edges, site, cost)}
 
 
-def direct_influences(edges: Iterable[Edge], sources: Iterable[Any], sites: Iterable[Any]) -> set[tuple[Any, Any]]:
+def direct_influences(edges: Iterable[Edge], sources: Iterable[Any], sites: Iterable[Any]) -> set[Edge]:
     """Every (source, site) joined by a path that meets no other site: the φ that a source feeds."""
     edges, sites = list(edges), list(sites)
     return {(s, n) for s in sources for n in sites if s != n and paths(edges, s, n, avoiding=sites)}

@@ -70,11 +70,11 @@ def assert_same_variance(first: Tensor, second: Tensor, *, failure_rate: float =
     )
 
 
-def assert_less_variance(first: Tensor, second: Tensor, *, failure_rate: float = 2e-5) -> None:
-    """Each coordinate has less variance in ``first`` than in ``second``, beyond sampling error."""
-    gap = _variance_gap(first, second)
+def assert_less_variance(first: Tensor, second: Tensor, *, times: float = 1.0, failure_rate: float = 2e-5) -> None:
+    """In each coordinate, ``times`` · Var(first) < Var(second), beyond sampling error."""
+    gap = _variance_gap(times**0.5 * first, second)
     assert (gap < -limit(gap.numel(), failure_rate)).all(), (
-        f"variances {first.var(0).tolist()} and {second.var(0).tolist()}: "
+        f"variances {first.var(0).tolist()} (times {times}) and {second.var(0).tolist()}: "
         f"{[round(v, 1) for v in gap.flatten().tolist()]} standard errors"
     )
 

@@ -43,7 +43,7 @@ OBJECTIVES: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: 3.0 * x,
     "quadratic": lambda x: (x - 0.1).square(),
     "exp": lambda x: torch.exp(-0.5 * x),
-    "cos": lambda x: torch.cos(1.7 * x + 0.4),
+    "cos": lambda x: torch.cos(x + 0.4),
 }
 
 
@@ -69,6 +69,28 @@ def one_site(family: str, objective: str) -> Problem:
         return f(x.to(theta.dtype))
 
     return Problem(program, vector(*theta), lambda p: oracles.expect(law(p), lambda x: f(x.to(p.dtype))))
+
+
+def _recurrent(theta: Tensor, batch: int) -> Tensor:
+    p = theta.expand(batch, -1)
+    x = torch.full((batch,), 0.4, dtype=theta.dtype)
+    for t in range(3):
+        shift = propc.node(p[..., 1], f"shift{t}")
+        x = propc.sample(Normal(torch.sin(p[..., 0] * x) + shift, 0.5), f"x{t}")
+    return torch.cos(2 * x)
+
+
+def _recurrent_expectation(p: Tensor) -> Tensor:
+    def after(x: Tensor, steps: int) -> Tensor:
+        if steps == 0:
+            return torch.cos(2 * x)
+        return oracles.expect(Normal(torch.sin(p[0] * x) + p[1], 0.5), lambda y: after(y, steps - 1))
+
+    return after(torch.tensor(0.4, dtype=p.dtype), 3)
+
+
+RECURRENT = Problem(_recurrent, vector(1.6, 0.3), _recurrent_expectation)
+"""Three steps that share their parameters."""
 
 
 def neighbour(costs: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from statistical.programs import CONTINUOUS, DISCRETE, FAMILIES, neighbour, one_site, vector
 from stats import assert_less_variance, check, gradient_draws
 from torch import Tensor
 from torch.distributions import Normal
 
 import propc
-from statistical.programs import CONTINUOUS, DISCRETE, FAMILIES, neighbour, one_site, vector
 
 pytestmark = pytest.mark.statistical
 
@@ -47,14 +47,16 @@ def test_small_batches(family: str, weights: str) -> None:
 
 
 def test_the_noisier_part_is_weighed_down() -> None:
+    """Parts that go together cost their mixture at most half as much variance again as the best has."""
+
     def program(theta: Tensor, batch: int) -> Tensor:
-        return propc.sample(Normal(theta.expand(batch, -1)[..., 0], 1.0), "x").square() + 5.0
+        return (propc.sample(Normal(theta.expand(batch, -1)[..., 0], 1.0), "x") + 3.0).square()
 
     def draws(estimator: Any) -> Tensor:
         return gradient_draws(propc.compile(program, estimator=estimator), vector(0.5), rows=50_000)
 
     noisy = propc.estimator("lr", baseline=None)
     mixed = propc.estimator("combine", estimators=("rp", "lr", noisy))
-    assert_less_variance(draws(mixed), 1.1 * draws("rp"))
-    assert_less_variance(2.0 * draws(mixed), draws("lr"))
-    assert_less_variance(5.0 * draws(mixed), draws(noisy))
+    assert_less_variance(draws(mixed), draws("rp"), times=1 / 1.5)
+    assert_less_variance(draws(mixed), draws("lr"), times=4)
+    assert_less_variance(draws(mixed), draws(noisy), times=20)

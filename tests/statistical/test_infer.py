@@ -5,12 +5,12 @@ from __future__ import annotations
 import oracles
 import pytest
 import torch
+from statistical.programs import CONTINUOUS, FAMILIES, OBJECTIVES, one_site, vector
 from stats import check, gradient_draws
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
 import propc
-from statistical.programs import CONTINUOUS, FAMILIES, OBJECTIVES, one_site, vector
 
 pytestmark = pytest.mark.statistical
 
@@ -25,8 +25,10 @@ def test_one_site(family: str, objective: str) -> None:
 @pytest.mark.parametrize("family", CONTINUOUS)
 def test_it_is_rp_where_rp_works(family: str) -> None:
     problem = one_site(family, "cos")
-    inferred, rp, lr = (gradient_draws(propc.compile(problem.program, estimator=e), problem.theta, rows=100)
-                        for e in ("infer", "rp", "lr"))
+    inferred, rp, lr = (
+        gradient_draws(propc.compile(problem.program, estimator=e), problem.theta, rows=100)
+        for e in ("infer", "rp", "lr")
+    )
     torch.testing.assert_close(inferred, rp)
     assert not torch.allclose(inferred, lr)
 
@@ -72,9 +74,13 @@ def test_continuous_and_discrete_sites_together() -> None:
         return torch.cos(y) + b * x
 
     def expectation(p: Tensor) -> Tensor:
-        return oracles.expect(Normal(p[0], 0.7), lambda x: oracles.expect(
-            Bernoulli(logits=p[1] * x), lambda b: oracles.expect(
-                Normal(x - b, torch.exp(p[2])), lambda y: torch.cos(y) + b * x)))
+        return oracles.expect(
+            Normal(p[0], 0.7),
+            lambda x: oracles.expect(
+                Bernoulli(logits=p[1] * x),
+                lambda b: oracles.expect(Normal(x - b, torch.exp(p[2])), lambda y: torch.cos(y) + b * x),
+            ),
+        )
 
     theta = vector(0.4, 1.2, -0.5)
     check(gradient_draws(propc.compile(program), theta, rows=400_000), oracles.gradient(expectation, theta))

@@ -7,21 +7,30 @@ import math
 import oracles
 import pytest
 import torch
+from statistical.programs import vector
 from torch import Tensor
 from torch.distributions import Bernoulli, Beta, Categorical, Gamma, MixtureSameFamily, Normal
-
-from statistical.programs import vector
 
 pytestmark = pytest.mark.statistical
 
 CLOSED_FORMS = [
     (lambda p: Normal(*p), torch.square, lambda p: p[0] ** 2 + p[1] ** 2, (0.4, 0.7)),
-    (lambda p: Normal(*p), lambda x: torch.cos(2 * x), lambda p: torch.cos(2 * p[0]) * torch.exp(-2 * p[1] ** 2), (0.4, 0.7)),
+    (
+        lambda p: Normal(*p),
+        lambda x: torch.cos(2 * x),
+        lambda p: torch.cos(2 * p[0]) * torch.exp(-2 * p[1] ** 2),
+        (0.4, 0.7),
+    ),
     (lambda p: Gamma(*p), torch.square, lambda p: p[0] * (p[0] + 1) / p[1] ** 2, (2.5, 1.3)),
     (lambda p: Gamma(*p), lambda x: torch.exp(-0.5 * x), lambda p: (p[1] / (p[1] + 0.5)) ** p[0], (2.5, 1.3)),
     (lambda p: Beta(*p), torch.square, lambda p: p[0] * (p[0] + 1) / (p.sum() * (p.sum() + 1)), (1.8, 2.6)),
     (lambda p: Bernoulli(logits=p[0]), torch.exp, lambda p: 1 + (math.e - 1) * p[0].sigmoid(), (0.3,)),
-    (lambda p: Categorical(logits=p), lambda x: x.double() ** 2, lambda p: p.softmax(0) @ vector(0, 1, 4), (0.2, -0.4, 0.5)),
+    (
+        lambda p: Categorical(logits=p),
+        lambda x: x.double() ** 2,
+        lambda p: p.softmax(0) @ vector(0, 1, 4),
+        (0.2, -0.4, 0.5),
+    ),
 ]
 
 
@@ -44,6 +53,13 @@ def test_hessian() -> None:
 def test_expectations_nest() -> None:
     value = oracles.expect(Normal(0.5, 1.0), lambda x: oracles.expect(Normal(2 * x, 1.0), lambda y: x * y))
     torch.testing.assert_close(value, torch.tensor(2 * (0.25 + 1.0)))
+
+
+def test_independent_expectations_nest() -> None:
+    """E[(a + b + c)²] of laws that do not depend on each other, one of them discrete."""
+    a, b, c = Normal(0.5, 1.0), Bernoulli(torch.tensor(0.3)), Gamma(torch.tensor(2.0), torch.tensor(1.0))
+    value = oracles.expect(a, lambda x: oracles.expect(b, lambda y: oracles.expect(c, lambda z: (x + y + z) ** 2)))
+    torch.testing.assert_close(value, torch.tensor(1.0 + 0.21 + 2.0 + 2.8**2))
 
 
 def test_mixture() -> None:
@@ -72,7 +88,13 @@ DIAMOND = [("θ", "a"), ("a", "b"), ("a", "c"), ("b", "L"), ("c", "L"), ("θ", "
 def test_paths() -> None:
     assert sorted(oracles.paths(DIAMOND, "a", "L")) == [("a", "b", "L"), ("a", "c", "L")]
     assert oracles.paths(DIAMOND, "θ", "L", avoiding=["a"]) == [("θ", "L")]
-    assert oracles.influences(DIAMOND, "abc", "LM") == {("a", "L"), ("a", "M"), ("b", "L"), ("b", "M"), ("c", "L")}
+    assert oracles.influences(DIAMOND, "abc", "LM") == {
+        ("a", "L"),
+        ("a", "M"),
+        ("b", "L"),
+        ("b", "M"),
+        ("c", "L"),
+    }
     assert oracles.direct_influences(DIAMOND, ["θ", "a"], "abc") == {("θ", "a"), ("a", "b"), ("a", "c")}
 
 

@@ -79,10 +79,13 @@ def test_variances_are_compared() -> None:
     a, b = torch.randn(2, 100_000, 1)
     assert_same_variance(a, b)
     assert_less_variance(a, 1.1 * b)
+    assert_less_variance(a, 2 * b, times=3.5)
     with pytest.raises(AssertionError):
         assert_same_variance(a, 1.1 * b)
     with pytest.raises(AssertionError):
         assert_less_variance(a, b)
+    with pytest.raises(AssertionError):
+        assert_less_variance(a, 2 * b, times=4.5)
 
 
 def test_hessian_draws() -> None:

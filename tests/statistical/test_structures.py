@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from oracles import expect, expect_multivariate, gradient
+from statistical.programs import RECURRENT, Problem, vector
 from stats import assert_less_variance, assert_rejected, assert_same_variance, check, gradient_draws
 from torch import Tensor
 from torch.distributions import (
@@ -25,7 +27,6 @@ from torch.distributions import (
 )
 
 import propc
-from statistical.programs import Problem, vector
 
 pytestmark = pytest.mark.statistical
 
@@ -52,21 +53,28 @@ def chain(theta: Tensor, batch: int) -> Tensor:
 
 
 def chain_expectation(p: Tensor) -> Tensor:
-    return expect(Normal(p[0], 0.5), lambda x: expect(
-        Normal(torch.sin(x) + p[1], 0.7), lambda y: expect(Normal(p[0] * y, 0.6), torch.cos)))
+    return expect(
+        Normal(p[0], 0.5),
+        lambda x: expect(Normal(torch.sin(x) + p[1], 0.7), lambda y: expect(Normal(p[0] * y, 0.6), torch.cos)),
+    )
 
 
-def diamond(theta: Tensor, batch: int) -> Tensor:
+def diamond(theta: Tensor, batch: int, side: Callable[[Tensor], Tensor] = torch.sin) -> Tensor:
     p = theta.expand(batch, -1)
     x = sample(Normal(p[..., 0], 0.5), "x")
     y = sample(Normal(p[..., 1] * x, 0.6), "y")
-    z = sample(Normal(torch.sin(x), 0.4), "z")
+    z = sample(Normal(side(x), 0.4), "z")
     return torch.cos(y + z) + y * z
 
 
 def diamond_expectation(p: Tensor) -> Tensor:
-    return expect(Normal(p[0], 0.5), lambda x: expect(Normal(p[1] * x, 0.6), lambda y: expect(
-        Normal(torch.sin(x), 0.4), lambda z: torch.cos(y + z) + y * z)))
+    return expect(
+        Normal(p[0], 0.5),
+        lambda x: expect(
+            Normal(p[1] * x, 0.6),
+            lambda y: expect(Normal(torch.sin(x), 0.4), lambda z: torch.cos(y + z) + y * z),
+        ),
+    )
 
 
 def shared_value(theta: Tensor, batch: int) -> Tensor:
@@ -82,8 +90,10 @@ def shared_value(theta: Tensor, batch: int) -> Tensor:
 def shared_value_expectation(p: Tensor) -> Tensor:
     def inner(x: Tensor) -> Tensor:
         h = torch.tanh(p[1] * x)
-        return expect(Normal(h, 0.5), lambda y: expect(
-            Normal(2 * h, 0.5), lambda z: (y - z).square() + torch.sin(y * h + x)))
+        return expect(
+            Normal(h, 0.5),
+            lambda y: expect(Normal(2 * h, 0.5), lambda z: (y - z).square() + torch.sin(y * h + x)),
+        )
 
     return expect(Normal(p[0], 0.5), inner)
 
@@ -96,7 +106,7 @@ def independent_branches(theta: Tensor, batch: int) -> Tensor:
 
 
 def independent_branches_expectation(p: Tensor) -> Tensor:
-    return expect(Normal(p[0], 0.5), lambda x: expect(Gamma(p[1], 2.0), lambda y: torch.cos(x) * torch.exp(-y) + x))
+    return expect(Normal(p[0], 0.5), lambda x: torch.cos(x) * expect(Gamma(p[1], 2.0), lambda y: torch.exp(-y)) + x)
 
 
 def skip(theta: Tensor, batch: int) -> Tensor:
@@ -108,25 +118,10 @@ def skip(theta: Tensor, batch: int) -> Tensor:
 
 
 def skip_expectation(p: Tensor) -> Tensor:
-    return expect(Normal(p[0], 0.5), lambda x: expect(
-        Normal(p[1] + x, 0.6), lambda y: x * y + x.square() * torch.cos(y)))
-
-
-def shared_parameters(theta: Tensor, batch: int) -> Tensor:
-    p = theta.expand(batch, -1)
-    x = torch.full((batch,), 0.4)
-    for t in range(3):
-        x = sample(Normal(torch.sin(p[..., 0] * x) + p[..., 1], 0.5), f"x{t}")
-    return torch.cos(2 * x)
-
-
-def shared_parameters_expectation(p: Tensor) -> Tensor:
-    def after(x: Tensor, steps: int) -> Tensor:
-        if steps == 0:
-            return torch.cos(2 * x)
-        return expect(Normal(torch.sin(p[0] * x) + p[1], 0.5), lambda y: after(y, steps - 1))
-
-    return after(torch.tensor(0.4), 3)
+    return expect(
+        Normal(p[0], 0.5),
+        lambda x: expect(Normal(p[1] + x, 0.6), lambda y: x * y + x.square() * torch.cos(y)),
+    )
 
 
 def intermediate_cost(theta: Tensor, batch: int) -> Tensor:
@@ -161,7 +156,7 @@ STRUCTURES = {
     "shared-value": Problem(shared_value, vector(0.4, 0.8), shared_value_expectation),
     "independent-branches": Problem(independent_branches, vector(0.4, 1.8), independent_branches_expectation),
     "skip": Problem(skip, vector(0.5, 0.3), skip_expectation),
-    "shared-parameters": Problem(shared_parameters, vector(1.6, 0.3), shared_parameters_expectation),
+    "shared-parameters": RECURRENT,
     "intermediate-cost": Problem(intermediate_cost, vector(0.5, 0.8), intermediate_cost_expectation),
     "direct-terms": Problem(direct_terms, vector(0.4, -0.3), direct_terms_expectation),
 }
@@ -172,7 +167,15 @@ STRUCTURES = {
 def test_structure(structure: str, estimator: str) -> None:
     problem = STRUCTURES[structure]
     draws = gradient_draws(propc.compile(problem.program, estimator=ESTIMATORS[estimator]), problem.theta)
-    check(draws, problem.exact)
+    check(draws, problem.exact, twin=1.2)
+
+
+def test_a_cut_path_is_seen() -> None:
+    """The diamond without one of its sides."""
+    problem = STRUCTURES["diamond"]
+    compiled = propc.compile(diamond, estimator="rp")
+    draws = gradient_draws(lambda theta, batch: compiled(theta, batch, lambda x: torch.sin(x).detach()), problem.theta)
+    assert_rejected(draws, problem.exact)
 
 
 # Parameters that reach the cost past every site.
@@ -187,8 +190,13 @@ def test_a_path_that_meets_no_site(estimator: str) -> None:
         return sample(Normal(p, 1.0), "s") + 3 * (p if keep else p.detach())
 
     draws, twin = (
-        gradient_draws(propc.compile(lambda theta, batch: program(theta, batch, keep),  # noqa: B023
-                                     estimator=ESTIMATORS[estimator]), vector(0.7))
+        gradient_draws(
+            propc.compile(
+                lambda theta, batch: program(theta, batch, keep),  # noqa: B023
+                estimator=ESTIMATORS[estimator],
+            ),
+            vector(0.7),
+        )
         for keep in (True, False)
     )
     check(draws, vector(4.0), twin=twin)
@@ -215,8 +223,10 @@ def two_costs(theta: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def two_costs_expectation(p: Tensor) -> Tensor:
-    return expect(Normal(p[0], 0.5), lambda x: 2 * torch.cos(2 * x) + expect(
-        Normal(p[1] * x, 0.6), lambda y: -0.5 * (x + y.square())))
+    return expect(
+        Normal(p[0], 0.5),
+        lambda x: 2 * torch.cos(2 * x) + expect(Normal(p[1] * x, 0.6), lambda y: -0.5 * (x + y.square())),
+    )
 
 
 @pytest.mark.parametrize("as_dict", [False, True], ids=["tuple", "dict"])
@@ -231,8 +241,11 @@ def test_several_costs(estimator: str, as_dict: bool) -> None:
 
     def draws(second: float) -> Tensor:
         keys: Any = ("a", "b") if as_dict else (0, 1)
-        return gradient_draws(propc.compile(program, estimator=estimator), theta,
-                              cost=lambda out: 2 * out[keys[0]] + second * out[keys[1]])
+        return gradient_draws(
+            propc.compile(program, estimator=estimator),
+            theta,
+            cost=lambda out: 2 * out[keys[0]] + second * out[keys[1]],
+        )
 
     check(draws(-0.5), gradient(two_costs_expectation, theta), twin=draws(0.0))
 
@@ -241,9 +254,10 @@ def test_several_costs(estimator: str, as_dict: bool) -> None:
 def test_rows_weighted_by_the_user(estimator: str) -> None:
     problem = STRUCTURES["chain"]
     weights = torch.linspace(-1.0, 3.0, 200_000)  # mean 1
-    draws = gradient_draws(propc.compile(problem.program, estimator=estimator), problem.theta,
-                           cost=lambda costs: weights * costs)
-    check(draws, problem.exact, twin=1.1)
+    draws = gradient_draws(
+        propc.compile(problem.program, estimator=estimator), problem.theta, cost=lambda costs: weights * costs
+    )
+    check(draws, problem.exact, twin=1.2)
 
 
 @pytest.mark.parametrize("estimator", SEVERAL)
@@ -256,7 +270,7 @@ def test_a_cost_returned_twice_counts_twice_and_no_more(estimator: str) -> None:
 
     problem = STRUCTURES["chain"]
     draws = gradient_draws(propc.compile(program, estimator=estimator), problem.theta, cost=sum)
-    check(draws, 2 * problem.exact)
+    check(draws, 2 * problem.exact, twin=1.1)
 
 
 # Different estimators at different sites.
@@ -276,7 +290,8 @@ def mixed_expectation(p: Tensor) -> Tensor:
         law = Categorical(logits=torch.stack([x, p[0].expand_as(x), 0 * x], -1))
         return expect(law, lambda k: expect(Normal(x + k, 0.5), torch.cos)) + z * x
 
-    return expect(Bernoulli(logits=p[0]), lambda z: expect(Normal(p[1] * (2 * z - 1), 0.6), lambda x: after(z, x)))
+    first = Bernoulli(logits=p[0])
+    return expect(first, lambda z: expect(Normal(p[1] * (2 * z - 1), 0.6), lambda x: after(z, x)))
 
 
 @pytest.mark.parametrize("continuous", ["rp", "lr", "tp"])
@@ -286,7 +301,8 @@ def test_an_estimator_for_each_site(form: str, continuous: str) -> None:
         return "lr" if site.name.startswith("z") else continuous
 
     theta = vector(0.3, 0.9)
-    estimator = {"z*": propc.estimator("lr", baseline=None), "x*": continuous} if form == "mapping" else choose
+    mapping = {"z*": propc.estimator("lr", baseline=None), "x*": continuous}
+    estimator = mapping if form == "mapping" else choose
     draws = gradient_draws(propc.compile(mixed, estimator=estimator), theta, rows=400_000)
     check(draws, gradient(mixed_expectation, theta))
 
@@ -300,10 +316,12 @@ def test_an_estimator_named_at_the_site() -> None:
     def draws(estimator: str) -> Tensor:
         return gradient_draws(propc.compile(program, estimator=estimator), vector(0.4, 0.8))
 
-    exact = gradient(lambda p: expect(Normal(p[0], 0.5), lambda x: expect(Normal(p[1] * x, 0.6), torch.cos)),
-                     vector(0.4, 0.8))
+    exact = gradient(
+        lambda p: expect(Normal(p[0], 0.5), lambda x: expect(Normal(p[1] * x, 0.6), torch.cos)),
+        vector(0.4, 0.8),
+    )
     check(draws("rp"), exact)
-    assert_less_variance(2.0 * draws("rp")[:, 1:], draws("lr")[:, 1:])  # "y" alone changes
+    assert_less_variance(draws("rp")[:, 1:], draws("lr")[:, 1:], times=2)  # "y" alone changes
 
 
 # Sums of rewards.
@@ -319,34 +337,31 @@ def rewards(theta: Tensor, batch: int) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("estimator", ["lr", propc.estimator("lr", baseline=None), {"x*": "lr"}],
-                         ids=["loo", "none", "mapping"])
+@pytest.mark.parametrize(
+    "estimator", ["lr", propc.estimator("lr", baseline=None), {"x*": "lr"}], ids=["loo", "none", "mapping"]
+)
 def test_a_site_receives_only_the_rewards_after_it(estimator: Any) -> None:
     """A black box that adds the rewards hides which is whose: right still, but noisier at later sites."""
     theta = vector(0.4, -0.3, 0.2, 0.5)
     box = propc.opaque(lambda *terms: sum(terms))
 
-    def expectation(p: Tensor) -> Tensor:
-        def after(x: Tensor, t: int) -> Tensor:
-            if t == 4:
-                return torch.zeros(())
-            return expect(Normal(0.5 * x + p[t], 1.0), lambda y: torch.cos(y) + y + after(y, t + 1))
+    def program(theta: Tensor, batch: int, add: Callable[..., Any]) -> Tensor:
+        return add(*rewards(theta, batch))
 
-        return after(torch.zeros(()), 0)
-
+    compiled = propc.compile(program, estimator=estimator)
     split, whole = (
-        gradient_draws(propc.compile(lambda theta, batch: add(rewards(theta, batch)), estimator=estimator), theta)  # noqa: B023
-        for add in (sum, lambda found: box(*found))
+        gradient_draws(lambda theta, batch: compiled(theta, batch, add), theta)  # noqa: B023
+        for add in (lambda *terms: sum(terms), box)
     )
     exact = _rewards_exact(theta)
     check(split, exact)
     check(whole, exact, twin=1.1)
-    assert_less_variance(1.1 * split[:, 1:], whole[:, 1:])
+    assert_less_variance(split[:, 1:], whole[:, 1:])
     assert_same_variance(split[:, :1], whole[:, :1])  # the first site receives them all either way
 
 
 def _rewards_exact(theta: Tensor) -> Tensor:
-    """The states are Normal: mean m ← m/2 + θ_t, variance v ← v/4 + 1."""
+    """The states are Normal, their means m ← m/2 + θ_t and variances v ← v/4 + 1."""
 
     def expectation(p: Tensor) -> Tensor:
         mean, variance, total = torch.zeros(()), 0.0, torch.zeros(())
@@ -361,8 +376,11 @@ def _rewards_exact(theta: Tensor) -> Tensor:
 # The order of independent branches.
 
 
-@pytest.mark.parametrize("estimator", ["lr", "tp", propc.estimator("tp", per_coordinate=True)],
-                         ids=["lr", "tp", "tp-per-coordinate"])
+@pytest.mark.parametrize(
+    "estimator",
+    ["lr", "tp", propc.estimator("tp", per_coordinate=True)],
+    ids=["lr", "tp", "tp-per-coordinate"],
+)
 def test_the_order_of_independent_branches_changes_nothing(estimator: Any) -> None:
     """One branch is tame and the other wild, so that weights or costs that leak between them would show."""
 
@@ -380,8 +398,10 @@ def test_the_order_of_independent_branches_changes_nothing(estimator: Any) -> No
 
     compiled = propc.compile(program, estimator=estimator)
     theta = vector(0.5, 0.3)
-    one, other = (gradient_draws(lambda theta, batch: compiled(theta, batch, order), theta, seed=order)  # noqa: B023
-                  for order in (1, -1))
+    one, other = (
+        gradient_draws(lambda theta, batch: compiled(theta, batch, order), theta, seed=order)  # noqa: B023
+        for order in (1, -1)
+    )
     assert_same_variance(one, other)
     with pytest.raises(AssertionError):
         assert_same_variance(one, 1.05 * other)
@@ -392,7 +412,7 @@ def test_the_order_of_independent_branches_changes_nothing(estimator: Any) -> No
 
     exact = gradient(expectation, theta)
     for draws in (one, other):
-        check(draws, exact)
+        check(draws, exact, twin=1.1)
 
 
 # Distributions with structure of their own.
@@ -413,10 +433,12 @@ def test_multivariate_normal(estimator: str) -> None:
 
     theta = vector(0.3, -0.2, 0.7, 0.4, 0.6)
     exact = gradient(lambda p: expect_multivariate(p[:2], tril(p), f), theta)
-    check(gradient_draws(propc.compile(program, estimator=ESTIMATORS[estimator]), theta), exact)
+    check(gradient_draws(propc.compile(program, estimator=ESTIMATORS[estimator]), theta), exact, twin=1.2)
 
 
-@pytest.mark.parametrize("estimator", ["lr", "infer", propc.estimator("lr", baseline="moving_average")], ids=str)
+@pytest.mark.parametrize(
+    "estimator", ["lr", "infer", propc.estimator("lr", baseline=None)], ids=["lr", "infer", "lr-none"]
+)
 def test_mixture(estimator: Any) -> None:
     def law(p: Tensor) -> Distribution:
         return MixtureSameFamily(Categorical(logits=p[..., :2]), Normal(p[..., 2:4], torch.exp(p[..., 4:6])))
@@ -496,16 +518,17 @@ def test_a_users_discrete_law(estimator: str) -> None:
         return torch.exp(sample(Sign(p[..., 0]), "x") * p[..., 1])
 
     theta = vector(0.5, 0.4)
-    exact = gradient(lambda p: torch.sigmoid(p[0]) * torch.exp(p[1]) + torch.sigmoid(-p[0]) * torch.exp(-p[1]), theta)
+    exact = gradient(lambda p: (p[1].exp() * p[0].exp() + (-p[1]).exp()) / (1 + p[0].exp()), theta)
     check(gradient_draws(propc.compile(program, estimator=estimator), theta), exact)
 
 
 LAWS = {"normal": lambda p: Normal(p, 0.8), "bernoulli": lambda p: Bernoulli(logits=p)}
 
 
-@pytest.mark.parametrize(("law", "estimator"), [
-    ("normal", "rp"), ("normal", "lr"), ("normal", "tp"), ("normal", "infer"), ("bernoulli", "lr"), ("bernoulli", "infer"),
-])
+@pytest.mark.parametrize(
+    ("law", "estimator"),
+    [("normal", name) for name in ("rp", "lr", "tp", "infer")] + [("bernoulli", name) for name in ("lr", "infer")],
+)
 def test_independent(law: str, estimator: str) -> None:
     """Two event dimensions, one log-probability a row."""
     mixing = torch.tensor([[0.5, -0.4], [0.8, 0.3]])
@@ -515,31 +538,13 @@ def test_independent(law: str, estimator: str) -> None:
         return torch.cos((x * mixing).sum((-1, -2)))
 
     def expectation(p: Tensor) -> Tensor:
-        def rest(index: int, total: Tensor) -> Tensor:
-            if index == 4:
-                return torch.cos(total)
-            weight = mixing.flatten()[index]
-            return expect(LAWS[law](p[index]), lambda x: rest(index + 1, total + weight * x))
-
-        return rest(0, torch.zeros(()))
+        """E cos Σ of independent terms: the real part of a product of characteristic functions."""
+        product = torch.ones((), dtype=torch.complex128)
+        for weight, logit in zip(mixing.flatten(), p, strict=True):
+            term = expect(LAWS[law](logit), lambda x: torch.cos(weight * x))  # noqa: B023
+            product = product * torch.complex(term, expect(LAWS[law](logit), lambda x: torch.sin(weight * x)))  # noqa: B023
+        return product.real
 
     theta = vector(0.3, -0.7, 1.1, 0.4)
-    # Independent coordinates: E cos Σ is the real part of a product of characteristic functions.
-    exact = gradient(expectation if law == "bernoulli" else lambda p: torch.cos(p @ mixing.flatten()) * torch.exp(
-        -0.5 * 0.64 * mixing.square().sum()), theta)
+    exact = gradient(expectation, theta)
     check(gradient_draws(propc.compile(program, estimator=estimator), theta), exact)
-
-
-def test_the_checks_see_a_cut_path() -> None:
-    """The diamond with one side cut: the check has power against a missing path."""
-
-    def cut(theta: Tensor, batch: int) -> Tensor:
-        p = theta.expand(batch, -1)
-        x = sample(Normal(p[..., 0], 0.5), "x")
-        y = sample(Normal(p[..., 1] * x, 0.6), "y")
-        z = sample(Normal(torch.sin(x).detach(), 0.4), "z")
-        return torch.cos(y + z) + y * z
-
-    problem = STRUCTURES["diamond"]
-    for estimator in ("rp",):
-        assert_rejected(gradient_draws(propc.compile(cut, estimator=estimator), problem.theta), problem.exact)
