@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -24,7 +24,7 @@ class MyPropagator(Propagator):
 
     name: ClassVar[str] = "mine"
     passes_path: ClassVar[bool] = False  # True if a cotangent on the sample goes on to φ
-    baseline: Baseline = LeaveOneOut()
+    baseline: Baseline = field(default_factory=LeaveOneOut)
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:
