@@ -32,7 +32,9 @@ ESTIMATORS = {
 BETAS = (1.5, 2.0, 2.5, 3.5)
 
 # Variance of the gradient as measured with the Proppo library (Parmas et al., 2022) on this
-# problem, with batch 1000 and 300 estimates: (beta, H) -> variance. Its tp weighs at beta.
+# problem, with batch 1000 and 300 estimates: (beta, H) -> variance. Its tp weighs at beta, by the
+# variances of the very batch that it weighs: less noisy than the default here (each half of the
+# batch gives the weights of the other), but biased.
 PROPPO = {
     (2.0, 100): {"rp": 1.3e-7, "lr": 5.5e-3, "tp at beta": 1.3e-7},
     (2.5, 10): {"rp": 1.8e-5, "lr": 7.9e-3, "tp at beta": 1.9e-5},
@@ -127,7 +129,7 @@ def plot(rows: Sequence[Row], horizons: Sequence[int], path: Path) -> None:
             known = [r for r in line if r["proppo"]]
             circles = {"fillstyle": "none", "markersize": 9, "color": drawn.get_color()}
             axes.plot([r["beta"] for r in known], [r["proppo"] for r in known], "o", **circles)
-        axes.set(title=f"H = {horizon}", xlabel="beta", yscale="log", ylim=(None, 1e4))
+        axes.set(title=f"H = {horizon}", xlabel="beta", xticks=BETAS, yscale="log", ylim=(None, 1e4))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("variance of the gradient (circles: Proppo's)")
     figure.axes[0].legend()

@@ -31,9 +31,7 @@ Row = dict[str, Any]
 
 
 @propc.compile(estimator="rp")
-def negative_elbo(
-    loc: Tensor, log_scale: Tensor, features: Tensor, labels: Tensor, samples: int = 16
-) -> Tensor:
+def negative_elbo(loc: Tensor, log_scale: Tensor, features: Tensor, labels: Tensor, samples: int = 16) -> Tensor:
     """KL from the prior minus the log-likelihood, one value per posterior draw."""
     posterior = Independent(Normal(loc.expand(samples, -1), log_scale.exp().expand(samples, -1)), 1)
     prior = Independent(Normal(torch.zeros_like(loc), torch.ones_like(loc)), 1)
@@ -173,10 +171,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     show(tabulate(rows), args.out)
     write_results(rows, args.out)
     plot(runs, checkpoints, args.out / "training.png")
-    write_graph(
-        negative_elbo.with_estimator("tp").graph(*path[-1], data.train, data.train_labels),
-        args.out,
-    )
+    parameters = [value.requires_grad_() for value in path[-1]]
+    compiled = negative_elbo.with_estimator("tp")
+    write_graph(compiled.graph(*parameters, data.train, data.train_labels), args.out)
     print(f"Table, plot and graph are in {args.out}")
 
 

@@ -14,9 +14,7 @@ import propc
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """The options that all examples share: ``--smoke`` and ``--out``."""
-    options = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--smoke", action="store_true", help="a tiny run of a few seconds")
     options.add_argument("--out", type=Path, default=Path("runs") / name, help="output folder")
     return options

@@ -1,6 +1,7 @@
 """The examples run, write what they promise, and what they show is true."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,16 @@ GRAPH_FILES = {"graph.txt", "graph.dot"} | ({"graph.svg"} if shutil.which("dot")
 
 
 def run(example, out):
-    """Run an example small in a process of its own; returns what it printed."""
+    """Run an example small, on one thread of a process of its own; returns what it printed."""
     command = [sys.executable, str(EXAMPLES / f"{example}.py"), "--smoke", "--out", str(out)]
-    done = subprocess.run(command, cwd=out.parent, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command,
+        cwd=out.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -84,3 +92,15 @@ def test_demo(tmp_path):
     check_chaotic_rnn(tmp_path / "out" / "chaotic_rnn")
     for path in (tmp_path / "out").rglob("*.*"):
         assert str(path) in printed
+
+
+def test_custom_pass(tmp_path):
+    printed = run("custom_pass", tmp_path / "out")
+    dot = {path.stem: path.read_text() for path in (tmp_path / "out").glob("*.dot")}
+    assert set(dot) == {"none", "lr-far-from-end", "clip-cotangents"}
+    for name, text in dot.items():
+        assert name in printed
+        assert text.startswith("digraph")
+        assert "<b>rp</b>" in text
+        assert ("<b>lr</b>" in text) == (name == "lr-far-from-end")
+        assert ("x0.clipped" in text) == (name == "clip-cotangents")
