@@ -141,9 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser("chaotic_rnn", __doc__)
     options.add_argument("--repeats", type=int, default=300, help="estimates per cell")
     args = options.parse_args(argv)
-    horizons, batch, repeats = (10, 30, 100), 1000, args.repeats
-    if args.smoke:
-        horizons, batch, repeats = (3, 10), 200, 20
+    horizons, batch, repeats = ([3, 10], 200, 20) if args.smoke else ([10, 30, 100], 1000, args.repeats)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
 

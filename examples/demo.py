@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the experiments and list what they wrote."""
     args = parser("demo", __doc__).parse_args(argv)
     for example, size in FULL.items():
-        print(f"\n{example.__doc__.splitlines()[0]}\n")
+        title, *_ = (example.__doc__ or "").splitlines()
+        print(f"\n{title}\n")
         out = args.out / example.__name__
         example.main([*(["--smoke"] if args.smoke else size), "--out", str(out)])
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     graph = rollout.graph(beta, x0, W, horizon=3)  # three steps are easier to read than ten
     print(graph)
     write_graph(graph, options.out)
-    print(f"\nThe graph as text, DOT and SVG is in {options.out}")
+    print(f"\nThe graph is in {options.out}, as text and for Graphviz")
 
 
 if __name__ == "__main__":
