@@ -162,7 +162,7 @@ def compile(fn_or_module: Any = None, *, estimator: Any = "infer", passes: Itera
         PropcValueError: an unknown estimator, option, pass or backend; the nearest is named.
         PropcTypeError: something that cannot be compiled.
     """
-    options = Options(estimator, tuple(passes), backend, validate)
+    options = Options(estimator, passes, backend, validate)
     if fn_or_module is None:
         return functools.partial(_compile, options)
     return _compile(options, fn_or_module)

@@ -60,6 +60,10 @@ class Options:
     validate: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.passes, str):
+            raise PropcTypeError(message(f"passes= takes a list of passes; got {self.passes!r}",
+                                         f"Write passes=[{self.passes!r}]."))
+        object.__setattr__(self, "passes", tuple(self.passes))
         if self.backend not in BACKENDS:
             raise PropcValueError(message(f"unknown backend {self.backend!r}", nearest(str(self.backend), BACKENDS)))
         _check_estimator(self.estimator)
@@ -130,10 +134,7 @@ class Compiler:
     def __call__(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.take_apart(owner, args, kwargs)
         compiled, held = self._find(call)
-        returned = iter(compiled.executable.run(call.tensors, held))
-        program = compiled.program
-        flat = [next(returned) if isinstance(v, torch.fx.Node) else v for v in program.outputs]
-        return pytree.tree_unflatten(flat, program.spec)
+        return compiled.program.assemble(compiled.executable.run(call.tensors, held))
 
     def graph(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PropagationGraph:
         """The graph of a call after all passes."""

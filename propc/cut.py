@@ -25,7 +25,6 @@ from propc.ir import (
     Site,
     TensorType,
 )
-from propc.tracing import operations
 from propc.tracing.program import Leaf, Mark, Program, mark_of, type_of
 
 def cut(program: Program, aside: Iterable[int] = ()) -> dict[str, Node]:
@@ -52,7 +51,7 @@ class _Cutter:
             self.refs[leaf.node] = Ref(made.name)
         for node in self.program.graph.nodes:
             mark = mark_of(node)
-            if node.op in ("placeholder", "output"):
+            if node.op in ("placeholder", "output") or node in self.refs:
                 continue
             if mark is None:
                 self.pending.append(node)
@@ -97,10 +96,9 @@ class _Cutter:
         }
         made: Node
         if mark.kind == "opaque":
-            items = [n for n in node.users if n.target is operations.getitem]
-            outputs = (type_of(node),) if type_of(node) is not None else tuple(type_of(n) for n in items)
-            made = Opaque(**common, outputs=tuple(o or _NO_TENSOR for o in outputs), call=node,
-                          arguments=tuple(node.all_input_nodes))
+            made = Opaque(**common, outputs=node.meta["types"], call=node, arguments=tuple(node.all_input_nodes))
+            if type_of(node) is None:  # a tuple: its items are the ports
+                self.refs.update({n: Ref(made.name, n.args[1]) for n in node.users})
         else:
             kind = type_of(node)
             assert kind is not None
@@ -114,13 +112,12 @@ class _Cutter:
     def output(self) -> None:
         """The returned values."""
         program = self.program
-        returned = [v for v in program.outputs if isinstance(v, torch.fx.Node)]
-        paths = [p for v, p in zip(program.outputs, program.paths) if isinstance(v, torch.fx.Node)]
+        returned = program.outputs
         kinds = [type_of(v) for v in returned]
         self.nodes["output"] = Output(
             name="output", inputs=tuple(self.refs[v] for v in returned),
             outputs=tuple(k or _NO_TENSOR for k in kinds), where=program.where,
-            guarded=tuple(i in self.aside for i in range(len(returned))), paths=tuple(paths),
+            guarded=tuple(i in self.aside for i in range(len(returned))), paths=program.paths,
         )
 
     def unique(self, name: str) -> str:

@@ -141,6 +141,13 @@ def take_apart(dist: Distribution) -> tuple[DistributionSpec, list[Tensor]]:
     return spec, tensors
 
 
+def strip(value: Any) -> tuple[list[Tensor], list[str], Build]:
+    """The tensors inside any object, their names, and a function that puts it together again."""
+    stripper = _Stripper()
+    skeleton = stripper.strip(value, "")
+    return stripper.tensors, stripper.names, _builder(skeleton)
+
+
 def row_log_prob(dist: Distribution, value: Tensor) -> Tensor:
     """Log-probability of each row: summed over everything but the leading dimension, [batch]."""
     while isinstance(dist, Independent) and not dist.batch_shape:

@@ -38,7 +38,7 @@ def sample(dist: Distribution, name: str | None = None, estimator: Any = None) -
     """
     if not isinstance(dist, Distribution):
         raise PropcTypeError(message(
-            f"propc.sample takes a torch.distributions object; got {type(dist).__name__}",
+            f"propc.sample takes a torch.distributions object; got {_kind(dist)}",
             "Write propc.sample(Normal(loc, scale), name='x').",
             at=f"site {name!r}" if name else "", where=user_source()))
     tracer = active_tracer()
@@ -55,7 +55,9 @@ def cost(value: Tensor, name: str | None = None) -> Tensor:
 
     Raises:
         PropcTypeError: the value is not a tensor.
+        PropcValueError: it is not floating point, or has more than one dimension.
     """
+    _require_tensor(value, "cost", name)
     tracer = active_tracer()
     return value if tracer is None else tracer.cost(value, name)
 
@@ -64,11 +66,13 @@ def node(value: Tensor, name: str | None = None, propagator: Any = None) -> Tens
     """Name a deterministic value, for example as a weighting target; returns the value.
 
     Raises:
-        PropcTypeError: a propagator was given; sites have propagators, named values do not yet.
+        PropcTypeError: the value is not a tensor, or a propagator was given; sites have propagators,
+            named values do not yet.
     """
     if propagator is not None:
         raise PropcTypeError(message("a named value cannot carry a propagator yet",
                                      "Leave the argument out.", at=f"node {name!r}", where=user_source()))
+    _require_tensor(value, "node", name)
     tracer = active_tracer()
     return value if tracer is None else tracer.node(value, name)
 
@@ -90,3 +94,18 @@ def opaque(fn: Callable[..., R]) -> Callable[..., R]:
         return fn(*args, **kwargs) if tracer is None else tracer.opaque(fn, args, kwargs)
 
     return call
+
+
+def _require_tensor(value: Any, kind: str, name: str | None) -> None:
+    if not isinstance(value, Tensor):
+        raise PropcTypeError(message(
+            f"a {kind} must be a tensor; got {_kind(value)}",
+            "Give a floating-point tensor of shape [batch]." if kind == "cost" else "Numbers need no name.",
+            at=f"{kind} {name!r}" if name else "", where=user_source()))
+
+
+def _kind(value: Any) -> str:
+    """What a user calls it."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return "a tensor" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r:.40}"

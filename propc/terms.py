@@ -27,8 +27,8 @@ _FRESH = frozenset({"clone", "neg", "negative", "square", "pow", "__pow__", "sqr
 def returned_costs(program: Program) -> dict[torch.fx.Node, str]:
     """The returned values that are costs, with a name each: floating point, shape [batch] or a scalar."""
     found: dict[torch.fx.Node, str] = {}
-    for value, path in zip(program.outputs, program.paths):
-        kind = type_of(value) if isinstance(value, torch.fx.Node) else None
+    for position, (value, path) in enumerate(zip(program.outputs, program.paths)):
+        kind = None if position in program.inner else type_of(value)
         if kind is not None and kind.dtype.is_floating_point and len(kind.shape) <= 1:
             found.setdefault(value, _name(path))
     return found
@@ -37,7 +37,7 @@ def returned_costs(program: Program) -> dict[torch.fx.Node, str]:
 def aside(program: Program) -> tuple[int, ...]:
     """Which returned tensors depend on a site without being costs, by their position."""
     touched = tainted(program)
-    returned = [v for v in program.outputs if isinstance(v, torch.fx.Node)]
+    returned = program.outputs
     costs = returned_costs(program)
     return tuple(i for i, v in enumerate(returned) if v in touched and v not in costs)
 
@@ -63,7 +63,7 @@ def additive_terms(program: Program) -> tuple[dict[torch.fx.Node, str], set[torc
     """
     costs = returned_costs(program)
     touched = tainted(program)
-    returned = {v for v in program.outputs if isinstance(v, torch.fx.Node)}
+    returned = set(program.outputs)
     adders: set[torch.fx.Node] = set()
     wanted: dict[torch.fx.Node, str] = dict(costs)
     terms: dict[torch.fx.Node, str] = {}

@@ -435,8 +435,8 @@ def test_a_failed_backward_poisons_nothing(estimator: Any) -> None:
 
 def chain(theta: Tensor, override: Any = None) -> Tensor:
     x = propc.sample(Normal(theta.expand(B), 1.0), "x0")
-    y = propc.sample(Normal(x, 1.0), "x1", estimator=override)
-    b = propc.sample(Bernoulli(logits=y), "b")
+    y = propc.sample(Normal(x + theta, 1.0), "x1", estimator=override)
+    b = propc.sample(Bernoulli(logits=y + theta), "b")
     return (b - y).square()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import threading
@@ -17,20 +18,23 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.distributions import Distribution, Transform
 
 from propc.errors import TraceError, message
+from propc.ir import Source
 from propc.tracing.held import Place, changes
 
 _LOCK = threading.RLock()
-_SEEDED = "torch's generator behind torch's back (torch.manual_seed, or a draw that a trace cannot see)"
+_SEEDED = "torch"
+_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")  # prints errors that the user gets anyway
 
 
 @contextmanager
-def isolated(places: Iterable[Place], recorded_apply: Any) -> Iterator[None]:
+def isolated(places: Iterable[Place], recorded_apply: Any, where: Source) -> Iterator[None]:
     """Run a trace with validation off and custom autograd functions visible; restore everything after.
 
     Args:
         places: where the program could write.
         recorded_apply: stands for `torch.autograd.Function.apply`, also where a program calls an
             alias of it (``clip = Clip.apply``).
+        where: the user's function.
 
     Raises:
         TraceError: the traced code seeded a generator, drew from Python's or NumPy's global one,
@@ -38,19 +42,21 @@ def isolated(places: Iterable[Place], recorded_apply: Any) -> Iterator[None]:
     """
     with _LOCK:
         validate, grad, dtype = Distribution._validate_args, torch.is_grad_enabled(), torch.get_default_dtype()
-        states = random_states()
+        states, silent = random_states(), _FAKE_LOG.disabled
+        _FAKE_LOG.disabled = True
         Distribution._validate_args = False
         _SingleLevelFunction.apply = classmethod(recorded_apply)
         try:
             yield
-            _check_random(states)
+            _check_random(states, where)
         except BaseException:
             _restore(places)
             raise
         else:
-            _check_places(_restore(places))
+            _check_places(_restore(places), where)
         finally:
             del _SingleLevelFunction.apply
+            _FAKE_LOG.disabled = silent
             Distribution._validate_args = validate
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(dtype)
@@ -73,16 +79,17 @@ def restore_random(states: Mapping[str, Any]) -> None:
         sys.modules["numpy"].random.set_state(states["numpy.random"])
 
 
-def _check_random(before: Mapping[str, Any]) -> None:
+def _check_random(before: Mapping[str, Any], where: Source) -> None:
     now = random_states()
     moved = [name for name, state in before.items() if not _same(state, now[name])]
     if _SEEDED in moved:
-        raise TraceError(message(f"the function moves {_SEEDED}",
-                                 "Seed outside the compiled function, or wrap the code in propc.opaque."))
+        raise TraceError(message(
+            "the function seeds torch (torch.manual_seed), or draws in a way that a trace cannot see",
+            "Seed outside the compiled function, or wrap the code in propc.opaque.", where=where))
     if moved:
         raise TraceError(message(
             f"the function draws from {' and '.join(moved)}, whose numbers would freeze into the graph",
-            "Draw with torch, mark the draw with propc.sample, or wrap it in propc.opaque."))
+            "Draw with torch, mark the draw with propc.sample, or wrap it in propc.opaque.", where=where))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -129,11 +136,12 @@ def _place_name(place: Place, key: Any) -> str:
     return f"{place.path}.{key}".strip(".")
 
 
-def _check_places(written: list[str]) -> None:
+def _check_places(written: list[str], where: Source) -> None:
     if written:
         raise TraceError(message(
             f"the function keeps a traced tensor in {', '.join(map(repr, written))}, where a later call would not "
             "renew it",
-            "Return it, or write into a tensor that is there already: 'buffer.copy_(value)', 'values[t] = value'."))
+            "Return it, or write into a tensor that is there already: 'buffer.copy_(value)', 'values[t] = value'.",
+            where=where))
 
 

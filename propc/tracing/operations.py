@@ -35,8 +35,8 @@ _EFFECTS = frozenset("__setitem__ register_hook retain_grad".split())
 _REFUSED = {
     "backward": "Call backward outside the compiled function, on what it returns.",
     "numpy": "Use torch operations, or propc.opaque for code that needs NumPy.",
-    "__array__": "NumPy cannot work on traced tensors: use torch operations, or propc.opaque.",
-    "tolist": "Use propc.opaque for code that needs Python numbers.",
+    "__array__": "Use torch operations, or propc.opaque for code that needs NumPy.",
+    "tolist": "Use torch operations, or propc.opaque for code that needs Python numbers.",
 }
 # Autograd gives a gradient for these (zero) or none, though their value jumps.
 _ROUGH = frozenset(
@@ -89,7 +89,10 @@ def refuse(func: Any, where: Callable[[], Source]) -> None:
     """Refuse what has no meaning inside a trace."""
     name = name_of(func)
     if name in _REFUSED:
-        raise TraceError(message(f"{name!r} inside a compiled function", _REFUSED[name], where=where()))
+        what = {"__array__": "NumPy works on values", "numpy": "'.numpy()' needs values",
+                "tolist": "'.tolist()' needs values"}.get(name, f"{name!r} inside a compiled function")
+        why = "" if name == "backward" else ", which are only known when the compiled function runs"
+        raise TraceError(message(what + why, _REFUSED[name], where=where()))
     if getattr(func, "__name__", "") == "__set__":
         raise TraceError(message(f"assignment to '.{name}' of a traced tensor", "Use a tensor operation.",
                                  where=where()))
@@ -230,6 +233,24 @@ _INSTEAD = {
     "rsample": "Mark the draw with propc.sample.",
     "sample": "Mark the draw with propc.sample.",
 }
+
+
+_CALLED = {
+    "__bool__": "a condition ('if', 'while', 'and', 'not', 'assert')", "__float__": "float()", "__int__": "int()",
+    "__index__": "an index or a count, such as range() or a list's [ ],", "item": ".item()",
+    "__getitem__": "indexing with a mask", "__contains__": "'in'",
+}
+
+
+def called(func: Any) -> str:
+    """What the user wrote, for a message."""
+    return _CALLED.get(name_of(func), repr(name_of(func)))
+
+
+def gathers(func: Any, args: Any) -> bool:
+    """Whether this makes a tensor of Python numbers from a list with traced tensors in it."""
+    return name_of(func) in ("tensor", "as_tensor", "asarray") and any(
+        isinstance(t, Tensor) for t in pytree.tree_leaves(args)) and not isinstance(args[0], Tensor)
 
 
 def instead(func: Any) -> str:

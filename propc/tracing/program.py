@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +47,10 @@ class Program:
         graph: torch.fx nodes in program order; `meta` of each holds ``type``
             (a `TensorType`, or None for a tuple), ``where`` (a `Source`), and ``mark``.
         leaves: the placeholders, in order.
-        outputs: flattened returned values: torch.fx nodes, or anything else as it is.
-        paths: place of each returned value, such as ``['loss']``; empty for a single one.
-        spec: the pytree structure of the returned value.
+        outputs: the returned tensors, flattened.
+        paths: place of each returned tensor, such as ``['loss']``; empty for a single one.
+        inner: positions of those that are inside a returned object, such as a distribution.
+        assemble: makes the returned value from the returned tensors.
         mutates: whether an operation writes into an existing tensor.
         where: the function's own file and line.
         returned_memory: identity of the memory behind the returned tensors, as in ``meta["memory"]``.
@@ -58,9 +59,10 @@ class Program:
     name: str
     graph: torch.fx.Graph
     leaves: tuple[Leaf, ...]
-    outputs: tuple[Any, ...]
+    outputs: tuple[torch.fx.Node, ...]
     paths: tuple[str, ...]
-    spec: Any
+    inner: frozenset[int]
+    assemble: Callable[[Sequence[Tensor]], Any]
     mutates: bool
     where: Source
     returned_memory: frozenset[int] = frozenset()

@@ -34,9 +34,7 @@ def simplify(program: Program) -> Program:
         program = _fold_constants(program)
     _drop_dead(program.graph)
     (returned,) = next(n for n in program.graph.nodes if n.op == "output").args
-    remaining = iter(returned)  # type: ignore[arg-type]
-    return replace(program, outputs=tuple(next(remaining) if isinstance(v, torch.fx.Node) else v
-                                          for v in program.outputs))
+    return replace(program, outputs=returned)  # type: ignore[arg-type]
 
 
 def _drop_broadcast(graph: torch.fx.Graph, node: torch.fx.Node) -> None:

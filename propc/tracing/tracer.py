@@ -9,7 +9,7 @@ each. The user's own code runs, so distributions, modules, helpers such as
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from propc.distributions import DistributionSpec, take_apart
+from propc.distributions import DistributionSpec, strip, take_apart
 from propc.errors import PropcTypeError, PropcValueError, TraceError, message
 from propc.ir import Source, TensorType
 from propc.tracing import operations
@@ -92,7 +92,7 @@ class Tracer(torch.fx.Tracer):
     ) -> Program:
         """Trace ``fn`` on flattened arguments; tensors among `leaves` are traced, the rest is static."""
         with ExitStack() as stack:
-            stack.enter_context(isolated(self._surroundings.places, _recorded_apply))
+            stack.enter_context(isolated(self._surroundings.places, _recorded_apply, where))
             with torch._C.DisableTorchFunction():
                 values = [
                     self._placeholder(leaf, path) if isinstance(leaf, Tensor) else leaf
@@ -115,13 +115,15 @@ class Tracer(torch.fx.Tracer):
             return iter(self.record(Tensor.unbind, args, kwargs))
         operations.refuse(func, user_source)
         given, args, kwargs = args, self._lift(args), self._lift(kwargs)
+        if operations.gathers(func, args):
+            raise self._needs_value(func, args)
         touched = [t for t in _flat((args, kwargs)) if isinstance(t, FakeTensor)]
         versions = [_version(t) for t in touched]
         try:
             with self._unrecorded():
                 result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            return self._data_dependent(func, error)
+            return self._data_dependent(func, args, error)
         written = [t for t, v in zip(touched, versions) if _version(t) != v]
         if not written and not operations.has_effect(func) and not _has_tensor(result):
             return result
@@ -285,18 +287,19 @@ class Tracer(torch.fx.Tracer):
     def node(self, value: Tensor, name: str | None) -> Tensor:
         """Record a named deterministic value."""
         with torch._C.DisableTorchFunction():
-            value = self._lift(value)
             mark = Mark("node", self._name(name, "node"))
+            value = self._lift(value)
             return self._mark(mark, (self._node(value),), value.clone(), (value,))
 
-    def cost(self, value: Any, name: str | None) -> Tensor:
+    def cost(self, value: Tensor, name: str | None) -> Tensor:
         """Record a named cost."""
         with torch._C.DisableTorchFunction():
             label = self._name(name, "cost")
-            if not isinstance(value, Tensor):
-                raise PropcTypeError(message(
-                    f"a cost must be a tensor; got {type(value).__name__}",
-                    "Return or mark a floating-point tensor of shape [batch].",
+            kind = tensor_type(value)
+            if not value.is_floating_point() or value.dim() > 1:
+                raise PropcValueError(message(
+                    f"a cost is floating point, of shape [batch]; got {kind}",
+                    "Sum it over everything but the batch." if value.is_floating_point() else "Convert it: .float().",
                     at=f"cost {label!r}", where=user_source()))
             value = self._lift(value)
             return self._mark(Mark("cost", label), (self._node(value),), value.clone(), (value,))
@@ -315,6 +318,7 @@ class Tracer(torch.fx.Tracer):
                     "Wrap numbers and arrays in torch.as_tensor.", at=f"black box {label!r}", where=user_source()))
             node = self.graph.call_function(fn, self._nodes(args), self._nodes(kwargs))
             node.meta.update(where=user_source(), context=None, rough=True, mark=Mark("opaque", label))
+            node.meta["types"] = tuple(map(tensor_type, items))
             self._bind(result, node)
             return result
 
@@ -343,27 +347,76 @@ class Tracer(torch.fx.Tracer):
     # -- the end --------------------------------------------------------------------
 
     def _program(self, result: Any, name: str, where: Source) -> Program:
+        outputs, paths, inner, pieces = [], [], set(), []
         flat, spec = pytree.tree_flatten_with_path(result)
-        outputs = [self._node(self._lift(v)) if isinstance(v, Tensor) else v for _, v in flat]
-        self.graph.output(tuple(v for v in outputs if isinstance(v, torch.fx.Node)))
+        for place, leaf in flat:
+            path = pytree.keystr(place)
+            parts, fields, build = _take_apart_returned(leaf, path)
+            if not isinstance(leaf, Tensor):
+                inner.update(range(len(outputs), len(outputs) + len(parts)))
+            outputs += [self._node(self._lift(part)) for part in parts]
+            paths += fields
+            pieces.append((len(parts), build))
+        self.graph.output(tuple(outputs))
         return Program(
             name=name,
             graph=self.graph,
             leaves=tuple(self._leaves),
             outputs=tuple(outputs),
-            paths=tuple(pytree.keystr(path) for path, _ in flat),
-            spec=spec,
+            paths=tuple(paths),
+            inner=frozenset(inner),
+            assemble=_assembler(pieces, spec),
             mutates=self._mutates,
             where=where,
-            returned_memory=frozenset(v.meta["memory"] for v in outputs if isinstance(v, torch.fx.Node)),
+            returned_memory=frozenset(node.meta["memory"] for node in outputs),
         )
 
-    def _data_dependent(self, func: Any, error: Exception) -> Any:
+    def _data_dependent(self, func: Any, args: Any, error: Exception) -> Any:
         if operations.name_of(func) == "__bool__" and operations.in_argument_check():
             return True  # ours runs with the site's name
-        raise TraceError(message(
-            f"{operations.name_of(func)!r} needs the value of a traced tensor, which is only known when the compiled "
-            "function runs", operations.instead(func), where=user_source())) from error
+        raise self._needs_value(func, args) from error
+
+    def _needs_value(self, func: Any, args: Any) -> TraceError:
+        tensors = [t for t in _flat(args) if isinstance(t, FakeTensor)]
+        marks = _marks_before(t._propc_node for t in tensors if hasattr(t, "_propc_node"))
+        sites = " and ".join(repr(mark.name) for mark in marks if mark.kind == "site")
+        return TraceError(message(
+            f"{operations.called(func)} needs the value of a traced tensor, which is only known when the compiled "
+            "function runs", operations.instead(func), at=f"a value that depends on site {sites}" if sites else "",
+            where=user_source()))
+
+
+def _take_apart_returned(leaf: Any, path: str) -> tuple[list[Tensor], list[str], Callable[..., Any]]:
+    """The tensors in a returned value, where they are, and how it is put together from them."""
+    if isinstance(leaf, Tensor):
+        return [leaf], [path], lambda parts: parts[0]
+    tensors, names, build = strip(leaf)
+    return tensors, [f"{path}.{name}" for name in names], build
+
+
+def _assembler(pieces: list[tuple[int, Callable[..., Any]]], spec: pytree.TreeSpec) -> Callable[..., Any]:
+    """From returned tensors to the returned value."""
+
+    def assemble(tensors: Sequence[Tensor]) -> Any:
+        remaining = iter(tensors)
+        return pytree.tree_unflatten([build([next(remaining) for _ in range(n)]) for n, build in pieces], spec)
+
+    return assemble
+
+
+def _marks_before(nodes: Iterable[torch.fx.Node]) -> list[Mark]:
+    """The last marks on every way to some nodes."""
+    todo, seen, marks = list(nodes), set(), {}
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if (mark := node.meta.get("mark")) is not None:
+            marks[mark.name] = mark
+        else:
+            todo.extend(node.all_input_nodes)
+    return [marks[name] for name in sorted(marks)]
 
 
 @contextmanager
