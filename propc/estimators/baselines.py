@@ -15,11 +15,23 @@ from propc.propagators.base import Baseline
 
 @dataclass(frozen=True)
 class LeaveOneOut(Baseline):
-    """Mean of the other samples' costs in the batch. Unbiased; needs two samples (Kool et al. 2019)."""
+    """Mean of the other samples' costs in the batch. Unbiased; needs two samples (Kool et al. 2019).
+
+    With `halves`, of the other samples in the same half of the batch: where the weights of one half
+    come from the other (crossfit), no cost may pass between them. Batches below four stay whole.
+    """
+
+    halves: bool = False
 
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
-        count = cost.shape[0]
-        return (cost - cost.mean()) * (count / (count - 1))
+        if self.halves and cost.shape[0] >= 4:
+            return torch.cat([_centered(half) for half in cost.tensor_split([cost.shape[0] // 2])])
+        return _centered(cost)
+
+
+def _centered(cost: Tensor) -> Tensor:
+    count = cost.shape[0]
+    return (cost - cost.mean()) * (count / (count - 1))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from propc import propagators
 from propc.errors import PropcValueError, message
 from propc.estimators.base import Estimator, SiteView, one_of, register_estimator, resolve
+from propc.estimators.baselines import LeaveOneOut
 from propc.runtime.mixing import Weighting
 
 
@@ -52,6 +53,8 @@ class Combine(Estimator):
 
     def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
         parts = tuple(resolve(e).propagator(site)[0] for e in self.estimators)
+        if self.weights == "crossfit":
+            parts = tuple(_within_halves(part) for part in parts)
         if sum(part.passes_path for part in parts) > 1:
             raise site.error(f"estimator {self.name!r} has two pathwise parts, which are one and the same",
                              "Keep one of them.")
@@ -60,3 +63,10 @@ class Combine(Estimator):
                              "Return the cost with shape [batch].")
         how = Weighting(self.target, self.per_coordinate, self.weights, self.k_interval, self.decay)
         return propagators.InverseVariance(parts, how), "asked for"
+
+
+def _within_halves(part: propagators.Propagator) -> propagators.Propagator:
+    """A part whose leave-one-out baseline keeps the two halves of the batch apart."""
+    if isinstance(part, propagators.LikelihoodRatio) and part.baseline == LeaveOneOut():
+        return propagators.LikelihoodRatio(LeaveOneOut(halves=True))
+    return part
