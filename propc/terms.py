@@ -146,7 +146,7 @@ def _parts(
         adders.update(between)
         return parts
     linear = name in _SUMS or name in _PASSES or (name in _SCALES and _scales(node, random))
-    same = all(_shape(n) == kind.shape for n in random)
+    same = all((t := type_of(n)) is not None and (t.shape, t.dtype) == (kind.shape, kind.dtype) for n in random)
     plain = not node.kwargs and (not _writes(name) or _is_private(node.all_input_nodes[0], touched))
     return node.all_input_nodes if linear and random and same and plain else None
 
