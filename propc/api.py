@@ -112,7 +112,7 @@ class CompiledMethod(CompiledMethods):
         return self.__self__
 
 
-class _ModuleMethods(CompiledMethods):
+class _ModuleMethods(CompiledMethods, nn.Module):
     """Methods that a compiled module class gains."""
 
     def _compiler(self) -> Compiler:
@@ -198,7 +198,8 @@ def _compile_class(cls: type[nn.Module], options: Options) -> type[nn.Module]:
         return _compiler_of(self)(self, args, kwargs)
 
     forward._propc_plain = plain  # type: ignore[attr-defined]
-    cls.forward, cls._propc_made_of = forward, (plain, options)  # type: ignore[assignment]
+    cls.forward = forward
+    cls._propc_made_of = plain, options  # type: ignore[attr-defined]
     for name in ("_compiler", "_owner", "graph", "graphs", "explain", "estimator_parameters", "with_estimator"):
         if name not in vars(cls):
             setattr(cls, name, getattr(_ModuleMethods, name))
@@ -209,7 +210,8 @@ def _compiler_of(module: Any) -> Compiler:
     """The module's compiler, made at the first use."""
     found: Compiler | None = module.__dict__.get(_KEY)
     if found is None:
-        found = Compiler(*type(module)._propc_made_of, type(module).__name__)
+        plain, options = type(module)._propc_made_of
+        found = Compiler(plain, options, type(module).__name__)
         _set_compiler(module, found)
     return found
 
@@ -241,7 +243,7 @@ def _subclass(original: type[nn.Module]) -> type[nn.Module]:
             "__module__": original.__module__, "__qualname__": original.__qualname__,
             "__doc__": original.__doc__, "_propc_original": original, "__reduce__": _reduce_module,
         })
-        made.forward = _plain_forward(original)
+        made.forward = _plain_forward(original)  # type: ignore[attr-defined]
         _SUBCLASSES[original] = _compile_class(made, Options())
     return _SUBCLASSES[original]
 

@@ -9,13 +9,13 @@ import inspect
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor
 
 from propc.cut import cut
 from propc.errors import PropcTypeError, PropcValueError, PropcWarning, message, nearest
@@ -55,7 +55,7 @@ class Options:
     """What `propc.compile` was told."""
 
     estimator: Any = "infer"
-    passes: tuple[Any, ...] = ()
+    passes: Iterable[Any] = ()
     backend: str = "eager"
     validate: bool = True
 
@@ -125,7 +125,7 @@ class Compiler:
 
     def __init__(self, fn: Callable[..., Any], options: Options, name: str | None = None) -> None:
         self.fn, self.options = fn, options
-        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        self.name: str = name or str(getattr(fn, "__name__", type(fn).__name__))
         self.state = EstimatorState()
         self.cache: OrderedDict[Any, list[Compiled]] = OrderedDict()
         self.attention = Attention()
@@ -211,9 +211,8 @@ class Compiler:
         self.traces += 1
         if self.traces == GRAPHS_WARNED:
             warnings.warn(message(
-                f"{self.name!r} was traced {self.traces} times: its static arguments, shapes or closed-over numbers keep "
-                "changing", "Pass what changes at every call as a tensor."), PropcWarning,
-                stacklevel=_outside())
+                f"{self.name!r} was traced {self.traces} times: its static arguments, shapes or closed-over numbers "
+                "keep changing", "Pass what changes at every call as a tensor."), PropcWarning, stacklevel=_outside())
 
     def _first(self, program: Program) -> PropagationGraph:
         """The graph before all passes: returned values are the costs."""
@@ -239,7 +238,8 @@ class Compiler:
             variadic = bound.signature.parameters[name].kind
             for path, index in pytree.tree_flatten_with_path(value)[0]:
                 tail = pytree.keystr(path)
-                paths[index] = path[0].key if variadic is inspect.Parameter.VAR_KEYWORD else name + tail
+                named = variadic is inspect.Parameter.VAR_KEYWORD and isinstance(path[0], pytree.MappingKey)
+                paths[index] = str(path[0].key) if named else name + tail  # type: ignore[attr-defined]
         return paths
 
     def _where(self) -> Source:

@@ -27,6 +27,7 @@ from propc.ir import (
 )
 from propc.tracing.program import Leaf, Mark, Program, mark_of, type_of
 
+
 def cut(program: Program, aside: Iterable[int] = ()) -> dict[str, Node]:
     """Cut `program` into nodes, in program order.
 

@@ -194,7 +194,7 @@ def _children(value: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(value, Transform):
         return [(k, _UNSET.get(k, v)) for k, v in vars(value).items()]
     if isinstance(value, Distribution):
-        return [(k, False if k == "_validate_args" else v) for k, v in vars(value).items()]
+        return list({**vars(value), "_validate_args": False}.items())  # what is checked, the runtime checks
     if isinstance(value, torch.Size):
         return None
     if isinstance(value, dict):

@@ -155,6 +155,39 @@ def test_returned_constants_are_the_callers_own() -> None:
     assert ones.eq(1).all()
 
 
+def test_returned_distributions() -> None:
+    @propc.compile(estimator="lr")
+    def program(a: Tensor) -> dict[str, Any]:
+        q = Normal(a, 1.0)
+        return {"loss": propc.sample(q, "z").square(), "q": Independent(q, 1)}
+
+    a = param(B)
+    out = program(a)
+    assert isinstance(out["q"], Independent)
+    assert not isinstance(out["q"].base_dist.loc, torch._subclasses.FakeTensor)
+    assert [c.name for c in program.graph(a).costs] == ["loss"]
+    (out["loss"].sum() + out["q"].entropy()).backward()
+    assert a.grad is not None
+
+
+def test_black_boxes_with_several_results() -> None:
+    def box(x: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        return x.detach() * scale, x.sum().reshape(1), x.long()
+
+    @propc.compile(estimator="lr")
+    def program(a: Tensor) -> Tensor:
+        x = propc.sample(Normal(a, 1.0), "x")
+        y, _, z = propc.opaque(box)(x, 2.0)
+        (w,) = propc.opaque(lambda t: [t + 1])(y)
+        return y * 10 + z + w - 1
+
+    a = param(B)
+    torch.manual_seed(0)
+    x = Normal(a, 1.0).rsample()
+    torch.manual_seed(0)
+    assert torch.allclose(program(a), x * 22 + x.long())
+
+
 def test_static_arguments_and_control_flow_on_them() -> None:
     calls = []
 
@@ -253,9 +286,12 @@ def test_many_traces_are_warned_of_once() -> None:
     def program(x: Tensor, k: float) -> Tensor:
         return x * k
 
-    with pytest.warns(propc.PropcWarning, match="traced 16 times") as caught:
+    def call_often() -> None:
         for k in range(20):
             program(torch.ones(2), float(k))
+
+    with pytest.warns(propc.PropcWarning, match="traced 16 times") as caught:
+        call_often()
     assert len(caught) == 1
     assert caught[0].filename == __file__
 
@@ -576,7 +612,7 @@ def test_no_grad_detach_and_grad_modes() -> None:
         torch.set_grad_enabled(True)
         with torch.inference_mode():
             assert not (x * 2).requires_grad
-        assert not (b.requires_grad or d.requires_grad)
+        assert [t.requires_grad for t in (b, d)] == [False, False]
         assert c.requires_grad
         return x * b + c + target(x) * x + x * x.detach() * a + d + a.data
 
@@ -674,8 +710,10 @@ def test_indexing_iteration_unpacking_and_named_tuples() -> None:
         top = a.max(0)
         order = torch.sort(a, dim=1)
         parts = a.split(1)
-        return (x + y + rows[0] + top.values + top.indices + order[0][0] + parts[1][0] + a.T.mT.sum(0)
-                + a[0, index] + a[..., :][None][0, 0] + next(iter(a)) + list(reversed(a))[0] + torch.stack(list(a)).sum(0))
+        last, *_ = reversed(a)
+        turned = torch.stack(list(a)).sum(0) + last + next(iter(a)) + a.T.mT.sum(0)
+        return (x + y + rows[0] + top.values + top.indices + order[0][0] + parts[1][0]
+                + a[0, index] + a[..., :][None][0, 0] + turned)
 
     same(program, param(2, B), torch.arange(B))
 
@@ -842,7 +880,7 @@ def test_user_written_distributions(validate: bool | None) -> None:
     same(lambda a: propc.sample(Shifted(a, validate), "x").square(), param(B))
     a = param(B)
     torch.manual_seed(2)
-    cost, grad = _score(Shifted, a)
+    _, grad = _score(Shifted, a)
     torch.manual_seed(2)
     mine = propc.compile(lambda a: propc.sample(Shifted(a, validate), "x").square(),
                          estimator=propc.estimator("lr", baseline=None))(a)

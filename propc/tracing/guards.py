@@ -45,7 +45,7 @@ def isolated(places: Iterable[Place], recorded_apply: Any, where: Source) -> Ite
         states, silent = random_states(), _FAKE_LOG.disabled
         _FAKE_LOG.disabled = True
         Distribution._validate_args = False
-        _SingleLevelFunction.apply = classmethod(recorded_apply)
+        _SingleLevelFunction.apply = classmethod(recorded_apply)  # type: ignore[attr-defined]
         try:
             yield
             _check_random(states, where)
@@ -55,7 +55,7 @@ def isolated(places: Iterable[Place], recorded_apply: Any, where: Source) -> Ite
         else:
             _check_places(_restore(places), where)
         finally:
-            del _SingleLevelFunction.apply
+            del _SingleLevelFunction.apply  # type: ignore[attr-defined]
             _FAKE_LOG.disabled = silent
             Distribution._validate_args = validate
             torch.set_grad_enabled(grad)

@@ -14,6 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -135,11 +136,11 @@ class _Walk:
 
     def run(self, roots: Roots) -> Surroundings:
         if roots.owner is not None:
-            self.visit(roots.owner, "", lambda owner: owner, 0)
-        self.visit(roots.fn, "", lambda _, fn=roots.fn: fn, 0)
+            self.visit(roots.owner, "", _itself, 0)
+        self.visit(roots.fn, "", _always(roots.fn), 0)
         for name, value in roots.statics:
             if not isinstance(value, _PRIMITIVE):
-                self.visit(value, name, lambda _, value=value: value, 0, pinned=True)
+                self.visit(value, name, _always(value), 0, pinned=True)
         return self.found
 
     def visit(self, value: Any, path: str, fetch: Fetch, depth: int, pinned: bool = False) -> None:
@@ -190,13 +191,13 @@ class _Walk:
         prefix = f"{path}." if path else ""
         scope = dict(zip(fn.__code__.co_freevars, fn.__closure__ or ()))
         for name, cell in scope.items():
-            if cell != CellType() and (id(cell), None) not in self.written:  # assigned
+            if cell != CellType() and not self.ignores(cell, None, cell.cell_contents):  # assigned
                 self.place(prefix + name, cell, cell.cell_contents)
-                yield prefix + name, cell.cell_contents, lambda fn, cell=cell: cell.cell_contents
+                yield prefix + name, cell.cell_contents, _cell(cell)
         self.place("", fn.__globals__)
         for name in _names_in(fn.__code__):
-            if name in fn.__globals__ and (id(fn.__globals__), name) not in self.written:
-                yield prefix + name, fn.__globals__[name], lambda fn, name=name: fn.__globals__[name]
+            if name in fn.__globals__ and not self.ignores(fn.__globals__, name, fn.__globals__[name]):
+                yield prefix + name, fn.__globals__[name], _global(name)
         yield from ((prefix + "defaults", part, _attribute(key)) for key, part in
                     (("__defaults__", fn.__defaults__), ("__kwdefaults__", fn.__kwdefaults__)) if part)
 
@@ -209,11 +210,11 @@ class _Walk:
             return
         self.place(path, value)
         for key, child in items:
-            if (id(value), key) in self.written:
+            if self.ignores(value, key, child):
                 continue
             if not isinstance(key, int):
                 self.found.state.append(key)
-            yield f"{path}[{key!r}]", child, lambda value, key=key: value[key]
+            yield f"{path}[{key!r}]", child, itemgetter(key)
 
     def module(self, module: nn.Module, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         own = module.__dict__
@@ -234,12 +235,17 @@ class _Walk:
             return
         self.place(path, own, owner=value)
         for name, child in own.items():
-            if (name in self.names or name == "__wrapped__") and name not in but and (
-                    id(own), name) not in self.written:
+            wanted = (name in self.names or name == "__wrapped__") and name not in but
+            if wanted and not self.ignores(own, name, child):
                 yield _joined(path, name), child, _attribute(name)
-        for name in self.names & _class_values(type(value)):
+        kind: Any = type(value)
+        for name in self.names & _class_values(kind):
             if name not in own:
-                yield _joined(path, name), getattr(type(value), name), _attribute(name)
+                yield _joined(path, name), getattr(kind, name), _attribute(name)
+
+    def ignores(self, container: Any, key: Any, value: Any) -> bool:
+        """Whether the program itself writes here; a tensor counts all the same."""
+        return (id(container), key) in self.written and not isinstance(value, Tensor)
 
     def place(self, path: str, container: Any, content: Any = None, owner: Any = None) -> None:
         """Note what a trace could write into, and what is in it now."""
@@ -250,6 +256,22 @@ class _Walk:
 
 def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def _itself(owner: Any) -> Any:
+    return owner
+
+
+def _always(value: Any) -> Fetch:
+    return lambda _: value
+
+
+def _cell(cell: CellType) -> Fetch:
+    return lambda _: cell.cell_contents
+
+
+def _global(name: str) -> Fetch:
+    return lambda fn: fn.__globals__[name]
 
 
 def _then(first: Fetch, then: Fetch) -> Fetch:
@@ -268,7 +290,7 @@ def _names_in(code: CodeType) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _class_values(kind: type) -> frozenset[str]:
+def _class_values(kind: Any) -> frozenset[str]:
     """Names of plain values and tensors among a user class's own attributes."""
     kinds = [k for k in kind.__mro__ if k.__module__.split(".")[0] not in _LIBRARIES]
     return frozenset(name for k in kinds for name, value in vars(k).items()

@@ -36,7 +36,6 @@ _REFUSED = {
     "backward": "Call backward outside the compiled function, on what it returns.",
     "numpy": "Use torch operations, or propc.opaque for code that needs NumPy.",
     "__array__": "Use torch operations, or propc.opaque for code that needs NumPy.",
-    "tolist": "Use torch operations, or propc.opaque for code that needs Python numbers.",
 }
 # Autograd gives a gradient for these (zero) or none, though their value jumps.
 _ROUGH = frozenset(
@@ -89,8 +88,8 @@ def refuse(func: Any, where: Callable[[], Source]) -> None:
     """Refuse what has no meaning inside a trace."""
     name = name_of(func)
     if name in _REFUSED:
-        what = {"__array__": "NumPy works on values", "numpy": "'.numpy()' needs values",
-                "tolist": "'.tolist()' needs values"}.get(name, f"{name!r} inside a compiled function")
+        what = {"__array__": "NumPy works on values", "numpy": "'.numpy()' needs values"}.get(
+            name, f"{name!r} inside a compiled function")
         why = "" if name == "backward" else ", which are only known when the compiled function runs"
         raise TraceError(message(what + why, _REFUSED[name], where=where()))
     if getattr(func, "__name__", "") == "__set__":
@@ -154,7 +153,7 @@ class CustomFunction:
         self.__module__ = __name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return super(_SingleLevelFunction, self.cls).apply(*args, **kwargs)
+        return super(_SingleLevelFunction, self.cls).apply(*args, **kwargs)  # type: ignore[misc]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CustomFunction) and other.cls is self.cls

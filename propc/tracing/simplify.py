@@ -34,7 +34,7 @@ def simplify(program: Program) -> Program:
         program = _fold_constants(program)
     _drop_dead(program.graph)
     (returned,) = next(n for n in program.graph.nodes if n.op == "output").args
-    return replace(program, outputs=returned)  # type: ignore[arg-type]
+    return replace(program, outputs=returned)
 
 
 def _drop_broadcast(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
@@ -83,15 +83,18 @@ def _fold_constants(program: Program) -> Program:
             leaf.meta.update(node.meta)
             kind = type_of(node)
             assert kind is not None
-            leaves.append(Leaf(_label(node, value), leaf, kind, lambda _, value=value: value, constant=True))
+            leaves.append(Leaf(_label(node, value), leaf, kind, _always(value), constant=True))
             known[key], values[leaf] = leaf, value
         node.replace_all_uses_with(known[key])
         graph.erase_node(node)
     kept = tuple(leaf for leaf in leaves if leaf.fetch is None or leaf.node.users)
-    for leaf in leaves:
-        if leaf.fetch is not None and not leaf.node.users:
-            graph.erase_node(leaf.node)
+    for unused in set(leaves).difference(kept):
+        graph.erase_node(unused.node)
     return replace(program, leaves=kept)
+
+
+def _always(value: Tensor) -> Callable[[Any], Tensor]:
+    return lambda _: value
 
 
 def _foldable(node: torch.fx.Node, values: dict[torch.fx.Node, Tensor]) -> bool:

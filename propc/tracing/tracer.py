@@ -228,7 +228,7 @@ class Tracer(torch.fx.Tracer):
 
     def _placeholder(
         self, tensor: Tensor, path: str, fetch: Callable[[Any], Tensor] | None = None
-    ) -> FakeTensor:
+    ) -> Any:
         fake = self._fake(tensor)
         with self.graph.inserting_before(self._first_operation()):
             node = self.graph.placeholder(f"leaf{len(self._leaves)}")
@@ -237,7 +237,7 @@ class Tracer(torch.fx.Tracer):
         self._own(fake, node)
         return fake
 
-    def _fake(self, tensor: Tensor) -> FakeTensor:
+    def _fake(self, tensor: Tensor) -> Any:
         if tensor.is_leaf:
             return self._mode.from_tensor(tensor)
         with _disable_current_modes():  # the gradients of the tensor's own history are not looked at
@@ -248,7 +248,7 @@ class Tracer(torch.fx.Tracer):
         last = self._leaves[-1].node if self._leaves else self.graph._root
         return last.next
 
-    def _hold(self, tensor: Tensor) -> FakeTensor:
+    def _hold(self, tensor: Tensor) -> Any:
         """The fake twin of a tensor that the program holds."""
         if id(tensor) not in self._held:
             if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -347,7 +347,10 @@ class Tracer(torch.fx.Tracer):
     # -- the end --------------------------------------------------------------------
 
     def _program(self, result: Any, name: str, where: Source) -> Program:
-        outputs, paths, inner, pieces = [], [], set(), []
+        outputs: list[torch.fx.Node] = []
+        paths: list[str] = []
+        inner: set[int] = set()
+        pieces: list[tuple[int, Callable[..., Any]]] = []
         flat, spec = pytree.tree_flatten_with_path(result)
         for place, leaf in flat:
             path = pytree.keystr(place)

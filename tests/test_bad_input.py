@@ -1,0 +1,571 @@
+"""Mistakes: the error says where, what and what to do, and everything works afterwards."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import random
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import _SingleLevelFunction
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Dirichlet,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+)
+from torch.distributions.transforms import AffineTransform
+
+import propc
+from propc.ir import Route, Token
+
+B = 6
+
+
+def leaf(value: float = 0.4) -> Tensor:
+    return torch.tensor(value, requires_grad=True)
+
+
+def normal(theta: Tensor, name: str = "x") -> Tensor:
+    return propc.sample(Normal(theta.expand(B), 1.0), name)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_lost() -> Iterator[None]:
+    """After every test torch is as it was, and an ordinary program compiles and has a gradient."""
+    apply = torch.autograd.Function.apply
+    yield
+    assert torch.autograd.Function.apply == apply
+    assert "apply" not in vars(_SingleLevelFunction)
+    assert propc.tracing.active_tracer() is None
+    theta = leaf()
+    propc.compile(lambda theta: normal(theta).square(), estimator="lr")(theta).sum().backward()
+    assert theta.grad is not None
+
+
+def line_of(error: BaseException) -> str:
+    """`file:line` of the last line of this file in the traceback, where the user's mistake is."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == __file__]
+    return f"test_bad_input.py:{lines[-1]}"
+
+
+def line_with(program: Callable[..., Any], text: str) -> str:
+    """`file:line` of the line of a program that contains a text."""
+    lines, start = inspect.getsourcelines(program)
+    return f"test_bad_input.py:{start + next(i for i, line in enumerate(lines) if text in line)}"
+
+
+def refused(
+    kind: type[Exception], call: Callable[[], Any], *words: str,
+    program: Callable[..., Any] | None = None, at: str = "",
+) -> Exception:
+    """Check that a call is refused with these words, and with the line of `program` that contains `at`."""
+    with pytest.raises(kind) as caught:
+        call()
+    text = str(caught.value)
+    for word in (*words, *((line_with(program, at),) if program is not None else ())):
+        assert word in text, text
+    assert isinstance(caught.value, propc.PropcError)
+    assert "FakeTensor" not in text
+    return caught.value
+
+
+def run(program: Callable[..., Any], *args: Any, estimator: Any = "lr", **options: Any) -> Callable[[], Any]:
+    return lambda: propc.compile(program, estimator=estimator, **options)(leaf(), *args)
+
+
+# -- tracing ----------------------------------------------------------------------------------
+
+CONTROL: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "if": (lambda x: x if (x > 0).all() else -x, "condition"),
+    "while": (lambda x: [x for _ in iter(lambda: bool(x.sum() > 0), False)], "condition"),
+    "and": (lambda x: x.sum() > 0 and x, "condition"),
+    "max": (lambda x: max(x[0], x[1]), "condition"),
+    "float": (lambda x: x * float(x[0]), "float()"),
+    "int": (lambda x: x * int(x[0]), "int()"),
+    "item": (lambda x: x * x.sum().item(), ".item()"),
+    "range": (lambda x: [x for _ in range(x[0].long())], "range()"),
+    "index": (lambda x: [1, 2][x[0].long()], "index"),
+    "mask": (lambda x: x[x > 0], "mask"),
+    "nonzero": (lambda x: x.nonzero(), "nonzero"),
+    "tensor": (lambda x: torch.tensor([x[0], x[1]]), "torch.stack"),
+    "numpy function": (lambda x: np.sin(x.detach()), "NumPy"),
+    "numpy": (lambda x: x.detach().numpy(), "'.numpy()'"),
+    "tolist": (lambda x: x.tolist(), ".item()"),
+}
+
+
+@pytest.mark.parametrize("case", CONTROL)
+def test_control_flow_on_a_traced_value(case: str) -> None:
+    body, word = CONTROL[case]
+
+    def program(theta: Tensor) -> Any:
+        return body(normal(theta, "site"))
+
+    error = refused(propc.TraceError, run(program), word, "known when the compiled function runs", "se ")
+    assert line_of(error) in str(error)
+    if "NumPy" not in str(error):
+        assert "'site'" in str(error)
+
+
+def test_transforms_that_a_trace_cannot_see() -> None:
+    def program(theta: Tensor) -> Tensor:
+        x = normal(theta)
+        return torch.vmap(lambda row: row * theta)(x)
+
+    refused(propc.TraceError, run(program), "vmap", "propc.opaque", program=program, at="torch.vmap")
+
+    def inside(theta: Tensor) -> Tensor:
+        return torch.vmap(lambda row: propc.sample(Normal(row, 1.0), "x"))(theta.expand(B))
+
+    refused(propc.TraceError, run(inside), "vmap")
+
+
+def test_backward_inside() -> None:
+    def program(theta: Tensor) -> Tensor:
+        x = normal(theta)
+        x.sum().backward()
+        return x
+
+    refused(propc.TraceError, run(program), "'backward'", "outside", program=program, at="backward")
+
+
+@pytest.mark.parametrize("draw", [lambda: random.random(), lambda: float(np.random.rand())])
+def test_numbers_that_would_freeze(draw: Callable[[], float]) -> None:
+    states = random.getstate(), np.random.get_state()[1].copy()
+
+    def program(theta: Tensor) -> Tensor:
+        return normal(theta) * draw()
+
+    refused(propc.TraceError, run(program), "random", "freeze", "propc.sample", program=program, at="def program")
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1]).all()
+
+
+def test_seeding_inside() -> None:
+    state = torch.get_rng_state()
+
+    def program(theta: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return normal(theta)
+
+    refused(propc.TraceError, run(program), "torch.manual_seed", "outside", program=program, at="def program")
+    assert torch.equal(state, torch.get_rng_state())
+
+
+class Keeper(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(B))
+        self.history: list[Tensor] = []
+        self.table: dict[str, Tensor] = {}
+
+    def forward(self, theta: Tensor, how: str) -> Tensor:
+        x = normal(theta)
+        if how == "last":
+            self.last = x
+        elif how == "history":
+            self.history.append(x)
+        elif how == "table":
+            self.table["x"] = x
+        else:
+            self.new = x
+        return x
+
+
+@pytest.mark.parametrize("how", ["last", "history", "table", "new"])
+def test_keeping_a_traced_tensor(how: str) -> None:
+    model = propc.compile(Keeper(), estimator="lr")
+    last = model.last
+    error = refused(propc.TraceError, lambda: model(leaf(), how), "keeps a traced tensor", how, "Return it")
+    assert "copy_" in str(error)
+    assert model.last is last
+    assert model.history == []
+    assert model.table == {}
+    assert not hasattr(model, "new")
+
+
+def test_a_global_or_closed_over_variable_keeps_no_traced_tensor() -> None:
+    kept = None
+
+    def program(theta: Tensor) -> Tensor:
+        nonlocal kept
+        kept = normal(theta)
+        return kept
+
+    refused(propc.TraceError, run(program), "'kept'")
+    assert kept is None
+
+
+def test_an_exception_in_the_users_model() -> None:
+    broken = True
+
+    @propc.compile(estimator="lr")
+    def program(theta: Tensor) -> Tensor:
+        x = normal(theta)
+        with torch.no_grad():
+            return x if not broken else x / {}["missing"]
+
+    random_state, before = torch.get_rng_state(), torch.distributions.Distribution._validate_args
+    with pytest.raises(KeyError, match="missing") as caught:
+        program(leaf())
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert frames[-1].filename == __file__
+    assert "missing" in frames[-1].line
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert torch.is_grad_enabled()
+    assert torch.distributions.Distribution._validate_args == before
+    assert torch.equal(random_state, torch.get_rng_state())
+    broken = False
+    program(leaf()).shape  # noqa: B018
+
+
+def test_an_exception_while_running_says_where(capfd: pytest.CaptureFixture[str]) -> None:
+    def program(theta: Tensor) -> Tensor:
+        x = normal(theta)
+        return torch.linalg.cholesky(-torch.eye(2) * x[:, None, None].square()).sum((1, 2))
+
+    with pytest.raises(torch.linalg.LinAlgError) as caught:
+        run(program)()
+    notes = getattr(caught.value, "__notes__", ["test_bad_input.py"])
+    assert any("test_bad_input.py" in note for note in notes)
+
+    def wrong(theta: Tensor) -> Tensor:
+        return normal(theta) @ torch.ones(3)
+
+    with pytest.raises(RuntimeError):
+        run(wrong)()
+    assert "Traceback" not in "".join(capfd.readouterr())  # torch would log its own
+
+
+def test_black_boxes() -> None:
+    def number(theta: Tensor) -> Tensor:
+        return theta * propc.opaque(lambda x: float(x.sum()))(normal(theta))
+
+    refused(propc.PropcTypeError, run(number), "black box", "float", "torch.as_tensor", program=number, at="opaque")
+
+    def fails(x: Tensor) -> Tensor:
+        raise ZeroDivisionError("in the box")
+
+    with pytest.raises(ZeroDivisionError, match="in the box"):
+        run(lambda theta: propc.opaque(fails)(normal(theta)))()
+
+
+# -- marks ------------------------------------------------------------------------------------
+
+
+def test_what_can_be_marked() -> None:
+    def no_law(theta: Tensor) -> Tensor:
+        return propc.sample(theta, "z")
+
+    refused(propc.PropcTypeError, run(no_law), "'z'", "got a tensor", "Normal(loc, scale)", program=no_law, at="sample")
+    refused(TypeError, lambda: propc.sample(3.0, "z"), "'z'", "float 3.0")
+    refused(TypeError, lambda: propc.sample(Normal, "z"), "the class Normal")
+
+    def no_tensor(theta: Tensor) -> Tensor:
+        return propc.cost(3.0, "loss")
+
+    refused(propc.PropcTypeError, run(no_tensor), "cost 'loss'", "float 3.0", program=no_tensor, at="propc.cost")
+    refused(TypeError, lambda: propc.cost([1.0], "loss"), "list")
+    refused(TypeError, run(lambda theta: propc.node(3.0, "n")), "node 'n'")
+
+    def table(theta: Tensor) -> Tensor:
+        return propc.cost(normal(theta)[:, None], "loss").sum(1)
+
+    refused(propc.PropcValueError, run(table), "cost 'loss'", "float64[6, 1]", "Sum", program=table, at="propc.cost")
+
+    def integer(theta: Tensor) -> Tensor:
+        return propc.cost(normal(theta).long(), "loss")
+
+    refused(propc.PropcValueError, run(integer), "cost 'loss'", "int64[6]", ".float()", program=integer, at="cost")
+
+
+def test_names() -> None:
+    def twice(theta: Tensor) -> Tensor:
+        x = normal(theta, "z")
+        return x + propc.sample(Normal(x, 1.0), "z")
+
+    refused(propc.PropcValueError, run(twice), "site 'z'", "already taken", "f'x{t}'", program=twice, at="return")
+    refused(propc.PropcTypeError, run(lambda theta: normal(theta, 3)), "non-empty string", "3")
+    refused(propc.PropcTypeError, run(lambda theta: normal(theta, "")), "non-empty string")
+
+
+# -- estimators ---------------------------------------------------------------------------------
+
+
+def test_estimators_that_cannot_work_at_a_site() -> None:
+    def coin(theta: Tensor) -> Tensor:
+        return propc.sample(Bernoulli(logits=theta.expand(B)), "coin")
+
+    for estimator in ("rp", "tp", propc.Combine(("rp", "lr"))):
+        refused(propc.EstimatorError, run(coin, estimator=estimator), "site 'coin'", "Bernoulli", "rsample",
+                "estimator='lr'", program=coin, at="sample")
+
+    def compared(theta: Tensor) -> Tensor:
+        x = normal(theta, "z")
+        return (x > 0).double()
+
+    refused(propc.EstimatorError, run(compared, estimator="rp"), "site 'z'", "differentiable path", "'lr'",
+            program=normal, at="sample")
+
+    def boxed(theta: Tensor) -> Tensor:
+        return propc.opaque(torch.square)(normal(theta, "z"))
+
+    refused(propc.EstimatorError, run(boxed, estimator="rp"), "site 'z'", "black box")
+    assert run(boxed)().shape == (B,)
+
+
+@pytest.mark.parametrize("estimator", ["lr", "tp"])
+def test_a_scalar_cost_where_one_for_each_sample_is_needed(estimator: str) -> None:
+    def program(theta: Tensor) -> Tensor:
+        return normal(theta, "z").mean()
+
+    refused(propc.EstimatorError, run(program, estimator=estimator), "site 'z'", "scalar", "[batch]")
+    assert run(program, estimator="rp")().shape == ()
+
+    def table(theta: Tensor) -> Tensor:
+        return normal(theta, "z")[:, None].expand(B, 2)
+
+    refused(ValueError, run(table, estimator=estimator), "site 'z'", "float64[6, 2]")
+
+
+norm = nn.BatchNorm1d(2, dtype=torch.float64)
+MIXING: dict[str, Callable[[Tensor], Tensor]] = {
+    "batch mean": lambda x: x - x.mean(),
+    "softmax": lambda x: x.softmax(0),
+    "sort": lambda x: x.sort(0).values,
+    "flip": lambda x: x.flip(0),
+    "cumsum": lambda x: x.cumsum(0),
+    "roll": lambda x: x.roll(1, 0),
+    "pairwise": lambda x: (x[:, None] - x[None]).square().sum(1),
+    "batch norm": lambda x: norm(torch.stack([x, x], 1)).sum(1),
+}
+
+
+@pytest.mark.parametrize("estimator", ["lr", "tp"])
+@pytest.mark.parametrize("mix", MIXING)
+def test_an_operation_that_mixes_samples(mix: str, estimator: str) -> None:
+    def program(theta: Tensor) -> Tensor:
+        return propc.cost(MIXING[mix](normal(theta, "z")), "loss")
+
+    compiled = propc.compile(program, estimator=estimator)
+    for _ in range(2):  # at every call, not only at the first
+        refused(propc.GraphError, lambda: compiled(leaf()), "cost 'loss'", "mixes samples", "estimator='rp'",
+                program=program, at="propc.cost")
+    assert run(program, estimator="rp")().shape == (B,)
+
+
+def test_mixing_on_the_way_to_a_site() -> None:
+    def program(theta: Tensor) -> Tensor:
+        x = normal(theta, "first")
+        return propc.sample(Normal(x.mean().expand(B), 1.0), "second")
+
+    refused(propc.GraphError, run(program), "site 'second'", "mixes samples", program=program, at="second")
+
+
+def test_rows_that_do_not_mix() -> None:
+    norm_eval = nn.BatchNorm1d(2).eval()
+
+    def program(theta: Tensor) -> Tensor:
+        x = normal(theta)
+        y = norm_eval(torch.stack([x, x.sin()], 1)).sum(1)
+        return y + x.cumsum(-1 if x.dim() > 1 else 0) * 0 + torch.randn(B) * x
+
+    assert run(program, estimator="rp")().shape == (B,)
+    assert run(lambda theta: norm_eval(torch.stack([normal(theta)] * 2, 1)).sum(1))().shape == (B,)
+
+
+def test_a_batch_of_one_has_no_leave_one_out_mean() -> None:
+    def program(theta: Tensor) -> Tensor:
+        return propc.sample(Normal(theta.expand(1), 1.0), "z")
+
+    for estimator in ("lr", "tp"):
+        refused(propc.EstimatorError, run(program, estimator=estimator), "site 'z'", "batch of 1", "baseline=None",
+                program=program, at="sample")
+    assert run(program, estimator=propc.estimator("lr", baseline=None))().shape == (1,)
+    assert run(program, estimator="infer")().shape == (1,)
+
+
+def test_a_site_without_the_batch() -> None:
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(Normal(theta, 1.0), "z")
+        return x * torch.ones(B)
+
+    refused(propc.EstimatorError, run(program), "site 'z'", "6 samples", "Expand", program=program, at="sample")
+
+
+def test_costs_of_different_lengths() -> None:
+    def program(theta: Tensor) -> dict[str, Tensor]:
+        x = normal(theta)
+        return {"a": x, "b": x[:3]}
+
+    refused(propc.GraphError, run(program), "'a'", "'b'", "3", "6")
+
+
+@pytest.mark.parametrize(("choose", "words"), [
+    (lambda: propc.compile(normal, estimator="lrr"), ("'lrr'", "Did you mean 'lr'?", "'infer'")),
+    (lambda: propc.compile(normal, estimator={"x": "tpp"}), ("'tpp'", "Did you mean 'tp'?")),
+    (lambda: propc.compile(normal).with_estimator("lrr"), ("Did you mean 'lr'?",)),
+    (lambda: propc.estimator("tp", targt="theta"), ("'targt'", "Did you mean 'target'?")),
+    (lambda: propc.estimator("tp", weights="pas"), ("weights='pas'", "Did you mean 'past'?")),
+    (lambda: propc.estimator("tp", k_interval=0), ("k_interval=0",)),
+    (lambda: propc.estimator("lr", baseline="lo"), ("'lo'", "Did you mean 'loo'?")),
+    (lambda: propc.estimator("combine", estimators=("rp",)), ("two",)),
+    (lambda: propc.compile(normal, passes=["prun"]), ("'prun'", "Did you mean 'prune'?")),
+    (lambda: propc.compile(normal, backend="eagr"), ("'eagr'", "Did you mean 'eager'?")),
+])
+def test_misspelt_choices(choose: Callable[[], Any], words: tuple[str, ...]) -> None:
+    refused(propc.PropcValueError, choose, *words)
+
+
+@pytest.mark.parametrize(("choose", "words"), [
+    (lambda: propc.compile(3), ("function", "got 3")),
+    (lambda: propc.compile(dict), ("nn.Module",)),
+    (lambda: propc.compile(normal, estimator=3), ("got 3", "'lr'")),
+    (lambda: propc.compile(normal, passes=[3]), ("got 3",)),
+    (lambda: propc.compile(normal, passes="prune"), ("'prune'", "passes=['prune']")),
+    (lambda: propc.estimator("lr", baseline=3), ("got 3",)),
+])
+def test_choices_of_the_wrong_kind(choose: Callable[[], Any], words: tuple[str, ...]) -> None:
+    refused(propc.PropcTypeError, choose, *words)
+
+
+def test_misspelt_estimators_at_a_site() -> None:
+    def program(theta: Tensor) -> Tensor:
+        return propc.sample(Normal(theta.expand(B), 1.0), "z", estimator="lrr")
+
+    refused(propc.PropcValueError, run(program), "site 'z'", "Did you mean 'lr'?", program=program, at="sample")
+    refused(propc.PropcValueError, run(normal, estimator=lambda site: "lrr"), "site 'x'", "Did you mean 'lr'?",
+            program=normal, at="sample")
+
+
+def test_a_pattern_that_matches_no_site() -> None:
+    refused(propc.PropcValueError, run(normal, estimator={"latent*": "lr"}), "'latent*'", "'x'")
+
+    def branch(theta: Tensor, deep: bool) -> Tensor:
+        x = normal(theta, "shallow")
+        return propc.sample(Normal(x, 1.0), "deep") if deep else x
+
+    refused(propc.PropcValueError, run(branch, False, estimator={"deep": "lr"}), "'deep'", "branch that was not taken",
+            "'shallow'")
+    assert run(branch, True, estimator={"deep": "lr"})().shape == (B,)
+
+
+def test_targets() -> None:
+    def program(theta: Tensor, other: Tensor) -> Tensor:
+        return normal(theta, "z") + other
+
+    def with_target(name: str) -> Callable[[], Any]:
+        return run(program, torch.ones(B, requires_grad=True), estimator=propc.estimator("tp", target=name))
+
+    refused(propc.PropcValueError, with_target("thet"), "'thet'", "Did you mean 'theta'?")
+    refused(propc.EstimatorError, with_target("other"), "site 'z'", "'other'", "Choose another target",
+            program=normal, at="sample")
+
+
+# -- graphs -------------------------------------------------------------------------------------
+
+
+def test_a_graph_whose_routes_have_no_end() -> None:
+    def program(theta: Tensor) -> tuple[Tensor, Tensor]:
+        x = normal(theta, "first")
+        return x, normal(theta, "second")
+
+    graph = propc.compile(program, estimator="lr").graph(leaf())
+    (route, *_) = graph.routes
+    for changed, word in (
+        (replace(route, targets=()), "has no end"),
+        (replace(route, targets=(Token("nowhere"),)), "'nowhere'"),
+        (replace(route, targets=(Token("second"),)), "influence"),
+        (replace(route, targets=route.targets * 2), "twice"),
+        (Route("theta", route.targets, route.baseline), "'theta'"),
+    ):
+        refused(propc.GraphError, replace(graph, routes=(changed,)).verify, word)
+
+
+def test_a_broken_pass_is_named() -> None:
+    class Broken(propc.passes.Pass):
+        name = "broken"
+
+        def apply(self, graph: propc.PropagationGraph) -> propc.PropagationGraph:
+            return graph.without("output")
+
+    error = refused(propc.GraphError, run(normal, passes=[Broken()]), "no output")
+    assert any("'broken'" in note for note in getattr(error, "__notes__", ["'broken'"]))
+
+
+# -- values at run time -----------------------------------------------------------------------------
+
+LAWS: dict[str, tuple[Callable[[Tensor], Any], tuple[str, ...]]] = {
+    "scale": (lambda t: Normal(torch.zeros(B), t), ("'scale'", "-0.6", "softplus")),
+    "nan": (lambda t: Normal(t * torch.nan, 1.0), ("'loc'", "nan")),
+    "number": (lambda t: Normal(t, -1.0), ("'scale'", "-1")),
+    "probs": (lambda t: Bernoulli(probs=t + 2), ("'probs'", "1.4")),
+    "categorical": (lambda t: Categorical(probs=torch.stack([t, t.square()], 1)), ("'probs'",)),
+    "logits": (lambda t: Categorical(logits=torch.stack([t, t * torch.nan], 1)), ("'logits'", "nan")),
+    "concentration": (lambda t: Dirichlet(torch.stack([t, t], 1)), ("'concentration'",)),
+    "independent": (lambda t: Independent(Normal(t[:, None], t[:, None]), 1), ("scale'",)),
+    "transformed": (lambda t: TransformedDistribution(Normal(t.exp(), t), AffineTransform(0.0, 1.0)), ("scale'",)),
+    "tril": (lambda t: MultivariateNormal(torch.zeros(2), scale_tril=t[:, None, None] * torch.eye(2)), ("tril'",)),
+}
+
+
+@pytest.mark.parametrize("estimator", ["lr", "infer"])
+@pytest.mark.parametrize("law", LAWS)
+def test_invalid_parameters_name_the_site(law: str, estimator: str) -> None:
+    make, words = LAWS[law]
+
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(make(theta.expand(B)), "z")
+        return x.double().reshape(B, -1).sum(1)
+
+    compiled = propc.compile(program, estimator=estimator)
+    for _ in range(2):
+        refused(propc.NonFiniteError, lambda: compiled(leaf(-0.6)), "site 'z'", "must satisfy", *words,
+                program=program, at="sample")
+    state = copy.deepcopy(compiled.state_dict())
+    if law in ("scale", "concentration", "independent", "transformed", "tril"):
+        compiled(leaf(0.6)).sum().backward()
+    assert list(state) == list(compiled.state_dict())
+
+
+@pytest.mark.parametrize("estimator", ["rp", "lr", "tp"])
+@pytest.mark.parametrize(("factor", "word"), [(torch.nan, "NaN"), (torch.inf, "infinite")])
+def test_costs_that_are_not_finite(estimator: str, factor: float, word: str) -> None:
+    def program(theta: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        x = normal(theta, "z")
+        return {"good": x, "bad": propc.cost(x.square() * scale, "bad")}
+
+    compiled = propc.compile(program, estimator=estimator)
+    compiled(leaf(), torch.tensor(1.0))
+    refused(propc.NonFiniteError, lambda: compiled(leaf(), torch.tensor(factor)), "cost 'bad'",
+            f"6 of 6 values are {word}", "validate=False", program=program, at="propc.cost")
+    theta = leaf()
+    compiled(theta, torch.tensor(1.0))["bad"].sum().backward()
+    assert torch.isfinite(theta.grad)
+    loose = propc.compile(program, estimator=estimator, validate=False)
+    assert not torch.isfinite(loose(leaf(), torch.tensor(factor))["bad"]).any()
+
+
+def test_a_gradient_into_what_is_no_cost() -> None:
+    def program(theta: Tensor) -> dict[str, Tensor]:
+        x = normal(theta, "z")
+        return {"loss": x, "table": torch.stack([x * theta, x], 1)}
+
+    out = propc.compile(program, estimator="lr")(leaf())
+    refused(propc.PropcValueError, lambda: out["table"].sum().backward(), "['table']", "'z'", "estimator='rp'",
+            program=program, at="def program")
+    theta = leaf()
+    propc.compile(program, estimator="rp")(theta)["table"].sum().backward()
+    assert theta.grad is not None
