@@ -12,7 +12,7 @@ from torch import nn
 
 from propc.distributions import Constant, Skeleton
 from propc.errors import PropcError, PropcValueError, PropcWarning, message, nearest
-from propc.estimators import Estimator, SiteView, resolve
+from propc.estimators import Estimator, SiteView, known_estimators, resolve
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Site
 from propc.passes.base import Pass, register
@@ -54,7 +54,7 @@ class AssignPropagators(Pass):
             return _without_cost(graph, site, rule)
         if rule.passes_path and view.rough:
             _warn_rough(view)
-        return replace(site, rule=rule, estimator=choice.name, reason=reason)
+        return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason)
 
     def _choice(self, site: Site, view: SiteView) -> Estimator:
         choice = site.requested
@@ -89,6 +89,11 @@ def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
                             tuple(blocked[site.name]), tuple(rough[site.name]))
         for site in graph.sites
     }
+
+
+def _label(choice: Estimator, rule: Propagator) -> str:
+    """The estimator at work: what `infer` and its like have chosen, else the user's choice."""
+    return rule.name if rule.name in known_estimators() else choice.name
 
 
 def _is_function(choice: Any) -> bool:

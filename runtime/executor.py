@@ -253,8 +253,9 @@ class Executable:
         def step(values: Values) -> None:
             for i, read in enumerate(reads):
                 value = values[read]
-                words = guards.get(i)
-                values[first + i] = value if words is None or not value.requires_grad else guard(value, *words)
+                if i in guards and value.is_floating_point():
+                    value = guard(value if value.requires_grad else value.detach().requires_grad_(), *guards[i])
+                values[first + i] = value
 
         return step
 

@@ -45,35 +45,33 @@ class Weighting:
     decay: float = 0.9
 
 
-class PastDeviations(nn.Module):
-    """Moving root mean square of the parts' deviations; empty until the first backward pass."""
+class PastVariances(nn.Module):
+    """Moving variances of the parts' cotangents, a tensor for each φ or one for all; empty at first."""
 
-    norms: Tensor | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("norms", None)
-
-    def swap(self, norms: Tensor, decay: float) -> Tensor | None:
-        """What earlier batches gave, None at first; this batch's [parts, ...] joins them."""
-        past = self.norms
-        if past is None or past.shape != norms.shape:
-            self.norms = norms.nan_to_num()
-            return None
-        past = past.to(norms)
-        self.norms = torch.hypot(past * decay**0.5, norms.nan_to_num() * (1 - decay) ** 0.5)
-        return past
+    def swap(self, now: Sequence[Tensor], decay: float) -> list[Tensor] | None:
+        """What earlier batches gave, None at first; the variances of this batch join them."""
+        names = [f"variance{i}" for i in range(len(now))]
+        past = [getattr(self, name, None) for name in names]
+        found = [p.to(v) for p, v in zip(past, now) if p is not None and p.shape == v.shape]
+        known = found if len(found) == len(now) else None
+        for i, (name, value) in enumerate(zip(names, now)):
+            limit = torch.finfo(value.dtype).max
+            finite = value.nan_to_num(limit, limit).clamp(0.0, limit)
+            moved = finite if known is None else torch.lerp(finite, known[i], decay)
+            self.register_buffer(name, moved)
+        return known
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        self.norms = state_dict.get(f"{prefix}norms")
+        for key in [k for k in state_dict if k.startswith(prefix)]:
+            self.register_buffer(key[len(prefix):], state_dict[key])
 
 
-def mix(rule: InverseVariance, site: SiteContext, grads: Sequence[Tensor], tangents: Sequence[Tensor | None]
-        ) -> list[Tensor]:
+def mix(rule: InverseVariance, site: SiteContext, grads: Sequence[Sequence[Tensor]],
+        tangents: Sequence[Tensor | None]) -> list[Tensor]:
     """Combine the parts' cotangents.
 
     Args:
-        grads: for each φ the cotangents of all parts, [parts, batch, ...].
+        grads: for each φ the cotangents of the parts, each [batch, ...].
         tangents: for each φ its tangents [P, batch, ...] towards the target, or None.
 
     Returns:
@@ -82,73 +80,88 @@ def mix(rule: InverseVariance, site: SiteContext, grads: Sequence[Tensor], tange
     with torch.no_grad():
         weights = site.weights.get(rule.donor) if rule.donor is not None else None
         if weights is None:
-            weights = _weights(rule.weighting, site, grads, tangents)
+            weights = _weights(rule.weighting, site, [torch.stack(parts) for parts in grads], tangents)
             if rule.weighting.k_interval > 1:
                 site.weights[site.name] = weights
-    return [_combine(weights[min(i, len(weights) - 1)], grad) for i, grad in enumerate(grads)]
+    return [_combine(weights[min(i, len(weights) - 1)], parts) for i, parts in enumerate(grads)]
 
 
-def _combine(weights: Tensor, grad: Tensor) -> Tensor:
+def _combine(weights: Tensor, parts: Sequence[Tensor]) -> Tensor:
     """Σ_c w_c g_c; `weights` is [parts, groups, 1, coordinates or 1].
 
-    A part with an infinite or undefined cotangent anywhere has weight zero everywhere, so the
-    finite stand-ins that are put in their place add nothing.
+    Where one part is infinite or undefined, the others share its weight; where all are, so is the result.
     """
-    parts, batch, *event = grad.shape
-    groups = weights.shape[1]
-    if batch % groups:
-        weights, groups = _by_row(weights, batch), 1
-    rows = torch.nan_to_num(grad).reshape(parts, groups, batch // groups, -1)
-    if parts == 2:
-        mixed = torch.lerp(rows[1], rows[0], weights[0])
-    else:
-        mixed = (rows * weights).sum(0)
-    return mixed.reshape(batch, *event)
+    shape, groups = parts[0].shape, weights.shape[1]
+    if shape[0] % groups:
+        weights, groups = _by_row(weights, shape[0]), 1
+    rows = (groups, shape[0] // groups, -1)
+    if len(parts) == 2:
+        a, b = parts
+        first = torch.where(torch.isfinite(a), a, b).reshape(rows)
+        second = torch.where(torch.isfinite(b), b, a).reshape(rows)
+        return torch.lerp(second, first, weights[0]).reshape(shape)
+    stacked = torch.stack([part.reshape(rows) for part in parts])
+    finite = torch.isfinite(stacked)
+    weights = weights * finite
+    mixed = (weights * torch.where(finite, stacked, 0.0)).sum(0) / weights.sum(0)
+    return mixed.reshape(shape)
 
 
 def _by_row(weights: Tensor, batch: int) -> Tensor:
     """[parts, 2, 1, ...] → [parts, 1, batch, ...] where the batch is odd; the last row joins the second half."""
-    first = batch // 2
-    return torch.cat([weights[:, :1].expand(-1, -1, first, -1), weights[:, 1:].expand(-1, -1, batch - first, -1)], 2)
+    halves = weights.split(1, 1)
+    sizes = batch // 2, batch - batch // 2
+    return torch.cat([half.expand(-1, -1, size, -1) for half, size in zip(halves, sizes)], 2)
 
 
 def _weights(how: Weighting, site: SiteContext, grads: Sequence[Tensor], tangents: Sequence[Tensor | None]
              ) -> list[Tensor]:
-    """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each."""
+    """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each φ."""
     seen = [_at_target(grads, tangents)] if any(t is not None for t in tangents) else grads
     parts, batch = seen[0].shape[:2]
     groups = 2 if how.weights == "crossfit" else 1
     if batch // groups < 2:  # too few to take a variance
         return [seen[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
-    norms = [_deviation(g, groups, how.per_coordinate) for g in seen]
-    if not how.per_coordinate and len(norms) > 1:
-        norms = [torch.linalg.vector_norm(torch.stack(norms), dim=0)]
+    variances = _variances(seen, groups, how.per_coordinate)
     if how.weights == "past":
-        norms = _with_past(how, site, norms, seen)
-    return [_inverse(n) for n in norms]
+        variances = _with_past(how, site, variances, seen)
+    return [_inverse(v) for v in variances]
 
 
-def _deviation(grad: Tensor, groups: int, per_coordinate: bool) -> Tensor:
-    """Root of the summed squared deviations over the rows of each group, [parts, groups, 1, coordinates or 1]."""
+def _variances(grads: Sequence[Tensor], groups: int, per_coordinate: bool) -> list[Tensor]:
+    """Summed squared deviations: one tensor for each φ per coordinate, else one for all."""
+    found = [_variance(g, groups, per_coordinate) for g in grads]
+    return found if per_coordinate or len(found) == 1 else [torch.stack(found).sum(0)]
+
+
+def _variance(grad: Tensor, groups: int, per_coordinate: bool) -> Tensor:
+    """Summed squared deviations over the rows of each group, [parts, groups, 1, coordinates or 1].
+
+    From moments, Σg² − (Σg)²/n, with what may be rounding taken for zero: where that matters the
+    parts hardly vary, and any weights do.
+    """
     parts, batch = grad.shape[:2]
     rows = batch // groups
     if batch % groups:
         grad = grad[:, : groups * rows]
     grad = grad.reshape(parts, groups, rows, -1)
-    deviation = grad - grad.mean(2, keepdim=True)
-    return torch.linalg.vector_norm(deviation, dim=2 if per_coordinate else (2, 3), keepdim=True)
+    dims = 2 if per_coordinate else (2, 3)
+    mean = torch.linalg.vector_norm(grad.sum(2, keepdim=True), dim=dims, keepdim=True).mul_(rows**-0.5)
+    size = torch.linalg.vector_norm(grad, dim=dims, keepdim=True)
+    rounding = 1 - 8 * torch.finfo(grad.dtype).eps
+    return torch.addcmul(size * (size * rounding), mean, mean, value=-1.0)
 
 
-def _inverse(norms: Tensor) -> Tensor:
-    """Weights ∝ 1/norm² over the parts, by their logarithms; equal for equal norms, also for zeros.
+def _inverse(variances: Tensor) -> Tensor:
+    """Weights ∝ 1/variance over the parts, by their logarithms; equal for equal ones, also for zeros.
 
-    Of two groups each takes the weights of the other. A part that is not finite in either gets
-    weight zero in both; if none is finite, the weights are NaN, and so is the gradient.
+    A variance that is not finite counts as very large. Of two groups each takes the weights of
+    the other.
     """
-    logits = norms.clamp(min=torch.finfo(norms.dtype).tiny).log_().mul_(-2.0)
-    if norms.shape[1] > 1:
-        logits = torch.add(logits.flip(1), logits, alpha=0.0)  # 0·∞ is NaN
-    return torch.softmax(logits.nan_to_num_(nan=-torch.inf, neginf=-torch.inf), 0)
+    limit = torch.finfo(variances.dtype)
+    logits = variances.nan_to_num(limit.max, limit.max).clamp_(min=limit.tiny).log_().neg_()
+    weights = torch.softmax(logits, 0)
+    return weights.flip(1) if weights.shape[1] > 1 else weights
 
 
 def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
@@ -163,17 +176,15 @@ def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Te
     return found.transpose(1, 2)
 
 
-def _with_past(how: Weighting, site: SiteContext, norms: list[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
-    """Norms of the earlier batches; at the first call, which has none, those of crossfit."""
-    assert isinstance(site.state, PastDeviations)
-    sizes = [n[0].numel() for n in norms]
-    past = site.state.swap(torch.cat([n.flatten(1) for n in norms], 1), how.decay)
+def _with_past(how: Weighting, site: SiteContext, now: list[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    """Variances of the earlier batches; at the first call, which has none, those of crossfit."""
+    assert isinstance(site.state, PastVariances)
+    past = site.state.swap(now, how.decay)
     if past is not None:
-        return [p.reshape(n.shape) for p, n in zip(past.split(sizes, 1), norms)]
+        return past
     if grads[0].shape[1] < 4:
-        return [torch.ones_like(n) for n in norms]
-    first = [_deviation(g, 2, how.per_coordinate) for g in grads]
-    return first if how.per_coordinate or len(first) == 1 else [torch.linalg.vector_norm(torch.stack(first), dim=0)]
+        return [torch.ones_like(v) for v in now]
+    return _variances(grads, 2, how.per_coordinate)
 
 
 class Mix(Function):
@@ -201,5 +212,5 @@ class Mix(Function):
                 at=f"site {ctx.site.name!r}"))
         tangents = ctx.saved_tensors
         count = len(tangents)
-        mixed = mix(ctx.rule, ctx.site, [torch.stack(grads[j::count]) for j in range(count)], tangents)
+        mixed = mix(ctx.rule, ctx.site, [grads[j::count] for j in range(count)], tangents)
         return (None, None, None, *([None] * count), *mixed)

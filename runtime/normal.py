@@ -25,7 +25,7 @@ class NormalScore(Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(value, loc, scale)
-        return loc.new_zeros(loc.shape[0])
+        return loc.new_zeros(()).expand(loc.shape[0])
 
     @staticmethod
     def backward(ctx: Any, sent: Tensor) -> tuple[Tensor | None, ...]:
@@ -52,7 +52,7 @@ class NormalTotal(Function):
         value = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device).mul_(scale).add_(loc)
         ctx.rule, ctx.site = rule, site
         ctx.save_for_backward(value, loc, scale, *tangents)
-        return value, loc.new_zeros(loc.shape[0])
+        return value, loc.new_zeros(()).expand(loc.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, sent: Tensor) -> tuple[Any, ...]:
@@ -62,10 +62,10 @@ class NormalTotal(Function):
         score = sent.view(-1, *(1,) * (z.dim() - 1)) / scale
         grads, towards = [], []
         if wants[0]:
-            grads.append(torch.stack((grad, score * z)))
+            grads.append((grad, score * z))
             towards.append(tangents[0])
         if wants[1]:
-            grads.append(torch.stack((grad * z, score * (z * z - 1))))
+            grads.append((grad * z, score * (z * z - 1)))
             towards.append(tangents[1])
         mixed = iter(mix(ctx.rule, ctx.site, grads, towards))
         return (None, None, *(next(mixed) if wanted else None for wanted in wants), None, None)

@@ -14,7 +14,7 @@ from propc.distributions import DistributionSpec, row_log_prob
 from propc.errors import EstimatorError, message
 from propc.propagators.base import Baseline, Draw, Propagator, SiteContext, draw_detached
 from propc.runtime.gates import token
-from propc.runtime.mixing import Mix, PastDeviations, Weighting
+from propc.runtime.mixing import Mix, PastVariances, Weighting
 from propc.runtime.normal import NormalTotal
 
 
@@ -39,7 +39,7 @@ class InverseVariance(Propagator):
         return tuple(b for part in self.parts for b in part.baselines)
 
     def state(self, spec: DistributionSpec) -> nn.Module | None:
-        return PastDeviations() if self.weighting.weights == "past" else None
+        return PastVariances() if self.weighting.weights == "past" else None
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         if site.normal is not None and self._is_total:

@@ -231,10 +231,7 @@ class NoWaiting(TorchDispatchMode):
 
 @PROGRAMS
 @EVERY
-def test_a_step_does_not_wait(program: Callable[..., Tensor], estimator: Any, request: pytest.FixtureRequest) -> None:
-    if program is families or "Combine" in str(estimator):
-        why = "distributions that are put together again check every value in log_prob"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
+def test_a_step_does_not_wait(program: Callable[..., Tensor], estimator: Any) -> None:
     theta = torch.tensor(0.5, requires_grad=True)
     compiled = propc.compile(program, estimator=estimator, validate=False)
     compiled(theta).mean().backward()
