@@ -3,6 +3,8 @@
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"   (no CUDA download)
 PYTHON ?= python3
 PIP_ARGS ?=
+# Small tensors gain nothing from a second thread, and two test processes lose by it.
+export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
 BIN := .venv/bin

@@ -70,7 +70,7 @@ class Bound:
     name: str
     value: float
     target: float
-    slack: float = 1.5
+    slack: float = 2.0
 
     @property
     def met(self) -> bool:
