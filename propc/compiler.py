@@ -43,7 +43,6 @@ from propc.tracing.operations import region
 from propc.tracing.program import Leaf, Program
 from propc.tracing.simplify import simplify
 from propc.tracing.source import is_hidden
-from propc.tracing.tracer import tensor_type
 
 BACKENDS = ("eager",)
 GRAPHS_KEPT = 64  # compiled graphs that one compiled object keeps
@@ -108,7 +107,9 @@ class Compiled:
                 tensor = leaf.fetch(owner)
             except (AttributeError, LookupError, ValueError):
                 return None
-            if not isinstance(tensor, Tensor) or tensor_type(tensor) != leaf.type:
+            kind = leaf.type
+            if (not isinstance(tensor, Tensor) or tensor.shape != kind.shape or tensor.dtype != kind.dtype
+                    or tensor.device != kind.device or tensor.requires_grad != kind.requires_grad):
                 return None
             found.append(tensor)
         return found

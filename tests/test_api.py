@@ -177,7 +177,6 @@ def test_nested_compiled_functions_are_one_program() -> None:
     assert [s.name for s in outer.graph(leaf()).sites] == ["inner", "outer", "z"]
     outer(leaf()).sum().backward()
     assert model.scale.grad is not None
-    inner.__wrapped__ = inner.__wrapped__  # a compiled function stays an ordinary object
 
 
 # -- modules --------------------------------------------------------------------------------------

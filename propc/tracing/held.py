@@ -11,22 +11,19 @@ program's code mentions; a counter that it never reads costs no new graph.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from propc.runtime.state import EstimatorState
+from propc.tracing.code import LIBRARIES, PRIMITIVE, class_values, methods, names_in
 
 Fetch = Callable[[Any], Any]
-_PRIMITIVE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
-_LIBRARIES = ("torch", "propc", "numpy", "builtins", "functools")
 _WIDEST = 4096  # longer lists and dictionaries count by identity and length
 _DEEPEST = 12
 
@@ -119,8 +116,8 @@ def mentioned_names(roots: Roots) -> frozenset[str]:
         found = look_around(roots, Attention(names))
         codes = set(found.codes)
         for kind in found.types:
-            codes.update(_methods(kind, names))
-        grown = names.union(*map(_names_in, codes)) if codes else names
+            codes.update(methods(kind, names))
+        grown = names.union(*map(names_in, codes)) if codes else names
         if grown == names:
             return names
         names = grown
@@ -132,24 +129,28 @@ class _Walk:
     def __init__(self, attention: Attention, detailed: bool) -> None:
         self.found, self.detailed = Surroundings(), detailed
         self.names, self.written = attention.names, attention.written
+        self.wanted = self.names.union(["__wrapped__"])
+        self.of_modules = self.wanted - _MODULE_INTERNALS
         self.seen: set[int] = set()
+        self.pinned = False  # tensors count by identity: those of arguments, which are not looked up again
 
     def run(self, roots: Roots) -> Surroundings:
         if roots.owner is not None:
             self.visit(roots.owner, "", _itself, 0)
         self.visit(roots.fn, "", _always(roots.fn), 0)
+        self.pinned = True
         for name, value in roots.statics:
-            if not isinstance(value, _PRIMITIVE):
-                self.visit(value, name, _always(value), 0, pinned=True)
+            if not isinstance(value, PRIMITIVE):
+                self.visit(value, name, _always(value), 0)
         return self.found
 
-    def visit(self, value: Any, path: str, fetch: Fetch, depth: int, pinned: bool = False) -> None:
+    def visit(self, value: Any, path: str, fetch: Fetch, depth: int) -> None:
         state = self.found.state
         if isinstance(value, Tensor):
             self.found.tensors.setdefault(id(value), (path, fetch))
-            state.append(id(value) if pinned else Tensor)
+            state.append(id(value) if self.pinned else Tensor)
             return
-        if isinstance(value, _PRIMITIVE):
+        if isinstance(value, PRIMITIVE):
             state.append(type(value))
             state.append(value)
             return
@@ -160,7 +161,7 @@ class _Walk:
         self.seen.add(id(value))
         state.append(type(value))
         for name, child, read in self.parts(value, path):
-            self.visit(child, name, _then(fetch, read) if self.detailed else fetch, depth + 1, pinned)
+            self.visit(child, name, _then(fetch, read) if self.detailed else fetch, depth + 1)
 
     def parts(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         """Name, value and reader of what an object holds."""
@@ -178,14 +179,14 @@ class _Walk:
             return self.items(value, path, enumerate(value))
         if isinstance(value, nn.Module):
             return self.module(value, path)
-        if callable(value) and type(value).__module__ in _LIBRARIES:
+        if callable(value) and type(value).__module__ in LIBRARIES:
             self.found.state.append(id(value))
             return iter(())
         return self.attributes(value, path)
 
     def function(self, fn: FunctionType, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         self.found.state.append(fn.__code__)
-        if (fn.__module__ or "").split(".")[0] in _LIBRARIES:
+        if (fn.__module__ or "").split(".")[0] in LIBRARIES:
             return
         self.found.codes.add(fn.__code__)
         prefix = f"{path}." if path else ""
@@ -195,7 +196,7 @@ class _Walk:
                 self.place(prefix + name, cell, cell.cell_contents)
                 yield prefix + name, cell.cell_contents, _cell(cell)
         self.place("", fn.__globals__)
-        for name in _names_in(fn.__code__):
+        for name in names_in(fn.__code__):
             if name in fn.__globals__ and not self.ignores(fn.__globals__, name, fn.__globals__[name]):
                 yield prefix + name, fn.__globals__[name], _global(name)
         yield from ((prefix + "defaults", part, _attribute(key)) for key, part in
@@ -218,15 +219,16 @@ class _Walk:
 
     def module(self, module: nn.Module, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         own = module.__dict__
-        for group in ("_parameters", "_buffers", "_modules"):
+        # A parameter of another type is found out when it is looked up: the key can do without.
+        every = self.detailed or self.pinned
+        for group in ("_parameters", "_buffers", "_modules") if every else ("_modules",):
             self.place(path, own[group], owner=module)
             for name, child in own[group].items():
-                yield _joined(path, name), child, _attribute(name)
-        self.found.state.extend((module.training, *own["_forward_hooks"], *own["_forward_pre_hooks"]))
-        yield from self.attributes(module, path, _MODULE_INTERNALS)
+                yield _joined(path, name), child, _member(group, name)
+        self.found.state.extend((own["training"], *own["_forward_hooks"], *own["_forward_pre_hooks"]))
+        yield from self.attributes(module, path)
 
-    def attributes(self, value: Any, path: str, but: frozenset[str] = frozenset()
-                   ) -> Iterator[tuple[str, Any, Fetch]]:
+    def attributes(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         if self.detailed:
             self.found.types.add(type(value))
         own = getattr(value, "__dict__", None)
@@ -234,13 +236,13 @@ class _Walk:
             self.found.state.append(id(value))
             return
         self.place(path, own, owner=value)
+        wanted = self.of_modules if isinstance(value, nn.Module) else self.wanted
         for name, child in own.items():
-            wanted = (name in self.names or name == "__wrapped__") and name not in but
-            if wanted and not self.ignores(own, name, child):
+            if name in wanted and not self.ignores(own, name, child):
                 yield _joined(path, name), child, _attribute(name)
         kind: Any = type(value)
-        for name in self.names & _class_values(kind):
-            if name not in own:
+        for name in class_values(kind):
+            if name in self.names and name not in own:
                 yield _joined(path, name), getattr(kind, name), _attribute(name)
 
     def ignores(self, container: Any, key: Any, value: Any) -> bool:
@@ -274,42 +276,13 @@ def _global(name: str) -> Fetch:
     return lambda fn: fn.__globals__[name]
 
 
+def _member(group: str, name: str) -> Fetch:
+    return lambda module: module.__dict__[group][name]
+
+
 def _then(first: Fetch, then: Fetch) -> Fetch:
     return lambda owner: then(first(owner))
 
 
 def _attribute(name: str) -> Fetch:
     return lambda value: getattr(value, name)
-
-
-@functools.lru_cache(maxsize=4096)
-def _names_in(code: CodeType) -> frozenset[str]:
-    """Names of globals and attributes in a function and in the functions written inside it."""
-    inner = (_names_in(part) for part in code.co_consts if isinstance(part, CodeType))
-    return frozenset(code.co_names).union(*inner)
-
-
-@functools.lru_cache(maxsize=1024)
-def _class_values(kind: Any) -> frozenset[str]:
-    """Names of plain values and tensors among a user class's own attributes."""
-    kinds = [k for k in kind.__mro__ if k.__module__.split(".")[0] not in _LIBRARIES]
-    return frozenset(name for k in kinds for name, value in vars(k).items()
-                     if isinstance(value, (*_PRIMITIVE, Tensor, list, dict)) and not name.startswith("__"))
-
-
-def _is_operator(name: str) -> bool:
-    """Whether Python calls a method of this name without its being mentioned."""
-    return name.startswith("__") and name not in ("__init__", "__new__", "__del__", "__repr__", "__getstate__")
-
-
-def _methods(kind: type, names: frozenset[str]) -> Iterator[CodeType]:
-    """Code of the methods and properties of a class that a program can call."""
-    for parent in kind.__mro__:
-        library = parent.__module__.split(".")[0] in _LIBRARIES
-        for name, member in vars(parent).items():
-            if name not in names and name != "forward" and (library or not _is_operator(name)):
-                continue
-            for part in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
-                for each in (part, inspect.unwrap(part) if callable(part) else None):
-                    if isinstance(each, FunctionType):
-                        yield each.__code__

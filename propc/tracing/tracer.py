@@ -9,7 +9,7 @@ each. The user's own code runs, so distributions, modules, helpers such as
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -27,13 +27,14 @@ from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from propc.distributions import DistributionSpec, strip, take_apart
+from propc.distributions import DistributionSpec, take_apart
 from propc.errors import PropcTypeError, PropcValueError, TraceError, message
 from propc.ir import Source, TensorType
 from propc.tracing import operations
 from propc.tracing.guards import isolated
 from propc.tracing.held import Surroundings
 from propc.tracing.program import Leaf, Mark, Program
+from propc.tracing.returned import assembler, take_apart_returned
 from propc.tracing.source import user_source
 
 _ACTIVE = threading.local()
@@ -354,7 +355,7 @@ class Tracer(torch.fx.Tracer):
         flat, spec = pytree.tree_flatten_with_path(result)
         for place, leaf in flat:
             path = pytree.keystr(place)
-            parts, fields, build = _take_apart_returned(leaf, path)
+            parts, fields, build = take_apart_returned(leaf, path)
             if not isinstance(leaf, Tensor):
                 inner.update(range(len(outputs), len(outputs) + len(parts)))
             outputs += [self._node(self._lift(part)) for part in parts]
@@ -368,7 +369,7 @@ class Tracer(torch.fx.Tracer):
             outputs=tuple(outputs),
             paths=tuple(paths),
             inner=frozenset(inner),
-            assemble=_assembler(pieces, spec),
+            assemble=assembler(pieces, spec),
             mutates=self._mutates,
             where=where,
             returned_memory=frozenset(node.meta["memory"] for node in outputs),
@@ -387,24 +388,6 @@ class Tracer(torch.fx.Tracer):
             f"{operations.called(func)} needs the value of a traced tensor, which is only known when the compiled "
             "function runs", operations.instead(func), at=f"a value that depends on site {sites}" if sites else "",
             where=user_source()))
-
-
-def _take_apart_returned(leaf: Any, path: str) -> tuple[list[Tensor], list[str], Callable[..., Any]]:
-    """The tensors in a returned value, where they are, and how it is put together from them."""
-    if isinstance(leaf, Tensor):
-        return [leaf], [path], lambda parts: parts[0]
-    tensors, names, build = strip(leaf)
-    return tensors, [f"{path}.{name}" for name in names], build
-
-
-def _assembler(pieces: list[tuple[int, Callable[..., Any]]], spec: pytree.TreeSpec) -> Callable[..., Any]:
-    """From returned tensors to the returned value."""
-
-    def assemble(tensors: Sequence[Tensor]) -> Any:
-        remaining = iter(tensors)
-        return pytree.tree_unflatten([build([next(remaining) for _ in range(n)]) for n, build in pieces], spec)
-
-    return assemble
 
 
 def _marks_before(nodes: Iterable[torch.fx.Node]) -> list[Mark]:

@@ -1,0 +1,29 @@
+"""Returned values: taken apart into tensors, and put together again at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from propc.distributions import strip
+
+
+def take_apart_returned(leaf: Any, path: str) -> tuple[list[Tensor], list[str], Callable[..., Any]]:
+    """The tensors in a returned value, where they are, and how it is put together from them."""
+    if isinstance(leaf, Tensor):
+        return [leaf], [path], lambda parts: parts[0]
+    tensors, names, build = strip(leaf)
+    return tensors, [f"{path}.{name}" for name in names], build
+
+
+def assembler(pieces: list[tuple[int, Callable[..., Any]]], spec: pytree.TreeSpec) -> Callable[..., Any]:
+    """From returned tensors to the returned value."""
+
+    def assemble(tensors: Sequence[Tensor]) -> Any:
+        remaining = iter(tensors)
+        return pytree.tree_unflatten([build([next(remaining) for _ in range(n)]) for n, build in pieces], spec)
+
+    return assemble
