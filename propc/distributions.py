@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FunctionType, ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution, Independent, Normal, constraints
 from torch.distributions.transforms import Transform, _InverseTransform
 
@@ -146,6 +147,17 @@ def strip(value: Any) -> tuple[list[Tensor], list[str], Build]:
     stripper = _Stripper()
     skeleton = stripper.strip(value, "")
     return stripper.tensors, stripper.names, _builder(skeleton)
+
+
+def hidden_tensors(value: Any, seen: frozenset[int] = frozenset()) -> list[str]:
+    """Names of the functions inside an object that close over a traced tensor, which cannot be taken out."""
+    if isinstance(value, Tensor) or id(value) in seen:
+        return []
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        return [value.__name__] if any(isinstance(content, FakeTensor) for content in cells) else []
+    seen |= {id(value)}
+    return [name for _, child in _children(value) or () for name in hidden_tensors(child, seen)]
 
 
 def row_log_prob(dist: Distribution, value: Tensor) -> Tensor:

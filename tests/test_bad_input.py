@@ -301,6 +301,25 @@ def test_names() -> None:
     refused(propc.PropcTypeError, run(lambda theta: normal(theta, "")), "non-empty string")
 
 
+class Hiding(Normal):
+    """A user's law that keeps its tensor out of sight."""
+
+    def __init__(self, loc: Tensor) -> None:
+        super().__init__(torch.zeros(B), 1.0)
+        self.shift = {"by": lambda x: x + loc}
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.shift["by"](super().rsample())
+
+
+def test_a_tensor_hidden_in_a_distribution() -> None:
+    def program(theta: Tensor) -> Tensor:
+        return propc.sample(Hiding(theta), "z")
+
+    refused(propc.PropcTypeError, run(program), "site 'z'", "closes over a traced tensor", "attribute",
+            program=program, at="sample")
+
+
 # -- estimators ---------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from propc.distributions import DistributionSpec, take_apart
+from propc.distributions import DistributionSpec, hidden_tensors, take_apart
 from propc.errors import PropcTypeError, PropcValueError, TraceError, message
 from propc.ir import Source, TensorType
 from propc.tracing import operations
@@ -264,12 +264,17 @@ class Tracer(torch.fx.Tracer):
     def site(self, dist: Distribution, name: str | None, estimator: Any) -> Tensor:
         """Record a site and give a fake draw of it."""
         with torch._C.DisableTorchFunction():
+            label = self._name(name, "site")
             spec, tensors = take_apart(dist)
+            if hidden := hidden_tensors(dist):
+                raise PropcTypeError(message(
+                    f"{spec} has a function, {hidden[0]!r}, that closes over a traced tensor",
+                    "Keep the tensor as an attribute of the distribution.", at=f"site {label!r}", where=user_source()))
             phi = tuple(self._lift(t) for t in tensors)
             if not torch.is_grad_enabled():
                 phi = tuple(self.record(Tensor.detach, (t,), {}) if t.requires_grad else t for t in phi)
             draw = self._fake_draw(spec, phi)
-            mark = Mark("site", self._name(name, "site"), spec, estimator)
+            mark = Mark("site", label, spec, estimator)
             return self._mark(mark, tuple(self._node(t) for t in phi), draw, phi)
 
     def _fake_draw(self, spec: DistributionSpec, phi: tuple[Tensor, ...]) -> Tensor:
