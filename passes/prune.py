@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from propc.graph import PropagationGraph
-from propc.ir import Expand, Route, Site
+from propc.ir import Expand, Route
 from propc.passes.assign_propagators import _holds_module
 from propc.passes.base import Pass, register
 from propc.propagators import Plain

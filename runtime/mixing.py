@@ -63,7 +63,7 @@ class PastVariances(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for key in [k for k in state_dict if k.startswith(prefix)]:
-            self.register_buffer(key[len(prefix):], state_dict[key])
+            self.register_buffer(key[len(prefix):], state_dict[key].clone())
 
 
 def mix(rule: InverseVariance, site: SiteContext, grads: Sequence[Sequence[Tensor]],
@@ -77,34 +77,32 @@ def mix(rule: InverseVariance, site: SiteContext, grads: Sequence[Sequence[Tenso
     Returns:
         one cotangent for each φ, [batch, ...].
     """
+    how = rule.weighting
     with torch.no_grad():
         weights = site.weights.get(rule.donor) if rule.donor is not None else None
+        seen = weights is None and how.target is None
         if weights is None:
-            weights = _weights(rule.weighting, site, [torch.stack(parts) for parts in grads], tangents)
-            if rule.weighting.k_interval > 1:
+            weights = _weights(how, site, [torch.stack(parts) for parts in grads], tangents)
+            if how.k_interval > 1:
                 site.weights[site.name] = weights
-    return [_combine(weights[min(i, len(weights) - 1)], parts) for i, parts in enumerate(grads)]
+    return [_combine(weights[min(i, len(weights) - 1)], parts, seen) for i, parts in enumerate(grads)]
 
 
-def _combine(weights: Tensor, parts: Sequence[Tensor]) -> Tensor:
+def _combine(weights: Tensor, parts: Sequence[Tensor], seen: bool) -> Tensor:
     """Σ_c w_c g_c; `weights` is [parts, groups, 1, coordinates or 1].
 
-    Where one part is infinite or undefined, the others share its weight; where all are, so is the result.
+    A part with an infinite or undefined cotangent has weight zero if the weights have `seen` it, and
+    is then left out; otherwise it shows in the result.
     """
     shape, groups = parts[0].shape, weights.shape[1]
     if shape[0] % groups:
-        weights, groups = _by_row(weights, shape[0]), 1
-    rows = (groups, shape[0] // groups, -1)
-    if len(parts) == 2:
-        a, b = parts
-        first = torch.where(torch.isfinite(a), a, b).reshape(rows)
-        second = torch.where(torch.isfinite(b), b, a).reshape(rows)
-        return torch.lerp(second, first, weights[0]).reshape(shape)
-    stacked = torch.stack([part.reshape(rows) for part in parts])
-    finite = torch.isfinite(stacked)
-    weights = weights * finite
-    mixed = (weights * torch.where(finite, stacked, 0.0)).sum(0) / weights.sum(0)
-    return mixed.reshape(shape)
+        weights, groups, seen = _by_row(weights, shape[0]), 1, False
+    if seen:
+        parts = [torch.nan_to_num(part, 0.0, 0.0, 0.0) for part in parts]
+    rows = [part.reshape(groups, shape[0] // groups, -1) for part in parts]
+    if len(rows) == 2:
+        return torch.lerp(rows[1], rows[0], weights[0]).reshape(shape)
+    return (torch.stack(rows) * weights).sum(0).reshape(shape)
 
 
 def _by_row(weights: Tensor, batch: int) -> Tensor:
@@ -122,10 +120,9 @@ def _weights(how: Weighting, site: SiteContext, grads: Sequence[Tensor], tangent
     groups = 2 if how.weights == "crossfit" else 1
     if batch // groups < 2:  # too few to take a variance
         return [seen[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
-    variances = _variances(seen, groups, how.per_coordinate)
-    if how.weights == "past":
-        variances = _with_past(how, site, variances, seen)
-    return [_inverse(v) for v in variances]
+    now = _variances(seen, groups, how.per_coordinate)
+    known = _with_past(how, site, now, seen) if how.weights == "past" else now
+    return [_inverse(v, n) for v, n in zip(known, now)]
 
 
 def _variances(grads: Sequence[Tensor], groups: int, per_coordinate: bool) -> list[Tensor]:
@@ -146,22 +143,23 @@ def _variance(grad: Tensor, groups: int, per_coordinate: bool) -> Tensor:
         grad = grad[:, : groups * rows]
     grad = grad.reshape(parts, groups, rows, -1)
     dims = 2 if per_coordinate else (2, 3)
-    mean = torch.linalg.vector_norm(grad.sum(2, keepdim=True), dim=dims, keepdim=True).mul_(rows**-0.5)
+    rounding = 1 + 4 * torch.finfo(grad.dtype).eps
+    mean = torch.linalg.vector_norm(grad.sum(2, keepdim=True), dim=dims, keepdim=True).mul_(rows**-0.5 * rounding)
     size = torch.linalg.vector_norm(grad, dim=dims, keepdim=True)
-    rounding = 1 - 8 * torch.finfo(grad.dtype).eps
-    return torch.addcmul(size * (size * rounding), mean, mean, value=-1.0)
+    return torch.addcmul(size * size, mean, mean, value=-1.0)
 
 
-def _inverse(variances: Tensor) -> Tensor:
+def _inverse(variances: Tensor, now: Tensor) -> Tensor:
     """Weights ∝ 1/variance over the parts, by their logarithms; equal for equal ones, also for zeros.
 
-    A variance that is not finite counts as very large. Of two groups each takes the weights of
-    the other.
+    Of two groups each takes the weights of the other. A part whose variance is not finite, in these
+    or `now`, has weight zero; if no part has a finite one, the weights are NaN, and so is the gradient.
     """
-    limit = torch.finfo(variances.dtype)
-    logits = variances.nan_to_num(limit.max, limit.max).clamp_(min=limit.tiny).log_().neg_()
-    weights = torch.softmax(logits, 0)
-    return weights.flip(1) if weights.shape[1] > 1 else weights
+    logits = variances.clamp(min=torch.finfo(variances.dtype).tiny).log_().neg_()
+    if logits.shape[1] > 1:
+        logits = logits.flip(1)
+    logits = torch.add(logits, now, alpha=0.0)  # 0·∞ is NaN
+    return torch.softmax(logits.nan_to_num_(-torch.inf, neginf=-torch.inf), 0)
 
 
 def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:

@@ -1,6 +1,13 @@
 """The user's choices: names, options and what each estimator promises. One a file."""
 
-from propc.estimators.base import Estimator, SiteView, estimator, known_estimators, register_estimator, resolve
+from propc.estimators.base import (
+    Estimator,
+    SiteView,
+    estimator,
+    known_estimators,
+    register_estimator,
+    resolve,
+)
 from propc.estimators.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
 from propc.estimators.combine import Combine
 from propc.estimators.infer import Infer
