@@ -70,9 +70,13 @@ class AssignPropagators(Pass):
         names = [site.name for site in graph.sites]
         for pattern in self.estimator:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise PropcValueError(message(
-                    f"the pattern {pattern!r} in estimator= matches no site of {graph.name!r}; a site in a branch that "
-                    "was not taken is not in the graph", nearest(pattern, names)))
+                raise PropcValueError(
+                    message(
+                        f"the pattern {pattern!r} in estimator= matches no site of {graph.name!r}; a site in a branch that "
+                        "was not taken is not in the graph",
+                        nearest(pattern, names),
+                    )
+                )
 
 
 def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
@@ -85,8 +89,16 @@ def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
             for name in influence.named(mask):
                 table[name].append(cost.name)
     return {
-        site.name: SiteView(site.name, site.spec, site.shape, site.where, graph.batch, tuple(costs[site.name]),
-                            tuple(blocked[site.name]), tuple(rough[site.name]))
+        site.name: SiteView(
+            site.name,
+            site.spec,
+            site.shape,
+            site.where,
+            graph.batch,
+            tuple(costs[site.name]),
+            tuple(blocked[site.name]),
+            tuple(rough[site.name]),
+        )
         for site in graph.sites
     }
 
@@ -112,18 +124,29 @@ def _without_cost(graph: PropagationGraph, site: Site, rule: Propagator) -> Site
     returned = [ref for ref in graph.output.inputs if graph.influence.reaches(site.name, ref)]
     if returned:
         kinds = ", ".join(str(graph[ref.node].outputs[ref.port]) for ref in returned)
-        raise PropcValueError(message(
-            f"its estimator needs costs of shape [batch], and it influences none; returned are {kinds}",
-            "Sum the returned cost over everything but the batch, or use estimator='rp'.",
-            at=f"site {site.name!r}", where=site.where))
+        raise PropcValueError(
+            message(
+                f"its estimator needs costs of shape [batch], and it influences none; returned are {kinds}",
+                "Sum the returned cost over everything but the batch, or use estimator='rp'.",
+                at=f"site {site.name!r}",
+                where=site.where,
+            )
+        )
     return replace(site, rule=Plain(), estimator="plain", reason="no cost after it")
 
 
 def _warn_rough(view: SiteView) -> None:
-    warnings.warn(message(
-        f"it also reaches {', '.join(map(repr, view.rough))} through a comparison, rounding or an integer, of which a "
-        "pathwise gradient knows nothing", "Use 'lr' if that step matters for the cost.",
-        at=f"site {view.name!r}", where=view.where), PropcWarning, stacklevel=2)
+    warnings.warn(
+        message(
+            f"it also reaches {', '.join(map(repr, view.rough))} through a comparison, rounding or an integer, of which a "
+            "pathwise gradient knows nothing",
+            "Use 'lr' if that step matters for the cost.",
+            at=f"site {view.name!r}",
+            where=view.where,
+        ),
+        PropcWarning,
+        stacklevel=2,
+    )
 
 
 def _with_donors(sites: list[Site]) -> list[Site]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from propc.errors import PropcError, PropcTypeError, PropcValueError, message, nearest
+from propc.errors import PropcTypeError, PropcValueError, message, nearest
 from propc.graph import PropagationGraph
 
 
@@ -105,8 +105,9 @@ class Pipeline:
         for added in map(make_pass, extra):
             names = [p.name for p in passes]
             if added.after not in names:
-                raise PropcValueError(message(f"pass {added.name!r} wants to run after {added.after!r}",
-                                              nearest(added.after, names)))
+                raise PropcValueError(
+                    message(f"pass {added.name!r} wants to run after {added.after!r}", nearest(added.after, names))
+                )
             index = placed.get(added.after, names.index(added.after)) + 1
             passes.insert(index, added)
             placed = {k: v + (v >= index) for k, v in placed.items()}
@@ -131,8 +132,9 @@ class Pipeline:
             try:
                 graph = step(graph)
                 if not isinstance(graph, PropagationGraph):
-                    raise PropcTypeError(message(f"the pass returned {type(graph).__name__}",
-                                                 "Return a PropagationGraph."))
+                    raise PropcTypeError(
+                        message(f"the pass returned {type(graph).__name__}", "Return a PropagationGraph.")
+                    )
                 graph.verify()
             except Exception as error:
                 _note(error, step, records)

@@ -54,8 +54,12 @@ class ExpandTargets(Pass):
                 paths[target] = _Paths(graph, target, changed)
             expand, ports = self._expand(graph, site, paths[target], codes)
             inserted[site.name] = expand
-            changed[site.name] = replace(site, tangents=tuple(
-                Ref(expand.name, ports.index(i)) if i in ports else None for i in range(len(site.inputs))))
+            changed[site.name] = replace(
+                site,
+                tangents=tuple(
+                    Ref(expand.name, ports.index(i)) if i in ports else None for i in range(len(site.inputs))
+                ),
+            )
         nodes: dict[str, Node] = {}
         for name, node in graph.nodes.items():
             if name in inserted:
@@ -63,14 +67,19 @@ class ExpandTargets(Pass):
             nodes[name] = changed.get(name, node)
         return replace(graph, nodes=nodes)
 
-    def _expand(self, graph: PropagationGraph, site: Site, paths: _Paths, codes: dict[Hashable, torch.fx.GraphModule]
-                ) -> tuple[Expand, list[int]]:
+    def _expand(
+        self, graph: PropagationGraph, site: Site, paths: _Paths, codes: dict[Hashable, torch.fx.GraphModule]
+    ) -> tuple[Expand, list[int]]:
         ports = [i for i, ref in enumerate(site.inputs) if ref in paths.on]
         if not ports:
-            raise EstimatorError(message(
-                f"its weighting target {paths.path!r} does not reach it without passing another site",
-                "Choose another target for this site with a mapping, such as estimator={'x*': ..., 'z': 'tp'}.",
-                at=f"site {site.name!r}", where=site.where))
+            raise EstimatorError(
+                message(
+                    f"its weighting target {paths.path!r} does not reach it without passing another site",
+                    "Choose another target for this site with a mapping, such as estimator={'x*': ..., 'z': 'tp'}.",
+                    at=f"site {site.name!r}",
+                    where=site.where,
+                )
+            )
         code, inputs = paths.slice([site.inputs[i] for i in ports])
         arguments = [n for n in code.nodes if n.op == "placeholder"]
         body = [n for n in code.nodes if n.op not in ("placeholder", "output")]
@@ -82,10 +91,20 @@ class ExpandTargets(Pass):
             wanted = [i for i, ref in enumerate(inputs) if ref in paths.targets]
             module = torch.fx.GraphModule({}, code, class_name="segment")
             codes[key] = tangent_module(module, wanted, paths.per_sample, directions, exact)
-        outputs = tuple(replace(kind, shape=(directions, *kind.shape), requires_grad=False)
-                        for kind in (paths.kind(site.inputs[i]) for i in ports))
-        return Expand(name=f"{site.name}.expand", inputs=inputs, outputs=outputs, where=site.where,
-                      target=paths.path, directions=directions, exact=exact, code=codes[key]), ports
+        outputs = tuple(
+            replace(kind, shape=(directions, *kind.shape), requires_grad=False)
+            for kind in (paths.kind(site.inputs[i]) for i in ports)
+        )
+        return Expand(
+            name=f"{site.name}.expand",
+            inputs=inputs,
+            outputs=outputs,
+            where=site.where,
+            target=paths.path,
+            directions=directions,
+            exact=exact,
+            code=codes[key],
+        ), ports
 
 
 class _Paths:
@@ -96,8 +115,9 @@ class _Paths:
         sources = leaf_named(graph, path)
         if not sources:
             known = [n.path for n in graph if isinstance(n, (Input, Parameter))] + [n.name for n in graph.of(Named)]
-            raise PropcValueError(message(f"the weighting target {path!r} is no argument, parameter or named node",
-                                          nearest(path, known)))
+            raise PropcValueError(
+                message(f"the weighting target {path!r} is no argument, parameter or named node", nearest(path, known))
+            )
         self.targets = [Ref(n.name) for n in sources]
         self.per_sample = isinstance(sources[0], Named)
         self.size = sum(_size(n.outputs[0], self.per_sample) for n in sources)
@@ -175,8 +195,14 @@ class _Paths:
                     steps.extend(step.all_input_nodes)
         return needed
 
-    def _copy(self, segment: Segment, steps: set[torch.fx.Node], code: torch.fx.Graph,
-              values: dict[Ref, torch.fx.Node], value: Callable[[Ref], torch.fx.Node]) -> None:
+    def _copy(
+        self,
+        segment: Segment,
+        steps: set[torch.fx.Node],
+        code: torch.fx.Graph,
+        values: dict[Ref, torch.fx.Node],
+        value: Callable[[Ref], torch.fx.Node],
+    ) -> None:
         outside = dict(zip(segment.arguments, segment.inputs))
         copies: dict[torch.fx.Node, torch.fx.Node] = {}
 
@@ -199,8 +225,12 @@ class _Paths:
         if step not in segment.results:
             kind = type_of(step)
             assert kind is not None
-            segment = replace(segment, results=(*segment.results, step), outputs=(*segment.outputs, kind),
-                              dependence=(*segment.dependence, Dependence()))
+            segment = replace(
+                segment,
+                results=(*segment.results, step),
+                outputs=(*segment.outputs, kind),
+                dependence=(*segment.dependence, Dependence()),
+            )
             self.changed[name] = segment
         return Ref(name, segment.results.index(step))
 

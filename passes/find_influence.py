@@ -24,8 +24,14 @@ class FindInfluence(Pass):
             reached |= graph.influence.values[ref].any
         for i, site in enumerate(graph.sites):
             if not reached >> i & 1:
-                warnings.warn(message(
-                    "the site reaches no cost and no returned value, so no gradient passes through it",
-                    "Use its value, or leave the draw out.", at=f"site {site.name!r}", where=site.where),
-                    PropcWarning, stacklevel=2)
+                warnings.warn(
+                    message(
+                        "the site reaches no cost and no returned value, so no gradient passes through it",
+                        "Use its value, or leave the draw out.",
+                        at=f"site {site.name!r}",
+                        where=site.where,
+                    ),
+                    PropcWarning,
+                    stacklevel=2,
+                )
         return graph

@@ -25,9 +25,17 @@ class Prune(Pass):
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         live = _live_sites(graph)
-        idle = [replace(s, rule=Plain(), estimator="plain", tangents=(),
-                        reason=s.reason if isinstance(s.rule, Plain) else "no gradient leaves it")
-                for s in graph.sites if s.name not in live]
+        idle = [
+            replace(
+                s,
+                rule=Plain(),
+                estimator="plain",
+                tangents=(),
+                reason=s.reason if isinstance(s.rule, Plain) else "no gradient leaves it",
+            )
+            for s in graph.sites
+            if s.name not in live
+        ]
         routes = [_restricted(route, live) for route in graph.routes]
         graph = replace(graph.with_nodes(*idle), routes=tuple(r for r in routes if r.targets))
         used = {ref.node for s in graph.sites for ref in s.tangents if ref is not None}
@@ -53,5 +61,3 @@ def _live_sites(graph: PropagationGraph) -> set[str]:
 def _restricted(route: Route, live: set[str]) -> Route:
     targets = tuple(t for t in route.targets if t.site in live)
     return route if len(targets) == len(route.targets) else replace(route, targets=targets)
-
-

@@ -130,13 +130,26 @@ _KEY = "_propc_compiler"
 
 
 @overload
-def compile(fn_or_module: None = None, *, estimator: Any = ..., passes: Iterable[Any] = ..., backend: str = ...,
-            validate: bool = ...) -> Callable[[Any], Any]: ...
+def compile(
+    fn_or_module: None = None,
+    *,
+    estimator: Any = ...,
+    passes: Iterable[Any] = ...,
+    backend: str = ...,
+    validate: bool = ...,
+) -> Callable[[Any], Any]: ...
 @overload
-def compile(fn_or_module: Any, *, estimator: Any = ..., passes: Iterable[Any] = ..., backend: str = ...,
-            validate: bool = ...) -> Any: ...
-def compile(fn_or_module: Any = None, *, estimator: Any = "infer", passes: Iterable[Any] = (),
-            backend: str = "eager", validate: bool = True) -> Any:
+def compile(
+    fn_or_module: Any, *, estimator: Any = ..., passes: Iterable[Any] = ..., backend: str = ..., validate: bool = ...
+) -> Any: ...
+def compile(
+    fn_or_module: Any = None,
+    *,
+    estimator: Any = "infer",
+    passes: Iterable[Any] = (),
+    backend: str = "eager",
+    validate: bool = True,
+) -> Any:
     """Compile a function, an `nn.Module` class or an `nn.Module` so that gradients pass its random choices.
 
     The result is called like the original and returns the same values; `backward()` through the
@@ -239,10 +252,17 @@ _SUBCLASSES: dict[type, type[nn.Module]] = {}
 def _subclass(original: type[nn.Module]) -> type[nn.Module]:
     """The compiled subclass of a module class, made once."""
     if original not in _SUBCLASSES:
-        made = type(original.__name__, (original,), {
-            "__module__": original.__module__, "__qualname__": original.__qualname__,
-            "__doc__": original.__doc__, "_propc_original": original, "__reduce__": _reduce_module,
-        })
+        made = type(
+            original.__name__,
+            (original,),
+            {
+                "__module__": original.__module__,
+                "__qualname__": original.__qualname__,
+                "__doc__": original.__doc__,
+                "_propc_original": original,
+                "__reduce__": _reduce_module,
+            },
+        )
         made.forward = _plain_forward(original)  # type: ignore[attr-defined]
         _SUBCLASSES[original] = _compile_class(made, Options())
     return _SUBCLASSES[original]

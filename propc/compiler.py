@@ -38,6 +38,7 @@ from propc.runtime.executor import Executable
 from propc.runtime.state import EstimatorState
 from propc.terms import aside, returned_costs, with_terms
 from propc.tracing import Tracer
+from propc.tracing.guards import without_collection
 from propc.tracing.held import Attention, Roots, changes, look_around, mentioned_names, state_of
 from propc.tracing.operations import region
 from propc.tracing.program import Leaf, Program
@@ -60,8 +61,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if isinstance(self.passes, str):
-            raise PropcTypeError(message(f"passes= takes a list of passes; got {self.passes!r}",
-                                         f"Write passes=[{self.passes!r}]."))
+            raise PropcTypeError(
+                message(f"passes= takes a list of passes; got {self.passes!r}", f"Write passes=[{self.passes!r}].")
+            )
         object.__setattr__(self, "passes", tuple(self.passes))
         if self.backend not in BACKENDS:
             raise PropcValueError(message(f"unknown backend {self.backend!r}", nearest(str(self.backend), BACKENDS)))
@@ -70,10 +72,19 @@ class Options:
 
     def pipeline(self) -> Pipeline:
         """The default passes with the user's among them."""
-        return Pipeline((
-            SplitCosts(), FindInfluence(), AssignPropagators(self.estimator), ExpandTargets(), RouteMessages(),
-            Prune(), DeduplicateStages(), Fuse(), Schedule(),
-        )).with_passes(self.passes)
+        return Pipeline(
+            (
+                SplitCosts(),
+                FindInfluence(),
+                AssignPropagators(self.estimator),
+                ExpandTargets(),
+                RouteMessages(),
+                Prune(),
+                DeduplicateStages(),
+                Fuse(),
+                Schedule(),
+            )
+        ).with_passes(self.passes)
 
 
 @dataclass(frozen=True)
@@ -108,8 +119,13 @@ class Compiled:
             except (AttributeError, LookupError, ValueError):
                 return None
             kind = leaf.type
-            if (not isinstance(tensor, Tensor) or tensor.shape != kind.shape or tensor.dtype != kind.dtype
-                    or tensor.device != kind.device or tensor.requires_grad != kind.requires_grad):
+            if (
+                not isinstance(tensor, Tensor)
+                or tensor.shape != kind.shape
+                or tensor.dtype != kind.dtype
+                or tensor.device != kind.device
+                or tensor.requires_grad != kind.requires_grad
+            ):
                 return None
             found.append(tensor)
         return found
@@ -141,11 +157,13 @@ class Compiler:
         """The graph of a call after all passes."""
         return self._find(self.take_apart(owner, args, kwargs))[0].graph
 
-    def records(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-                ) -> tuple[PropagationGraph, list[Record]]:
+    def records(
+        self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[PropagationGraph, list[Record]]:
         """The graph before all passes, and what the pipeline saw of each."""
-        first = self._first(self._trace(self.take_apart(owner, args, kwargs)))
-        return first, self.options.pipeline().records(first)
+        with without_collection():
+            first = self._first(self._trace(self.take_apart(owner, args, kwargs)))
+            return first, self.options.pipeline().records(first)
 
     def take_apart(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Flatten the arguments and make the key of their graph."""
@@ -190,9 +208,10 @@ class Compiler:
 
     def _compile(self, call: Call) -> Compiled:
         self._count()
-        program = self._trace(call)
-        graph = self.options.pipeline().run(self._first(program))
-        executable = Executable(graph, self.state, self.options.validate)
+        with without_collection():
+            program = self._trace(call)
+            graph = self.options.pipeline().run(self._first(program))
+            executable = Executable(graph, self.state, self.options.validate)
         held = tuple(leaf for leaf in program.leaves if leaf.fetch is not None)
         keep = tuple(leaf for leaf in call.leaves if not isinstance(leaf, Tensor))
         return Compiled(program, graph, executable, held, keep)
@@ -202,8 +221,14 @@ class Compiler:
         fn = self.fn if call.owner is None else self.fn.__get__(call.owner)
         with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
             around = look_around(self._roots(call, paths), self.attention)
-            program = Tracer(around).run(fn, call.leaves, lambda values: pytree.tree_unflatten(values, call.tree),
-                                         paths, self.name, self._where())
+            program = Tracer(around).run(
+                fn,
+                call.leaves,
+                lambda values: pytree.tree_unflatten(values, call.tree),
+                paths,
+                self.name,
+                self._where(),
+            )
             written = {(id(place.container), key) for place in around.places for key, _ in changes(place)}
             self.attention.written |= written
             return simplify(program)
@@ -211,9 +236,15 @@ class Compiler:
     def _count(self) -> None:
         self.traces += 1
         if self.traces == GRAPHS_WARNED:
-            warnings.warn(message(
-                f"{self.name!r} was traced {self.traces} times: its static arguments, shapes or closed-over numbers "
-                "keep changing", "Pass what changes at every call as a tensor."), PropcWarning, stacklevel=_outside())
+            warnings.warn(
+                message(
+                    f"{self.name!r} was traced {self.traces} times: its static arguments, shapes or closed-over numbers "
+                    "keep changing",
+                    "Pass what changes at every call as a tensor.",
+                ),
+                PropcWarning,
+                stacklevel=_outside(),
+            )
 
     def _first(self, program: Program) -> PropagationGraph:
         """The graph before all passes: returned values are the costs."""

@@ -66,11 +66,17 @@ class _Cutter:
     def leaf(self, leaf: Leaf) -> Node:
         """An argument, or a tensor that the program holds."""
         if leaf.fetch is None:
-            return Input(name=self.unique(f"input.{leaf.path}"), outputs=(leaf.type,), where=self.program.where,
-                         path=leaf.path)
+            return Input(
+                name=self.unique(f"input.{leaf.path}"), outputs=(leaf.type,), where=self.program.where, path=leaf.path
+            )
         prefix = "const" if leaf.constant else "held"
-        return Parameter(name=self.unique(f"{prefix}.{leaf.path}"), outputs=(leaf.type,), path=leaf.path,
-                         where=leaf.node.meta["where"], constant=leaf.constant)
+        return Parameter(
+            name=self.unique(f"{prefix}.{leaf.path}"),
+            outputs=(leaf.type,),
+            path=leaf.path,
+            where=leaf.node.meta["where"],
+            constant=leaf.constant,
+        )
 
     def close(self, anchor: str) -> None:
         """Make the pending torch.fx nodes a segment, named after what it feeds."""
@@ -82,9 +88,13 @@ class _Cutter:
         results = tuple(n for n in body if any(u not in inside for u in n.users))
         name = self.unique(f"{anchor}.in")
         self.nodes[name] = Segment(
-            name=name, inputs=tuple(self.refs[n] for n in arguments),
-            outputs=tuple(type_of(n) or _NO_TENSOR for n in results), where=body[-1].meta["where"],
-            body=tuple(body), arguments=arguments, results=results,
+            name=name,
+            inputs=tuple(self.refs[n] for n in arguments),
+            outputs=tuple(type_of(n) or _NO_TENSOR for n in results),
+            where=body[-1].meta["where"],
+            body=tuple(body),
+            arguments=arguments,
+            results=results,
             dependence=_dependence(body, arguments, results),
         )
         for port, node in enumerate(results):
@@ -92,7 +102,8 @@ class _Cutter:
 
     def marked(self, node: torch.fx.Node, mark: Mark) -> None:
         common: dict[str, Any] = {
-            "name": self.unique(mark.name), "where": node.meta["where"],
+            "name": self.unique(mark.name),
+            "where": node.meta["where"],
             "inputs": tuple(self.refs[n] for n in node.all_input_nodes),
         }
         made: Node
@@ -116,9 +127,12 @@ class _Cutter:
         returned = program.outputs
         kinds = [type_of(v) for v in returned]
         self.nodes["output"] = Output(
-            name="output", inputs=tuple(self.refs[v] for v in returned),
-            outputs=tuple(k or _NO_TENSOR for k in kinds), where=program.where,
-            guarded=tuple(i in self.aside for i in range(len(returned))), paths=program.paths,
+            name="output",
+            inputs=tuple(self.refs[v] for v in returned),
+            outputs=tuple(k or _NO_TENSOR for k in kinds),
+            where=program.where,
+            guarded=tuple(i in self.aside for i in range(len(returned))),
+            paths=program.paths,
         )
 
     def unique(self, name: str) -> str:
@@ -176,4 +190,3 @@ def step_dependence(node: torch.fx.Node, masks: Mapping[torch.fx.Node, Dependenc
         if whole or jumps:
             rough |= mask.any
     return Dependence(reach, smooth, rough)
-

@@ -187,8 +187,11 @@ class _Stripper:
         items = tuple((key, self.strip(child, f"{prefix}{key}")) for key, child in children)
         self._open.remove(id(value))
         fixed = all(isinstance(child, Constant) for _, child in items)
-        return Constant(value) if fixed and not isinstance(value, (Distribution, Transform)) else Skeleton(
-            type(value), items)
+        return (
+            Constant(value)
+            if fixed and not isinstance(value, (Distribution, Transform))
+            else Skeleton(type(value), items)
+        )
 
     def _slot(self, tensor: Tensor, path: str) -> Slot:
         for index, known in enumerate(self.tensors):

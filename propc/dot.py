@@ -55,8 +55,9 @@ def render(graph: PropagationGraph, path: str | PathLike[str], fold: bool = True
     """
     ending = Path(path).suffix.removeprefix(".").lower()
     if ending not in ENDINGS:
-        raise PropcValueError(message(f"cannot draw a graph into {fspath(path)!r}: its ending is {ending!r}",
-                                      nearest(ending, ENDINGS)))
+        raise PropcValueError(
+            message(f"cannot draw a graph into {fspath(path)!r}: its ending is {ending!r}", nearest(ending, ENDINGS))
+        )
     dot = to_dot(graph, fold=fold)
     Path(path).write_bytes(dot.to_string().encode() if ending == "dot" else _drawn(dot, ending))
     return fspath(path)
@@ -68,7 +69,7 @@ def svg(graph: PropagationGraph) -> str | None:
         text = _drawn(to_dot(graph), "svg").decode()
     except PropcValueError:
         return None
-    return text[text.index("<svg"):]
+    return text[text.index("<svg") :]
 
 
 def html(graph: PropagationGraph) -> str:
@@ -81,12 +82,16 @@ def _drawn(dot: pydot.Dot, ending: str) -> bytes:
     try:
         made = dot.create(format=ending, encoding="utf-8")
     except OSError as error:
-        raise PropcValueError(message(
-            "Graphviz's program 'dot', which draws the pictures, was not found",
-            "Install Graphviz (https://graphviz.org/download), or render to a '.dot' file.")) from error
+        raise PropcValueError(
+            message(
+                "Graphviz's program 'dot', which draws the pictures, was not found",
+                "Install Graphviz (https://graphviz.org/download), or render to a '.dot' file.",
+            )
+        ) from error
     except AssertionError as error:  # how pydot says that the program failed
-        raise PropcValueError(message(f"Graphviz's program 'dot' failed: {error}",
-                                      "Render to a '.dot' file to see what it was given.")) from error
+        raise PropcValueError(
+            message(f"Graphviz's program 'dot' failed: {error}", "Render to a '.dot' file to see what it was given.")
+        ) from error
     assert isinstance(made, bytes)
     return made
 

@@ -12,8 +12,18 @@ from propc.ir import Site
 from propc.propagators import Plain
 from propc.text import distribution, runs
 
-HEADERS = ("site", "distribution", "shape", "estimator", "why", "messages in", "messages out",
-           "costs after it", "fused call", "line")
+HEADERS = (
+    "site",
+    "distribution",
+    "shape",
+    "estimator",
+    "why",
+    "messages in",
+    "messages out",
+    "costs after it",
+    "fused call",
+    "line",
+)
 
 
 @dataclass(frozen=True)
@@ -45,15 +55,27 @@ class Explanation:
     def _row(self, site: Site, sent: Iterable[str], costs: Iterable[str]) -> dict[str, str]:
         plain = isinstance(site.rule, Plain)
         incoming = ["cotangent"] if site.rule is not None and site.rule.passes_path else []
-        values = (site.name, distribution(self.graph, site), str(list(site.shape)), site.estimator,
-                  site.reason, _listed([*incoming, *sent]), "" if plain else self._sent_on(site),
-                  _listed(costs), "" if plain else "1", str(site.where))
+        values = (
+            site.name,
+            distribution(self.graph, site),
+            str(list(site.shape)),
+            site.estimator,
+            site.reason,
+            _listed([*incoming, *sent]),
+            "" if plain else self._sent_on(site),
+            _listed(costs),
+            "" if plain else "1",
+            str(site.where),
+        )
         return dict(zip(HEADERS, values))
 
     def _sent_on(self, site: Site) -> str:
         """The φ that a gradient can go to."""
-        wanted = (field for field, ref in zip(site.spec.fields, site.inputs)
-                  if self.graph[ref.node].outputs[ref.port].requires_grad)
+        wanted = (
+            field
+            for field, ref in zip(site.spec.fields, site.inputs)
+            if self.graph[ref.node].outputs[ref.port].requires_grad
+        )
         return ", ".join(wanted)
 
     def __str__(self) -> str:

@@ -65,7 +65,7 @@ def _repeated(graph: PropagationGraph) -> list[Box]:
     while start < len(units):
         period, count = _longest_run(kinds, start)
         if count >= FEWEST:
-            found.append(_box(units[start + period:start + period * (count - 1)], count - 2))
+            found.append(_box(units[start + period : start + period * (count - 1)], count - 2))
         start += period * count if count >= FEWEST else 1
     return found
 
@@ -99,8 +99,8 @@ def _longest_run(kinds: Sequence[int], start: int) -> tuple[int, int]:
     """Length of a step and how often it is repeated from `start` on, so that the run is longest."""
     best = (1, 1)
     for period in range(1, min(LONGEST, (len(kinds) - start) // FEWEST) + 1):
-        step, count = kinds[start:start + period], 1
-        while kinds[start + period * count:start + period * (count + 1)] == step:
+        step, count = kinds[start : start + period], 1
+        while kinds[start + period * count : start + period * (count + 1)] == step:
             count += 1
         if count >= FEWEST and period * count > best[0] * best[1]:
             best = period, count

@@ -94,8 +94,14 @@ class PropagationGraph:
                 sizes.setdefault(cost.shape[0], cost)
         if len(sizes) > 1:
             (first, a), (second, b), *_ = sizes.items()
-            raise GraphError(message(f"its length is {second}, that of cost {a.name!r} is {first}",
-                                     "All costs share one batch dimension.", at=f"cost {b.name!r}", where=b.where))
+            raise GraphError(
+                message(
+                    f"its length is {second}, that of cost {a.name!r} is {first}",
+                    "All costs share one batch dimension.",
+                    at=f"cost {b.name!r}",
+                    where=b.where,
+                )
+            )
         return next(iter(sizes), None)
 
     @cached_property
@@ -115,8 +121,7 @@ class PropagationGraph:
         for site in self.sites:
             for position, tangent in enumerate(site.tangents):
                 if tangent is not None:
-                    graph.add_edge(tangent.node, site.name, kind="tangent", port=tangent.port,
-                                   position=position)
+                    graph.add_edge(tangent.node, site.name, kind="tangent", port=tangent.port, position=position)
         return graph
 
     def consumers(self, ref: Ref) -> tuple[str, ...]:
@@ -226,14 +231,25 @@ def _applied(fn: Callable[[Any], Any], kind: TensorType, source: Ref, name: str,
     result = graph.call_function(fn, (argument,))
     for node in (argument, result):
         node.meta.update(type=kind, where=near.where, context=None, rough=False)
-    return Segment(name=name, inputs=(source,), outputs=(kind,), where=near.where, body=(result,),
-                   arguments=(argument,), results=(result,), dependence=(Dependence(1, 1, 0),))
+    return Segment(
+        name=name,
+        inputs=(source,),
+        outputs=(kind,),
+        where=near.where,
+        body=(result,),
+        arguments=(argument,),
+        results=(result,),
+        dependence=(Dependence(1, 1, 0),),
+    )
 
 
 def leaf_named(graph: PropagationGraph, path: str) -> tuple[Node, ...]:
     """Inputs, parameters (one, or all of a module path) and named nodes that a target means."""
-    exact = [n for n in graph if isinstance(n, (Input, Parameter)) and n.path == path
-             or isinstance(n, Named) and n.name == path]
+    exact = [
+        n
+        for n in graph
+        if (isinstance(n, (Input, Parameter)) and n.path == path) or (isinstance(n, Named) and n.name == path)
+    ]
     if exact:
         return tuple(exact)
     return tuple(n for n in graph.of(Parameter) if n.path.startswith(f"{path}.") and n.outputs[0].requires_grad)

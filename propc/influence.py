@@ -29,8 +29,14 @@ class Reach:
     ancestors: int = 0
 
     def __or__(self, other: Reach) -> Reach:
-        return Reach(self.any | other.any, self.smooth | other.smooth, self.rough | other.rough,
-                     self.parents | other.parents, self.leaves | other.leaves, self.ancestors | other.ancestors)
+        return Reach(
+            self.any | other.any,
+            self.smooth | other.smooth,
+            self.rough | other.rough,
+            self.parents | other.parents,
+            self.leaves | other.leaves,
+            self.ancestors | other.ancestors,
+        )
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,7 @@ class Influence:
 def find_influence(nodes: Mapping[str, Node]) -> Influence:
     """Walk the graph once, in program order."""
     sites = tuple(n.name for n in nodes.values() if isinstance(n, Site))
-    leaves = tuple(n.name for n in nodes.values()
-                   if isinstance(n, (Input, Parameter)) and n.outputs[0].requires_grad)
+    leaves = tuple(n.name for n in nodes.values() if isinstance(n, (Input, Parameter)) and n.outputs[0].requires_grad)
     index = {name: i for i, name in enumerate(sites)}
     bits = {name: 1 << i for i, name in enumerate(leaves)}
     values: dict[Ref, Reach] = {}
@@ -80,8 +85,9 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
             joined = _union(node, values)
             phi[node.name] = joined
             own = 1 << index[node.name]
-            values[Ref(node.name)] = Reach(joined.any | own, joined.smooth | own, joined.rough, own, 0,
-                                           joined.ancestors)
+            values[Ref(node.name)] = Reach(
+                joined.any | own, joined.smooth | own, joined.rough, own, 0, joined.ancestors
+            )
         elif isinstance(node, Opaque):
             joined = _union(node, values)
             for port in range(len(node.outputs)):

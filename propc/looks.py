@@ -20,19 +20,58 @@ Rule = Callable[["PropagationGraph", Any], Look]
 
 INK, QUIET, LINE, FAINT, PALE, PAPER = "#1a202c", "#718096", "#a0aec0", "#cbd5e0", "#f7fafc", "#ffffff"
 PINK, TEAL = ("#b83280", "#fdeaf4"), ("#2c7a7b", "#e6fffa")
-ESTIMATORS = {"rp": ("#2f855a", "#e8f7ee"), "lr": ("#c05621", "#fdf0e4"), "tp": ("#6b46c1", "#f1ebfd"),
-              "plain": (QUIET, "#edf2f7"), "": (QUIET, PAPER)}
-OTHERS = (("#2b6cb0", "#e6f1fb"), ("#b7791f", "#fdf6dc"), ("#086f83", "#e0f7fb"), ("#97266d", "#fbe6f3"),
-          ("#4c51bf", "#eaebfd"), ("#9b2c2c", "#fde8e8"), ("#5a6b1e", "#f2f7dc"))
+ESTIMATORS = {
+    "rp": ("#2f855a", "#e8f7ee"),
+    "lr": ("#c05621", "#fdf0e4"),
+    "tp": ("#6b46c1", "#f1ebfd"),
+    "plain": (QUIET, "#edf2f7"),
+    "": (QUIET, PAPER),
+}
+OTHERS = (
+    ("#2b6cb0", "#e6f1fb"),
+    ("#b7791f", "#fdf6dc"),
+    ("#086f83", "#e0f7fb"),
+    ("#97266d", "#fbe6f3"),
+    ("#4c51bf", "#eaebfd"),
+    ("#9b2c2c", "#fde8e8"),
+    ("#5a6b1e", "#f2f7dc"),
+)
 FONT = '"Helvetica,Arial,sans-serif"'
 
-PAGE: Look = {"rankdir": "TB", "nodesep": "0.3", "ranksep": "0.35", "pad": "0.25", "bgcolor": PAPER,
-              "fontname": FONT, "labelloc": "t", "labeljust": "l"}
-NODES: Look = {"shape": "box", "style": "filled", "color": LINE, "fillcolor": PAPER, "penwidth": "1.1",
-               "height": "0.3", "margin": '"0.12,0.06"', "fontname": FONT, "fontsize": "11", "fontcolor": INK}
+PAGE: Look = {
+    "rankdir": "TB",
+    "nodesep": "0.3",
+    "ranksep": "0.35",
+    "pad": "0.25",
+    "bgcolor": PAPER,
+    "fontname": FONT,
+    "labelloc": "t",
+    "labeljust": "l",
+}
+NODES: Look = {
+    "shape": "box",
+    "style": "filled",
+    "color": LINE,
+    "fillcolor": PAPER,
+    "penwidth": "1.1",
+    "height": "0.3",
+    "margin": '"0.12,0.06"',
+    "fontname": FONT,
+    "fontsize": "11",
+    "fontcolor": INK,
+}
 EDGES: Look = {"color": QUIET, "arrowsize": "0.6", "penwidth": "1.1"}
-JOIN: Look = {"shape": "circle", "width": "0.2", "height": "0.2", "fixedsize": "true", "margin": "0",
-              "color": PINK[0], "fillcolor": PINK[1], "fontcolor": PINK[0], "label": '"+"'}
+JOIN: Look = {
+    "shape": "circle",
+    "width": "0.2",
+    "height": "0.2",
+    "fixedsize": "true",
+    "margin": "0",
+    "color": PINK[0],
+    "fillcolor": PINK[1],
+    "fontcolor": PINK[0],
+    "label": '"+"',
+}
 
 
 def title(graph: PropagationGraph) -> str:
@@ -69,8 +108,14 @@ def edge_look(kind: str) -> Look:
         return {"weight": "8"}
     if kind == "tangent":
         return {"color": TEAL[0], "style": "dotted", "weight": "4"}
-    return {"color": _message_colour(kind), "style": "dashed", "dir": "back", "arrowtail": "open",
-            "weight": "0", "tooltip": quoted(f"{kind} message")}
+    return {
+        "color": _message_colour(kind),
+        "style": "dashed",
+        "dir": "back",
+        "arrowtail": "open",
+        "weight": "0",
+        "tooltip": quoted(f"{kind} message"),
+    }
 
 
 def quoted(text: str) -> str:
@@ -85,13 +130,25 @@ def quoted(text: str) -> str:
 def _site(graph: PropagationGraph, site: Site) -> Look:
     dark, light = _colours(site.estimator)
     rule = [_text(site.estimator, dark, bold=True)] if site.estimator else []
-    return {"shape": "ellipse", "color": dark, "fillcolor": light, "penwidth": "1.6", "margin": '"0.03,0.03"',
-            "label": _lines([_head(site), _text(distribution(graph, site)), *rule])}
+    return {
+        "shape": "ellipse",
+        "color": dark,
+        "fillcolor": light,
+        "penwidth": "1.6",
+        "margin": '"0.03,0.03"',
+        "label": _lines([_head(site), _text(distribution(graph, site)), *rule]),
+    }
 
 
 def _cost(graph: PropagationGraph, cost: Cost) -> Look:
-    return {"shape": "hexagon", "color": PINK[0], "fillcolor": PINK[1], "penwidth": "1.6",
-            "margin": '"0.01,0.05"', "label": _lines([_head(cost)])}
+    return {
+        "shape": "hexagon",
+        "color": PINK[0],
+        "fillcolor": PINK[1],
+        "penwidth": "1.6",
+        "margin": '"0.01,0.05"',
+        "label": _lines([_head(cost)]),
+    }
 
 
 def _segment(graph: PropagationGraph, segment: Segment) -> Look:
@@ -104,21 +161,36 @@ def _named(graph: PropagationGraph, node: Named) -> Look:
 
 
 def _opaque(graph: PropagationGraph, node: Opaque) -> Look:
-    return {"color": INK, "fillcolor": INK,
-            "label": _lines([_text(node.name, PAPER, 12, bold=True), _text("black box", LINE, 9)])}
+    return {
+        "color": INK,
+        "fillcolor": INK,
+        "label": _lines([_text(node.name, PAPER, 12, bold=True), _text("black box", LINE, 9)]),
+    }
 
 
 def _expand(graph: PropagationGraph, node: Expand) -> Look:
-    return {"shape": "cds", "color": TEAL[0], "fillcolor": TEAL[1], "margin": '"0.15,0.08"',
-            "label": _lines([_text(directions(node), TEAL[0], 9)])}
+    return {
+        "shape": "cds",
+        "color": TEAL[0],
+        "fillcolor": TEAL[1],
+        "margin": '"0.15,0.08"',
+        "label": _lines([_text(directions(node), TEAL[0], 9)]),
+    }
 
 
 def _output(graph: PropagationGraph, node: Output) -> Look:
     return {"style": '"filled,rounded"', "color": INK, "label": _lines([_text("return", bold=True)])}
 
 
-_RULES: dict[type[Node], Rule] = {Site: _site, Cost: _cost, Segment: _segment, Named: _named, Opaque: _opaque,
-                                  Expand: _expand, Output: _output}
+_RULES: dict[type[Node], Rule] = {
+    Site: _site,
+    Cost: _cost,
+    Segment: _segment,
+    Named: _named,
+    Opaque: _opaque,
+    Expand: _expand,
+    Output: _output,
+}
 
 
 def _leaves(nodes: Sequence[Node]) -> Look:
@@ -130,8 +202,14 @@ def _leaves(nodes: Sequence[Node]) -> Look:
         lines.append(f"{_text(node.path, INK if wanted else QUIET, 9, bold=wanted)} {_small(_shape(node))}")
     if len(lines) > 10:
         lines = [*lines[:6], _small(f"… {len(lines) - 8} more …"), *lines[-2:]]
-    return {"style": '"filled,rounded"', "color": "#e2e8f0", "fillcolor": PALE, "height": "0.2",
-            "margin": '"0.08,0.04"', "label": _lines(lines)}
+    return {
+        "style": '"filled,rounded"',
+        "color": "#e2e8f0",
+        "fillcolor": PALE,
+        "height": "0.2",
+        "margin": '"0.08,0.04"',
+        "label": _lines(lines),
+    }
 
 
 def _repeated(graph: PropagationGraph, box: Box) -> Look:
@@ -141,9 +219,14 @@ def _repeated(graph: PropagationGraph, box: Box) -> Look:
         cells = _text(runs([node.name for node in nodes]), size=12, bold=True), *_role(graph, nodes[0])
         rows.append("".join(f'<td align="left">{cell}</td>' for cell in cells))
     table = "".join(f"<tr>{row}</tr>" for row in rows)
-    return {"style": '"filled,rounded,dashed"', "color": QUIET, "fillcolor": PALE, "penwidth": "1.6",
-            "label": f'<<table border="0" cellspacing="4" cellpadding="0">{table}</table>>',
-            "tooltip": quoted(_tip(box.nodes[0]))}
+    return {
+        "style": '"filled,rounded,dashed"',
+        "color": QUIET,
+        "fillcolor": PALE,
+        "penwidth": "1.6",
+        "label": f'<<table border="0" cellspacing="4" cellpadding="0">{table}</table>>',
+        "tooltip": quoted(_tip(box.nodes[0])),
+    }
 
 
 def _role(graph: PropagationGraph, node: Node) -> tuple[str, str]:

@@ -37,10 +37,14 @@ def sample(dist: Distribution, name: str | None = None, estimator: Any = None) -
         PropcValueError: the name is taken.
     """
     if not isinstance(dist, Distribution):
-        raise PropcTypeError(message(
-            f"propc.sample takes a torch.distributions object; got {_kind(dist)}",
-            "Write propc.sample(Normal(loc, scale), name='x').",
-            at=f"site {name!r}" if name else "", where=user_source()))
+        raise PropcTypeError(
+            message(
+                f"propc.sample takes a torch.distributions object; got {_kind(dist)}",
+                "Write propc.sample(Normal(loc, scale), name='x').",
+                at=f"site {name!r}" if name else "",
+                where=user_source(),
+            )
+        )
     tracer = active_tracer()
     if tracer is not None:
         return tracer.site(dist, name, estimator)
@@ -70,8 +74,14 @@ def node(value: Tensor, name: str | None = None, propagator: Any = None) -> Tens
             named values do not yet.
     """
     if propagator is not None:
-        raise PropcTypeError(message("a named value cannot carry a propagator yet",
-                                     "Leave the argument out.", at=f"node {name!r}", where=user_source()))
+        raise PropcTypeError(
+            message(
+                "a named value cannot carry a propagator yet",
+                "Leave the argument out.",
+                at=f"node {name!r}",
+                where=user_source(),
+            )
+        )
     _require_tensor(value, "node", name)
     tracer = active_tracer()
     return value if tracer is None else tracer.node(value, name)
@@ -98,10 +108,14 @@ def opaque(fn: Callable[..., R]) -> Callable[..., R]:
 
 def _require_tensor(value: Any, kind: str, name: str | None) -> None:
     if not isinstance(value, Tensor):
-        raise PropcTypeError(message(
-            f"a {kind} must be a tensor; got {_kind(value)}",
-            "Give a floating-point tensor of shape [batch]." if kind == "cost" else "Numbers need no name.",
-            at=f"{kind} {name!r}" if name else "", where=user_source()))
+        raise PropcTypeError(
+            message(
+                f"a {kind} must be a tensor; got {_kind(value)}",
+                "Give a floating-point tensor of shape [batch]." if kind == "cost" else "Numbers need no name.",
+                at=f"{kind} {name!r}" if name else "",
+                where=user_source(),
+            )
+        )
 
 
 def _kind(value: Any) -> str:

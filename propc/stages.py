@@ -13,8 +13,9 @@ from propc.tracing.operations import Region
 from propc.tracing.program import type_of
 
 
-def structure(body: Sequence[torch.fx.Node], arguments: Sequence[torch.fx.Node],
-              results: Sequence[torch.fx.Node]) -> Hashable:
+def structure(
+    body: Sequence[torch.fx.Node], arguments: Sequence[torch.fx.Node], results: Sequence[torch.fx.Node]
+) -> Hashable:
     """A key that is equal for equal code on equally shaped arguments."""
     number = {node: i for i, node in enumerate((*arguments, *body))}
     steps = tuple(
@@ -41,8 +42,9 @@ def _key(value: Any, number: dict[torch.fx.Node, int]) -> Hashable:
     return type(value).__name__, value
 
 
-def build(name: str, body: Sequence[torch.fx.Node], arguments: Sequence[torch.fx.Node],
-          results: Sequence[torch.fx.Node]) -> torch.fx.GraphModule:
+def build(
+    name: str, body: Sequence[torch.fx.Node], arguments: Sequence[torch.fx.Node], results: Sequence[torch.fx.Node]
+) -> torch.fx.GraphModule:
     """A module that runs `body` on `arguments` and returns a tuple of `results`."""
     graph = torch.fx.Graph()
     copies = {node: graph.placeholder(f"a{i}") for i, node in enumerate(arguments)}

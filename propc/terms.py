@@ -13,15 +13,67 @@ import torch.fx
 from propc.tracing import operations
 from propc.tracing.program import Mark, Program, mark_of, type_of
 
-_SUMS = frozenset({"add", "sub", "__add__", "__radd__", "__sub__", "__rsub__", "__iadd__", "__isub__",
-                   "add_", "sub_", "rsub", "subtract"})
-_SCALES = frozenset({"mul", "div", "__mul__", "__rmul__", "__truediv__", "truediv", "mul_", "div_", "true_divide",
-                     "multiply", "divide", "__imul__", "__itruediv__"})
+_SUMS = frozenset(
+    {
+        "add",
+        "sub",
+        "__add__",
+        "__radd__",
+        "__sub__",
+        "__rsub__",
+        "__iadd__",
+        "__isub__",
+        "add_",
+        "sub_",
+        "rsub",
+        "subtract",
+    }
+)
+_SCALES = frozenset(
+    {
+        "mul",
+        "div",
+        "__mul__",
+        "__rmul__",
+        "__truediv__",
+        "truediv",
+        "mul_",
+        "div_",
+        "true_divide",
+        "multiply",
+        "divide",
+        "__imul__",
+        "__itruediv__",
+    }
+)
 _PASSES = frozenset({"neg", "__neg__", "negative", "clone", "contiguous"})
 _REDUCES = frozenset({"sum", "mean"})
 # Operations that are known to give new memory, for sums that begin with one and go on in place.
-_FRESH = frozenset({"clone", "neg", "negative", "square", "pow", "__pow__", "sqrt", "exp", "log", "abs", "sin",
-                    "cos", "tanh", "sigmoid", "softplus", "relu", "norm", "where", "matmul", "__matmul__", "logsumexp"})
+_FRESH = frozenset(
+    {
+        "clone",
+        "neg",
+        "negative",
+        "square",
+        "pow",
+        "__pow__",
+        "sqrt",
+        "exp",
+        "log",
+        "abs",
+        "sin",
+        "cos",
+        "tanh",
+        "sigmoid",
+        "softplus",
+        "relu",
+        "norm",
+        "where",
+        "matmul",
+        "__matmul__",
+        "logsumexp",
+    }
+)
 
 
 def returned_costs(program: Program) -> dict[torch.fx.Node, str]:
@@ -47,7 +99,7 @@ def tainted(program: Program) -> set[torch.fx.Node]:
     touched: set[torch.fx.Node] = set()
     for node in program.graph.nodes:
         mark = mark_of(node)
-        if mark is not None and mark.kind == "site" or any(n in touched for n in node.all_input_nodes):
+        if (mark is not None and mark.kind == "site") or any(n in touched for n in node.all_input_nodes):
             touched.add(node)
     return touched
 
@@ -128,9 +180,7 @@ def with_terms(program: Program, terms: dict[torch.fx.Node, str], adders: Iterab
     return replace(program, graph=graph, outputs=outputs, leaves=leaves)
 
 
-def _parts(
-    node: torch.fx.Node, touched: set[torch.fx.Node], adders: set[torch.fx.Node]
-) -> list[torch.fx.Node] | None:
+def _parts(node: torch.fx.Node, touched: set[torch.fx.Node], adders: set[torch.fx.Node]) -> list[torch.fx.Node] | None:
     """The addends of a sum, each of shape [batch]; None where the value is no sum."""
     kind, name = type_of(node), _operation(node)
     if kind is None or len(kind.shape) != 1:

@@ -37,8 +37,10 @@ def _values(graph: PropagationGraph) -> Iterator[str]:
             if source is None:
                 yield f"{node.kind.value} {node.name!r} ({node.where}) reads {ref}, which does not exist"
             elif ref.port >= len(source.outputs):
-                yield f"{node.kind.value} {node.name!r} ({node.where}) reads {ref}, but {ref.node!r} has " \
-                      f"{len(source.outputs)} output(s)"
+                yield (
+                    f"{node.kind.value} {node.name!r} ({node.where}) reads {ref}, but {ref.node!r} has "
+                    f"{len(source.outputs)} output(s)"
+                )
 
 
 def _order(graph: PropagationGraph) -> Iterator[str]:
@@ -70,8 +72,11 @@ def _costs(graph: PropagationGraph) -> Iterator[str]:
 def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
     """Routes and joins. Sets of tokens are bit masks: routes number the square of the horizon."""
     count = len(graph.sites)
-    bits = {Token(site.name, j): 1 << (i + j * count) for i, site in enumerate(graph.sites)
-            for j in range(len(site.rule.baselines) if site.rule is not None else 0)}
+    bits = {
+        Token(site.name, j): 1 << (i + j * count)
+        for i, site in enumerate(graph.sites)
+        for j in range(len(site.rule.baselines) if site.rule is not None else 0)
+    }
     made: dict[Token, int] = dict(bits)
     for join in graph.joins:
         made[Token(join.name)], wrong = _together(join.members, made)
@@ -88,8 +93,10 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
         if wrong:
             yield f"the route from {route.source!r} ({source.where}): {wrong}"
         elif route.through and _together(route.through, made) != (mask, ""):
-            yield f"the route from {route.source!r} goes through {', '.join(map(str, route.through))}, which does " \
-                  "not stand for its targets"
+            yield (
+                f"the route from {route.source!r} goes through {', '.join(map(str, route.through))}, which does "
+                "not stand for its targets"
+            )
         if sound and not wrong:
             stray = _sites(mask, count) & ~graph.influence.values[source.inputs[0]].any
             for name in graph.influence.named(stray):

@@ -22,9 +22,12 @@ def bounds(site: Site, graph: PropagationGraph) -> Bounds:
     Not those of constants, which are checked once, and not that of being real: NaN shows in
     the costs.
     """
-    return [(i, constraint) for i, constraint in site.spec.checks
-            if not (isinstance(source := graph[site.inputs[i].node], Parameter) and source.constant)
-            and getattr(constraint, "base_constraint", constraint) is not constraints.real]
+    return [
+        (i, constraint)
+        for i, constraint in site.spec.checks
+        if not (isinstance(source := graph[site.inputs[i].node], Parameter) and source.constant)
+        and getattr(constraint, "base_constraint", constraint) is not constraints.real
+    ]
 
 
 def site_check(site: Site, phi: Sequence[Tensor], wanted: Bounds) -> None:
@@ -51,15 +54,20 @@ def explain_failure(graph: PropagationGraph, values: Mapping[Ref, Any]) -> NonFi
             if not bool(torch.isfinite(value).all()):
                 bad = int((~torch.isfinite(value)).sum())
                 kind = "NaN" if bool(torch.isnan(value).any()) else "infinite"
-                return NonFiniteError(message(
-                    f"{bad} of {value.numel()} values are {kind}",
-                    "Find the operation that overflows, or compile with validate=False to let such costs through.",
-                    at=f"cost {node.name!r}", where=node.where))
+                return NonFiniteError(
+                    message(
+                        f"{bad} of {value.numel()} values are {kind}",
+                        "Find the operation that overflows, or compile with validate=False to let such costs through.",
+                        at=f"cost {node.name!r}",
+                        where=node.where,
+                    )
+                )
     return None
 
 
-def check_rows(graph: PropagationGraph, replay: Callable[[Mapping[Ref, Tensor]], Mapping[Ref, Any]],
-               draws: Mapping[Ref, Tensor]) -> None:
+def check_rows(
+    graph: PropagationGraph, replay: Callable[[Mapping[Ref, Tensor]], Mapping[Ref, Any]], draws: Mapping[Ref, Tensor]
+) -> None:
     """Check that rows of the batch do not mix: change one row of every draw, and see which others move.
 
     Args:
@@ -78,12 +86,16 @@ def check_rows(graph: PropagationGraph, replay: Callable[[Mapping[Ref, Tensor]],
         if isinstance(node, (Site, Cost)):
             for ref in node.inputs:
                 if not _same_rows(before[ref], after[ref], batch):
-                    raise GraphError(message(
-                        "an operation before it mixes samples of the batch: changing one sample of a draw changes "
-                        "other rows, or a value that all rows share",
-                        "Keep every operation between sites and costs within its row (no batch normalization, batch "
-                        "mean or sort over dimension 0), or use estimator='rp'.",
-                        at=f"{node.kind.value} {node.name!r}", where=node.where))
+                    raise GraphError(
+                        message(
+                            "an operation before it mixes samples of the batch: changing one sample of a draw changes "
+                            "other rows, or a value that all rows share",
+                            "Keep every operation between sites and costs within its row (no batch normalization, batch "
+                            "mean or sort over dimension 0), or use estimator='rp'.",
+                            at=f"{node.kind.value} {node.name!r}",
+                            where=node.where,
+                        )
+                    )
 
 
 def _with_other_row(value: Tensor, batch: int) -> Tensor:
@@ -112,8 +124,12 @@ def _same_rows(before: Any, after: Any, batch: int) -> bool:
 def _invalid(site: Site, index: int, constraint: constraints.Constraint, value: Tensor) -> NonFiniteError:
     valid = constraint.check(value)
     bad = value.detach()[~valid].flatten()
-    return NonFiniteError(message(
-        f"parameter {site.spec.fields[index]!r} of {site.spec} must satisfy {constraint}; {int((~valid).sum())} of "
-        f"{valid.numel()} do not, such as {bad[0].item():g}",
-        "Constrain it (softplus, exp, sigmoid, softmax), or look for NaN before it.",
-        at=f"site {site.name!r}", where=site.where))
+    return NonFiniteError(
+        message(
+            f"parameter {site.spec.fields[index]!r} of {site.spec} must satisfy {constraint}; {int((~valid).sum())} of "
+            f"{valid.numel()} do not, such as {bad[0].item():g}",
+            "Constrain it (softplus, exp, sigmoid, softmax), or look for NaN before it.",
+            at=f"site {site.name!r}",
+            where=site.where,
+        )
+    )

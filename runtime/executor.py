@@ -187,8 +187,14 @@ class Executable:
         routes = self.routes.get(node.name, [])
         if not routes:
             return self._copy(node)
-        prepared = [(r.baseline, self.state.part(r.key, r.baseline.state) if r.baseline.stateful else None,
-                     self._join(r.through)) for r in routes]  # type: ignore[arg-type]
+        prepared = [
+            (
+                r.baseline,
+                self.state.part(r.key, r.baseline.state) if r.baseline.stateful else None,
+                self._join(r.through),
+            )
+            for r in routes
+        ]  # type: ignore[arg-type]
 
         def step(values: Values) -> None:
             cost = values[read]
@@ -261,8 +267,11 @@ class Executable:
 
     def _guard_words(self, node: Output, index: int) -> tuple[str, str, str] | None:
         """What to say when a gradient arrives at a returned value that is no cost."""
-        scored = [s for s in self.graph.influence.upstream(node.inputs[index])
-                  if (rule := self.graph[s].propagator) is not None and rule.baselines]
+        scored = [
+            s
+            for s in self.graph.influence.upstream(node.inputs[index])
+            if (rule := self.graph[s].propagator) is not None and rule.baselines
+        ]
         if not scored:
             return None
         return node.paths[index], ", ".join(map(repr, scored)), str(node.where)

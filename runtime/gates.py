@@ -67,10 +67,14 @@ class _Guard(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         path, sites, where = ctx.words
-        raise PropcValueError(message(
-            f"a gradient arrived at the returned value {path or 'of the function'}, which is no cost: it depends on "
-            f"{sites}, whose estimator needs the costs themselves",
-            "Compute the cost, shape [batch], inside the compiled function, or use estimator='rp'.", where=where))
+        raise PropcValueError(
+            message(
+                f"a gradient arrived at the returned value {path or 'of the function'}, which is no cost: it depends on "
+                f"{sites}, whose estimator needs the costs themselves",
+                "Compute the cost, shape [batch], inside the compiled function, or use estimator='rp'.",
+                where=where,
+            )
+        )
 
 
 def token(logp: Tensor) -> Tensor:

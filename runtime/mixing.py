@@ -63,11 +63,12 @@ class PastVariances(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for key in [k for k in state_dict if k.startswith(prefix)]:
-            self.register_buffer(key[len(prefix):], state_dict[key].clone())
+            self.register_buffer(key[len(prefix) :], state_dict[key].clone())
 
 
-def mix(rule: InverseVariance, site: SiteContext, grads: Sequence[Sequence[Tensor]],
-        tangents: Sequence[Tensor | None]) -> list[Tensor]:
+def mix(
+    rule: InverseVariance, site: SiteContext, grads: Sequence[Sequence[Tensor]], tangents: Sequence[Tensor | None]
+) -> list[Tensor]:
     """Combine the parts' cotangents.
 
     Args:
@@ -112,8 +113,9 @@ def _by_row(weights: Tensor, batch: int) -> Tensor:
     return torch.cat([half.expand(-1, -1, size, -1) for half, size in zip(halves, sizes)], 2)
 
 
-def _weights(how: Weighting, site: SiteContext, grads: Sequence[Tensor], tangents: Sequence[Tensor | None]
-             ) -> list[Tensor]:
+def _weights(
+    how: Weighting, site: SiteContext, grads: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> list[Tensor]:
     """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each φ."""
     seen = [_at_target(grads, tangents)] if any(t is not None for t in tangents) else grads
     parts, batch = seen[0].shape[:2]
@@ -193,8 +195,9 @@ class Mix(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rule: InverseVariance, site: SiteContext, parts: int, *tensors: Tensor | None
-                ) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, rule: InverseVariance, site: SiteContext, parts: int, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         count = len(tensors) // 2
         tangents, phi = tensors[:count], tensors[count:]
         ctx.rule, ctx.site, ctx.parts = rule, site, parts
@@ -204,10 +207,13 @@ class Mix(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
-            raise EstimatorError(message(
-                f"inverse-variance weighting at {ctx.site.spec} gives first derivatives only",
-                "For second derivatives (create_graph=True) use 'rp' or 'lr' here, or 'tp' at a Normal.",
-                at=f"site {ctx.site.name!r}"))
+            raise EstimatorError(
+                message(
+                    f"inverse-variance weighting at {ctx.site.spec} gives first derivatives only",
+                    "For second derivatives (create_graph=True) use 'rp' or 'lr' here, or 'tp' at a Normal.",
+                    at=f"site {ctx.site.name!r}",
+                )
+            )
         tangents = ctx.saved_tensors
         count = len(tangents)
         mixed = mix(ctx.rule, ctx.site, [grads[j::count] for j in range(count)], tangents)

@@ -47,8 +47,9 @@ class NormalTotal(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rule: InverseVariance, site: SiteContext, loc: Tensor, scale: Tensor,
-                *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, rule: InverseVariance, site: SiteContext, loc: Tensor, scale: Tensor, *tangents: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         value = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device).mul_(scale).add_(loc)
         ctx.rule, ctx.site = rule, site
         ctx.save_for_backward(value, loc, scale, *tangents)

@@ -37,11 +37,19 @@ class EstimatorState(nn.Module):
         for name, waiting in self._waiting.items():
             destination.update({f"{prefix}parts.{name}.{rest}": value for rest, value in waiting.items()})
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
-                              missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str]) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         mine = f"{prefix}parts."
         for key in [k for k in state_dict if k.startswith(mine)]:
-            name, rest = key[len(mine):].split(".", 1)
+            name, rest = key[len(mine) :].split(".", 1)
             if name not in self.parts:
                 self._waiting.setdefault(name, {})[rest] = state_dict.pop(key).clone()
         for name in self.parts:

@@ -13,8 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from propc.tracing.program import type_of
 
 
-def tangent_module(code: torch.fx.GraphModule, targets: Sequence[int], per_sample: bool, directions: int,
-                   exact: bool) -> torch.fx.GraphModule:
+def tangent_module(
+    code: torch.fx.GraphModule, targets: Sequence[int], per_sample: bool, directions: int, exact: bool
+) -> torch.fx.GraphModule:
     """Code from the arguments of `code` to the tangents of its results, [directions, *result.shape].
 
     Args:

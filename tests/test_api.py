@@ -110,15 +110,18 @@ def test_decorator_with_and_without_arguments() -> None:
     assert scored(leaf()).shape == (B,)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: propc.compile(plain),
-    lambda: propc.compile(plain, estimator="lr"),
-    lambda: propc.compile(estimator="lr")(plain),
-    lambda: propc.compile(lambda theta: plain(theta), estimator="lr"),
-    lambda: propc.compile(functools.partial(plain, scale=2.0), estimator="lr"),
-    lambda: propc.compile(propc.compile(plain), estimator="lr"),
-    lambda: propc.compile(plain).with_estimator("lr"),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: propc.compile(plain),
+        lambda: propc.compile(plain, estimator="lr"),
+        lambda: propc.compile(estimator="lr")(plain),
+        lambda: propc.compile(lambda theta: plain(theta), estimator="lr"),
+        lambda: propc.compile(functools.partial(plain, scale=2.0), estimator="lr"),
+        lambda: propc.compile(propc.compile(plain), estimator="lr"),
+        lambda: propc.compile(plain).with_estimator("lr"),
+    ],
+)
 def test_functions_lambdas_and_partials(make: Callable[[], Any]) -> None:
     theta = leaf()
     cost = make()(theta)
@@ -440,16 +443,23 @@ def chain(theta: Tensor, override: Any = None) -> Tensor:
 
 
 def chosen(compiled: Any, *args: Any) -> dict[str, str]:
-    return {site.name: {"likelihood-ratio": "lr", "inverse-variance": "tp"}.get(site.rule.name, site.rule.name)
-            for site in compiled.graph(leaf(), *args).sites}
+    return {
+        site.name: {"likelihood-ratio": "lr", "inverse-variance": "tp"}.get(site.rule.name, site.rule.name)
+        for site in compiled.graph(leaf(), *args).sites
+    }
 
 
 def test_estimators_by_name_object_mapping_function_and_at_the_site() -> None:
     assert chosen(propc.compile(chain)) == {"x0": "rp", "x1": "rp", "b": "lr"}
     assert chosen(propc.compile(chain, estimator={"x*": "lr", "b": propc.LikelihoodRatio(None)})) == {
-        "x0": "lr", "x1": "lr", "b": "lr"}
-    mixed = propc.compile(lambda t: propc.sample(Normal(t.expand(B), 1.0), "x") + propc.sample(
-        Normal(t.expand(B), 1.0), "y"), estimator={"y": propc.TotalPropagation(weights="past")})
+        "x0": "lr",
+        "x1": "lr",
+        "b": "lr",
+    }
+    mixed = propc.compile(
+        lambda t: propc.sample(Normal(t.expand(B), 1.0), "x") + propc.sample(Normal(t.expand(B), 1.0), "y"),
+        estimator={"y": propc.TotalPropagation(weights="past")},
+    )
     assert chosen(mixed) == {"x": "rp", "y": "tp"}
     by_function = propc.compile(chain, estimator=lambda site: "lr" if site.name == "x0" else None)
     assert chosen(by_function)["x0"] == "lr"
@@ -532,8 +542,9 @@ def test_estimator_state_lives_in_a_compiled_module() -> None:
 
 
 def test_two_instances_have_their_own_state() -> None:
-    kind = propc.compile(type("Fresh", (Model,), {"forward": Model.forward}),
-                         estimator=propc.estimator("lr", baseline="moving_average"))
+    kind = propc.compile(
+        type("Fresh", (Model,), {"forward": Model.forward}), estimator=propc.estimator("lr", baseline="moving_average")
+    )
     one, two = kind(), kind()
     one(torch.ones(B, 2)).sum().backward()
     assert len(one.state_dict()) > len(two.state_dict())

@@ -66,8 +66,11 @@ def line_with(program: Callable[..., Any], text: str) -> str:
 
 
 def refused(
-    kind: type[Exception], call: Callable[[], Any], *words: str,
-    program: Callable[..., Any] | None = None, at: str = "",
+    kind: type[Exception],
+    call: Callable[[], Any],
+    *words: str,
+    program: Callable[..., Any] | None = None,
+    at: str = "",
 ) -> Exception:
     """Check that a call is refused with these words, and with the line of `program` that contains `at`."""
     with pytest.raises(kind) as caught:
@@ -316,8 +319,15 @@ def test_a_tensor_hidden_in_a_distribution() -> None:
     def program(theta: Tensor) -> Tensor:
         return propc.sample(Hiding(theta), "z")
 
-    refused(propc.PropcTypeError, run(program), "site 'z'", "closes over a traced tensor", "attribute",
-            program=program, at="sample")
+    refused(
+        propc.PropcTypeError,
+        run(program),
+        "site 'z'",
+        "closes over a traced tensor",
+        "attribute",
+        program=program,
+        at="sample",
+    )
 
 
 # -- estimators ---------------------------------------------------------------------------------
@@ -328,15 +338,30 @@ def test_estimators_that_cannot_work_at_a_site() -> None:
         return propc.sample(Bernoulli(logits=theta.expand(B)), "coin")
 
     for estimator in ("rp", "tp", propc.Combine(("rp", "lr"))):
-        refused(propc.EstimatorError, run(coin, estimator=estimator), "site 'coin'", "Bernoulli", "rsample",
-                "estimator='lr'", program=coin, at="sample")
+        refused(
+            propc.EstimatorError,
+            run(coin, estimator=estimator),
+            "site 'coin'",
+            "Bernoulli",
+            "rsample",
+            "estimator='lr'",
+            program=coin,
+            at="sample",
+        )
 
     def compared(theta: Tensor) -> Tensor:
         x = normal(theta, "z")
         return (x > 0).double()
 
-    refused(propc.EstimatorError, run(compared, estimator="rp"), "site 'z'", "differentiable path", "'lr'",
-            program=normal, at="sample")
+    refused(
+        propc.EstimatorError,
+        run(compared, estimator="rp"),
+        "site 'z'",
+        "differentiable path",
+        "'lr'",
+        program=normal,
+        at="sample",
+    )
 
     def boxed(theta: Tensor) -> Tensor:
         return propc.opaque(torch.square)(normal(theta, "z"))
@@ -380,8 +405,15 @@ def test_an_operation_that_mixes_samples(mix: str, estimator: str) -> None:
 
     compiled = propc.compile(program, estimator=estimator)
     for _ in range(2):  # at every call, not only at the first
-        refused(propc.GraphError, lambda: compiled(leaf()), "cost 'loss'", "mixes samples", "estimator='rp'",
-                program=program, at="propc.cost")
+        refused(
+            propc.GraphError,
+            lambda: compiled(leaf()),
+            "cost 'loss'",
+            "mixes samples",
+            "estimator='rp'",
+            program=program,
+            at="propc.cost",
+        )
     assert run(program, estimator="rp")().shape == (B,)
 
 
@@ -410,8 +442,15 @@ def test_a_batch_of_one_has_no_leave_one_out_mean() -> None:
         return propc.sample(Normal(theta.expand(1), 1.0), "z")
 
     for estimator in ("lr", "tp"):
-        refused(propc.EstimatorError, run(program, estimator=estimator), "site 'z'", "batch of 1", "baseline=None",
-                program=program, at="sample")
+        refused(
+            propc.EstimatorError,
+            run(program, estimator=estimator),
+            "site 'z'",
+            "batch of 1",
+            "baseline=None",
+            program=program,
+            at="sample",
+        )
     assert run(program, estimator=propc.estimator("lr", baseline=None))().shape == (1,)
     assert run(program, estimator="infer")().shape == (1,)
 
@@ -432,30 +471,36 @@ def test_costs_of_different_lengths() -> None:
     refused(propc.GraphError, run(program), "'a'", "'b'", "3", "6")
 
 
-@pytest.mark.parametrize(("choose", "words"), [
-    (lambda: propc.compile(normal, estimator="lrr"), ("'lrr'", "Did you mean 'lr'?", "'infer'")),
-    (lambda: propc.compile(normal, estimator={"x": "tpp"}), ("'tpp'", "Did you mean 'tp'?")),
-    (lambda: propc.compile(normal).with_estimator("lrr"), ("Did you mean 'lr'?",)),
-    (lambda: propc.estimator("tp", targt="theta"), ("'targt'", "Did you mean 'target'?")),
-    (lambda: propc.estimator("tp", weights="pas"), ("weights='pas'", "Did you mean 'past'?")),
-    (lambda: propc.estimator("tp", k_interval=0), ("k_interval=0",)),
-    (lambda: propc.estimator("lr", baseline="lo"), ("'lo'", "Did you mean 'loo'?")),
-    (lambda: propc.estimator("combine", estimators=("rp",)), ("two",)),
-    (lambda: propc.compile(normal, passes=["prun"]), ("'prun'", "Did you mean 'prune'?")),
-    (lambda: propc.compile(normal, backend="eagr"), ("'eagr'", "Did you mean 'eager'?")),
-])
+@pytest.mark.parametrize(
+    ("choose", "words"),
+    [
+        (lambda: propc.compile(normal, estimator="lrr"), ("'lrr'", "Did you mean 'lr'?", "'infer'")),
+        (lambda: propc.compile(normal, estimator={"x": "tpp"}), ("'tpp'", "Did you mean 'tp'?")),
+        (lambda: propc.compile(normal).with_estimator("lrr"), ("Did you mean 'lr'?",)),
+        (lambda: propc.estimator("tp", targt="theta"), ("'targt'", "Did you mean 'target'?")),
+        (lambda: propc.estimator("tp", weights="pas"), ("weights='pas'", "Did you mean 'past'?")),
+        (lambda: propc.estimator("tp", k_interval=0), ("k_interval=0",)),
+        (lambda: propc.estimator("lr", baseline="lo"), ("'lo'", "Did you mean 'loo'?")),
+        (lambda: propc.estimator("combine", estimators=("rp",)), ("two",)),
+        (lambda: propc.compile(normal, passes=["prun"]), ("'prun'", "Did you mean 'prune'?")),
+        (lambda: propc.compile(normal, backend="eagr"), ("'eagr'", "Did you mean 'eager'?")),
+    ],
+)
 def test_misspelt_choices(choose: Callable[[], Any], words: tuple[str, ...]) -> None:
     refused(propc.PropcValueError, choose, *words)
 
 
-@pytest.mark.parametrize(("choose", "words"), [
-    (lambda: propc.compile(3), ("function", "got 3")),
-    (lambda: propc.compile(dict), ("nn.Module",)),
-    (lambda: propc.compile(normal, estimator=3), ("got 3", "'lr'")),
-    (lambda: propc.compile(normal, passes=[3]), ("got 3",)),
-    (lambda: propc.compile(normal, passes="prune"), ("'prune'", "passes=['prune']")),
-    (lambda: propc.estimator("lr", baseline=3), ("got 3",)),
-])
+@pytest.mark.parametrize(
+    ("choose", "words"),
+    [
+        (lambda: propc.compile(3), ("function", "got 3")),
+        (lambda: propc.compile(dict), ("nn.Module",)),
+        (lambda: propc.compile(normal, estimator=3), ("got 3", "'lr'")),
+        (lambda: propc.compile(normal, passes=[3]), ("got 3",)),
+        (lambda: propc.compile(normal, passes="prune"), ("'prune'", "passes=['prune']")),
+        (lambda: propc.estimator("lr", baseline=3), ("got 3",)),
+    ],
+)
 def test_choices_of_the_wrong_kind(choose: Callable[[], Any], words: tuple[str, ...]) -> None:
     refused(propc.PropcTypeError, choose, *words)
 
@@ -465,8 +510,14 @@ def test_misspelt_estimators_at_a_site() -> None:
         return propc.sample(Normal(theta.expand(B), 1.0), "z", estimator="lrr")
 
     refused(propc.PropcValueError, run(program), "site 'z'", "Did you mean 'lr'?", program=program, at="sample")
-    refused(propc.PropcValueError, run(normal, estimator=lambda site: "lrr"), "site 'x'", "Did you mean 'lr'?",
-            program=normal, at="sample")
+    refused(
+        propc.PropcValueError,
+        run(normal, estimator=lambda site: "lrr"),
+        "site 'x'",
+        "Did you mean 'lr'?",
+        program=normal,
+        at="sample",
+    )
 
 
 def test_a_pattern_that_matches_no_site() -> None:
@@ -476,8 +527,13 @@ def test_a_pattern_that_matches_no_site() -> None:
         x = normal(theta, "shallow")
         return propc.sample(Normal(x, 1.0), "deep") if deep else x
 
-    refused(propc.PropcValueError, run(branch, False, estimator={"deep": "lr"}), "'deep'", "branch that was not taken",
-            "'shallow'")
+    refused(
+        propc.PropcValueError,
+        run(branch, False, estimator={"deep": "lr"}),
+        "'deep'",
+        "branch that was not taken",
+        "'shallow'",
+    )
     assert run(branch, True, estimator={"deep": "lr"})().shape == (B,)
 
 
@@ -489,8 +545,15 @@ def test_targets() -> None:
         return run(program, torch.ones(B, requires_grad=True), estimator=propc.estimator("tp", target=name))
 
     refused(propc.PropcValueError, with_target("thet"), "'thet'", "Did you mean 'theta'?")
-    refused(propc.EstimatorError, with_target("other"), "site 'z'", "'other'", "Choose another target",
-            program=normal, at="sample")
+    refused(
+        propc.EstimatorError,
+        with_target("other"),
+        "site 'z'",
+        "'other'",
+        "Choose another target",
+        program=normal,
+        at="sample",
+    )
 
 
 # -- graphs -------------------------------------------------------------------------------------
@@ -551,8 +614,15 @@ def test_invalid_parameters_name_the_site(law: str, estimator: str) -> None:
 
     compiled = propc.compile(program, estimator=estimator)
     for _ in range(2):
-        refused(propc.NonFiniteError, lambda: compiled(leaf(-0.6)), "site 'z'", "must satisfy", *words,
-                program=program, at="sample")
+        refused(
+            propc.NonFiniteError,
+            lambda: compiled(leaf(-0.6)),
+            "site 'z'",
+            "must satisfy",
+            *words,
+            program=program,
+            at="sample",
+        )
     state = copy.deepcopy(compiled.state_dict())
     if law in ("scale", "concentration", "independent", "transformed", "tril"):
         compiled(leaf(0.6)).sum().backward()
@@ -568,8 +638,15 @@ def test_costs_that_are_not_finite(estimator: str, factor: float, word: str) -> 
 
     compiled = propc.compile(program, estimator=estimator)
     compiled(leaf(), torch.tensor(1.0))
-    refused(propc.NonFiniteError, lambda: compiled(leaf(), torch.tensor(factor)), "cost 'bad'",
-            f"6 of 6 values are {word}", "validate=False", program=program, at="propc.cost")
+    refused(
+        propc.NonFiniteError,
+        lambda: compiled(leaf(), torch.tensor(factor)),
+        "cost 'bad'",
+        f"6 of 6 values are {word}",
+        "validate=False",
+        program=program,
+        at="propc.cost",
+    )
     theta = leaf()
     compiled(theta, torch.tensor(1.0))["bad"].sum().backward()
     assert torch.isfinite(theta.grad)
@@ -583,8 +660,15 @@ def test_a_gradient_into_what_is_no_cost() -> None:
         return {"loss": x, "table": torch.stack([x * theta, x], 1)}
 
     out = propc.compile(program, estimator="lr")(leaf())
-    refused(propc.PropcValueError, lambda: out["table"].sum().backward(), "['table']", "'z'", "estimator='rp'",
-            program=program, at="def program")
+    refused(
+        propc.PropcValueError,
+        lambda: out["table"].sum().backward(),
+        "['table']",
+        "'z'",
+        "estimator='rp'",
+        program=program,
+        at="def program",
+    )
     theta = leaf()
     propc.compile(program, estimator="rp")(theta)["table"].sum().backward()
     assert theta.grad is not None

@@ -81,7 +81,9 @@ def test_messages_reach_their_sites_when_folded(name):
 def test_tangents_are_drawn():
     _, edges = parsed(rollout_graph(2, propc.estimator("tp", target="beta")))
     assert [(tail, head) for tail, head, look in edges if look.get("style") == "dotted"] == [
-        ("x0.expand", "x0"), ("x1.expand", "x1")]
+        ("x0.expand", "x0"),
+        ("x1.expand", "x1"),
+    ]
 
 
 @pytest.mark.parametrize("estimator", ["tp", "rp", propc.estimator("tp", target="beta")], ids=str)
@@ -143,8 +145,10 @@ def test_strange_names():
 
 
 @needs_graphviz
-@pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF"),
-                                               ("PNG", b"\x89PNG"), ("dot", b"digraph")])
+@pytest.mark.parametrize(
+    ("ending", "start"),
+    [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF"), ("PNG", b"\x89PNG"), ("dot", b"digraph")],
+)
 def test_render(tmp_path, ending, start):
     path = str(tmp_path / f"graph.{ending}")
     assert mixture_graph().render(path) == path

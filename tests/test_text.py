@@ -47,31 +47,41 @@ def test_before_passes():
 def test_hash_seeds_change_nothing():
     code = "from showcase import *\nfor make in GRAPHS.values(): g = make(); print(g, g.to_dot())"
     texts = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                       cwd=Path(__file__).parent, env={**os.environ, "PYTHONHASHSEED": seed}).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
         for seed in ("1", "2")
     }
     assert len(texts) == 1
 
 
-@pytest.mark.parametrize(("names", "short"), [
-    ([], ""),
-    (["x0", "x1"], "x0, x1"),
-    (["x0", "x1", "x2", "y", "x3"], "x0..x2, y, x3"),
-    (["x2", "x1", "x0"], "x2..x0"),
-    (["x0", "x1", "x2", "x1", "x0"], "x0..x2, x1, x0"),
-    (["x0/1", "x1/1", "x2/1", "x3"], "x0/1..x2/1, x3"),
-    (["z[8]", "z[9]", "z[10]"], "z[8]..z[10]"),
-    (["x1", "x3", "x5"], "x1, x3, x5"),
-    (["z1", "z02", "z3"], "z1, z02, z3"),
-    (["a", "b", "a"], "a, b, a"),
-])
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        ([], ""),
+        (["x0", "x1"], "x0, x1"),
+        (["x0", "x1", "x2", "y", "x3"], "x0..x2, y, x3"),
+        (["x2", "x1", "x0"], "x2..x0"),
+        (["x0", "x1", "x2", "x1", "x0"], "x0..x2, x1, x0"),
+        (["x0/1", "x1/1", "x2/1", "x3"], "x0/1..x2/1, x3"),
+        (["z[8]", "z[9]", "z[10]"], "z[8]..z[10]"),
+        (["x1", "x3", "x5"], "x1, x3, x5"),
+        (["z1", "z02", "z3"], "z1, z02, z3"),
+        (["a", "b", "a"], "a, b, a"),
+    ],
+)
 def test_runs_of_names(names, short):
     assert runs(names) == short
 
 
 def distribution_text(make, *tensors):
     """The site's line for a distribution of arguments a0, a1, …"""
+
     def program(a0, a1=None, a2=None):
         return propc.sample(make(*(a for a in (a0, a1, a2) if a is not None)), "x").reshape(5, -1).sum(1)
 
@@ -84,10 +94,10 @@ def test_nested_distributions():
     a = torch.ones(5, 2)
     assert distribution_text(lambda m: LogNormal(m, 2.0), a) == "LogNormal(Normal(loc=%input.a0, scale=2))"
     text = distribution_text(
-        lambda m, s: TransformedDistribution(Normal(m, 1.0), [T.AffineTransform(s, 3.0)]), a, a.clone())
+        lambda m, s: TransformedDistribution(Normal(m, 1.0), [T.AffineTransform(s, 3.0)]), a, a.clone()
+    )
     assert text == "TransformedDistribution(Normal(loc=%input.a0, scale=1)); transforms.0.loc=%input.a1"
-    text = distribution_text(
-        lambda m, p: MixtureSameFamily(Categorical(probs=p), Normal(m, 1.0)), a, a.clone())
+    text = distribution_text(lambda m, p: MixtureSameFamily(Categorical(probs=p), Normal(m, 1.0)), a, a.clone())
     assert text.startswith("MixtureSameFamily(Categorical(probs=%x.in")
     assert "Normal(loc=%input.a0, scale=1))" in text
     text = distribution_text(lambda m: MultivariateNormal(m, torch.eye(2)), a)

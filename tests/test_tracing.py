@@ -77,8 +77,9 @@ def same(plain: Callable[..., Any], *args: Any, estimator: Any = "rp", wrt: Any 
         torch.manual_seed(11)
         value = fn(*args, **kwargs)
         leaves = [t for t in [*args, *kwargs.values(), *wrt] if isinstance(t, Tensor) and t.requires_grad]
-        total = sum(t.sum() for t in torch.utils._pytree.tree_leaves(value)
-                    if isinstance(t, Tensor) and t.requires_grad)
+        total = sum(
+            t.sum() for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor) and t.requires_grad
+        )
         grads = torch.autograd.grad(total, leaves, allow_unused=True) if leaves else ()
         outcomes.append((value, grads, torch.get_rng_state()))
     (value, grads, state), (value2, grads2, state2) = outcomes
@@ -100,8 +101,9 @@ def test_pytrees_in_and_out() -> None:
         y = x + parts[0] + parts[1][0]
         return {"loss": y.square(), "aux": (x.detach(), [3, None, "text"]), "pair": Pair(y.detach(), 2)}
 
-    out = propc.compile(program)({"x": torch.ones(B)}, Pair(param(B), torch.tensor(0.5)),
-                                 (torch.zeros(B), [torch.ones(B)]))
+    out = propc.compile(program)(
+        {"x": torch.ones(B)}, Pair(param(B), torch.tensor(0.5)), (torch.zeros(B), [torch.ones(B)])
+    )
     assert out["loss"].shape == (B,)
     assert out["aux"][1] == [3, None, "text"]
     assert isinstance(out["pair"], Pair)
@@ -413,15 +415,18 @@ class Holder:
         return self.loss(x)
 
 
-@pytest.mark.parametrize("pick", [lambda h: h.loss, lambda h: h, lambda h: lambda x: h.loss(x),
-                                  lambda h: functools.partial(Holder.loss, h)])
+@pytest.mark.parametrize(
+    "pick", [lambda h: h.loss, lambda h: h, lambda h: lambda x: h.loss(x), lambda h: functools.partial(Holder.loss, h)]
+)
 def test_attributes_of_an_object_are_seen(pick: Callable[[Holder], Any]) -> None:
     holder = Holder(1.0)
     compiled = propc.compile(pick(holder))
     torch.manual_seed(0)
     first = compiled(torch.ones(B))
-    for change, factor in ((lambda: setattr(holder, "scale", 2.0), 2.0),
-                           (lambda: setattr(holder, "w", torch.tensor(3.0, requires_grad=True)), 6.0)):
+    for change, factor in (
+        (lambda: setattr(holder, "scale", 2.0), 2.0),
+        (lambda: setattr(holder, "w", torch.tensor(3.0, requires_grad=True)), 6.0),
+    ):
         change()
         torch.manual_seed(0)
         y = compiled(torch.ones(B))
@@ -712,8 +717,18 @@ def test_indexing_iteration_unpacking_and_named_tuples() -> None:
         parts = a.split(1)
         last, *_ = reversed(a)
         turned = torch.stack(list(a)).sum(0) + last + next(iter(a)) + a.T.mT.sum(0)
-        return (x + y + rows[0] + top.values + top.indices + order[0][0] + parts[1][0]
-                + a[0, index] + a[..., :][None][0, 0] + turned)
+        return (
+            x
+            + y
+            + rows[0]
+            + top.values
+            + top.indices
+            + order[0][0]
+            + parts[1][0]
+            + a[0, index]
+            + a[..., :][None][0, 0]
+            + turned
+        )
 
     same(program, param(2, B), torch.arange(B))
 
@@ -735,8 +750,17 @@ def test_log_prob_entropy_and_kl_written_by_the_user() -> None:
         q, p = Normal(a, a.exp()), Normal(0.0, 1.0)
         z = propc.sample(q, "z")
         c = Categorical(logits=a.unsqueeze(-1) * torch.arange(3.0))
-        return (q.log_prob(z) - p.log_prob(z) + q.entropy() + kl_divergence(q, p) + c.entropy()
-                + c.probs[:, 1] + Bernoulli(logits=a).entropy() + Gamma(a, 1.0).entropy() + p.cdf(z))
+        return (
+            q.log_prob(z)
+            - p.log_prob(z)
+            + q.entropy()
+            + kl_divergence(q, p)
+            + c.entropy()
+            + c.probs[:, 1]
+            + Bernoulli(logits=a).entropy()
+            + Gamma(a, 1.0).entropy()
+            + p.cdf(z)
+        )
 
     same(program, param(B))
 
@@ -784,9 +808,11 @@ LAWS: dict[str, Callable[[Tensor], Distribution]] = {
     "relaxed-one-hot": lambda a: RelaxedOneHotCategorical(torch.tensor(0.5), logits=a[:, None] * torch.ones(3)),
     "straight-through": lambda a: OneHotCategoricalStraightThrough(logits=a[:, None] * torch.arange(3.0)),
     "transformed": lambda a: TransformedDistribution(
-        Normal(a, 1.0), [AffineTransform(a, 2.0), SigmoidTransform(), ComposeTransform([TanhTransform()])]),
-    "nested": lambda a: Independent(TransformedDistribution(
-        Independent(Normal(a[:, None].expand(-1, 2), 1.0), 1), AffineTransform(0.0, 3.0)), 0),
+        Normal(a, 1.0), [AffineTransform(a, 2.0), SigmoidTransform(), ComposeTransform([TanhTransform()])]
+    ),
+    "nested": lambda a: Independent(
+        TransformedDistribution(Independent(Normal(a[:, None].expand(-1, 2), 1.0), 1), AffineTransform(0.0, 3.0)), 0
+    ),
 }
 
 
@@ -813,10 +839,12 @@ SCORED: dict[str, Callable[[Tensor], Distribution]] = {
     "multinomial": lambda a: Multinomial(4, logits=a[:, None] * torch.arange(3.0)),
     "von-mises": lambda a: VonMises(a, 2.0),
     "mixture": lambda a: MixtureSameFamily(
-        Categorical(logits=a[:, None] * torch.arange(2.0)), Normal(a[:, None] + torch.arange(2.0), 1.0)),
+        Categorical(logits=a[:, None] * torch.arange(2.0)), Normal(a[:, None] + torch.arange(2.0), 1.0)
+    ),
     "mixture-mvn": lambda a: MixtureSameFamily(
         Categorical(logits=a[:, None] * torch.arange(2.0)),
-        MultivariateNormal(a[:, None, None] + torch.arange(2.0)[:, None].expand(2, 3), torch.eye(3))),
+        MultivariateNormal(a[:, None, None] + torch.arange(2.0)[:, None].expand(2, 3), torch.eye(3)),
+    ),
 }
 
 
@@ -882,8 +910,9 @@ def test_user_written_distributions(validate: bool | None) -> None:
     torch.manual_seed(2)
     _, grad = _score(Shifted, a)
     torch.manual_seed(2)
-    mine = propc.compile(lambda a: propc.sample(Shifted(a, validate), "x").square(),
-                         estimator=propc.estimator("lr", baseline=None))(a)
+    mine = propc.compile(
+        lambda a: propc.sample(Shifted(a, validate), "x").square(), estimator=propc.estimator("lr", baseline=None)
+    )(a)
     assert torch.allclose(torch.autograd.grad(mine.sum(), a)[0], grad, rtol=1e-10)
 
 

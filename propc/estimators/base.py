@@ -112,9 +112,12 @@ def resolve(choice: Any) -> Estimator:
         return estimator(choice)
     if isinstance(choice, type) and issubclass(choice, Estimator):
         return choice()
-    raise PropcTypeError(message(
-        f"an estimator is a name, an Estimator, a mapping or a function of the site; got {choice!r}",
-        f"Known names: {', '.join(map(repr, known_estimators()))}."))
+    raise PropcTypeError(
+        message(
+            f"an estimator is a name, an Estimator, a mapping or a function of the site; got {choice!r}",
+            f"Known names: {', '.join(map(repr, known_estimators()))}.",
+        )
+    )
 
 
 def one_of(option: str, value: Any, known: tuple[Any, ...]) -> None:

@@ -72,9 +72,12 @@ class Custom(Baseline):
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
         value = torch.as_tensor(self.function(cost), dtype=cost.dtype, device=cost.device)
         if value.dim() and value.shape != cost.shape:
-            raise PropcValueError(message(
-                f"a baseline function must give a scalar or shape {tuple(cost.shape)}; got {tuple(value.shape)}",
-                "It receives the costs, [batch]."))
+            raise PropcValueError(
+                message(
+                    f"a baseline function must give a scalar or shape {tuple(cost.shape)}; got {tuple(value.shape)}",
+                    "It receives the costs, [batch].",
+                )
+            )
         return cost - value.detach()
 
 
@@ -123,5 +126,9 @@ def baseline(choice: Any) -> Baseline:
         return _NAMED[choice]()
     if callable(choice):
         return Custom(choice)
-    raise PropcTypeError(message(f"a baseline is a name, None or a callable; got {choice!r}",
-                                 f"Known names: {', '.join(map(repr, sorted(_NAMED)))}."))
+    raise PropcTypeError(
+        message(
+            f"a baseline is a name, None or a callable; got {choice!r}",
+            f"Known names: {', '.join(map(repr, sorted(_NAMED)))}.",
+        )
+    )

@@ -44,8 +44,12 @@ class Combine(Estimator):
         if not isinstance(self.k_interval, int) or self.k_interval < 1:
             raise PropcValueError(message(f"option k_interval={self.k_interval!r} must be a positive integer"))
         if self.per_coordinate and self.target is not None:
-            raise PropcValueError(message("per_coordinate weights exist only at the site, not at a target",
-                                          "Leave out target= or per_coordinate=."))
+            raise PropcValueError(
+                message(
+                    "per_coordinate weights exist only at the site, not at a target",
+                    "Leave out target= or per_coordinate=.",
+                )
+            )
         if len(self.estimators) < 2:
             raise PropcValueError(message("a combination needs two estimators or more"))
         for choice in self.estimators:
@@ -56,11 +60,14 @@ class Combine(Estimator):
         if self.weights == "crossfit":
             parts = tuple(_within_halves(part) for part in parts)
         if sum(part.passes_path for part in parts) > 1:
-            raise site.error(f"estimator {self.name!r} has two pathwise parts, which are one and the same",
-                             "Keep one of them.")
+            raise site.error(
+                f"estimator {self.name!r} has two pathwise parts, which are one and the same", "Keep one of them."
+            )
         if site.batch is None:
-            raise site.error(f"estimator {self.name!r} needs one cost for each sample; a cost is a scalar",
-                             "Return the cost with shape [batch].")
+            raise site.error(
+                f"estimator {self.name!r} needs one cost for each sample; a cost is a scalar",
+                "Return the cost with shape [batch].",
+            )
         how = Weighting(self.target, self.per_coordinate, self.weights, self.k_interval, self.decay)
         return propagators.InverseVariance(parts, how), "asked for"
 

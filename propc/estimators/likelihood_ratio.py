@@ -51,13 +51,18 @@ def require_batch(name: str, chosen: Baseline, site: SiteView) -> None:
             sample under a leave-one-out baseline.
     """
     if site.batch is None:
-        raise site.error(f"estimator {name!r} needs one cost for each sample; a cost is a scalar",
-                         "Return the cost with shape [batch] and take its mean outside the compiled function.")
+        raise site.error(
+            f"estimator {name!r} needs one cost for each sample; a cost is a scalar",
+            "Return the cost with shape [batch] and take its mean outside the compiled function.",
+        )
     if site.spec.rows() != site.batch:
         raise site.error(
             f"estimator {name!r} needs the batch as the leading dimension of the distribution; the costs have "
             f"{site.batch} samples and {site.spec} has batch shape {list(site.spec.batch_shape)}",
-            f"Expand its parameters to [{site.batch}, ...], so that every sample has a draw of its own.")
+            f"Expand its parameters to [{site.batch}, ...], so that every sample has a draw of its own.",
+        )
     if site.batch < 2 and isinstance(chosen, LeaveOneOut):
-        raise site.error(f"estimator {name!r} has a leave-one-out baseline and a batch of 1",
-                         "Use two samples or more, or baseline=None or 'moving_average'.")
+        raise site.error(
+            f"estimator {name!r} has a leave-one-out baseline and a batch of 1",
+            "Use two samples or more, or baseline=None or 'moving_average'.",
+        )

@@ -39,9 +39,13 @@ def require_path(name: str, site: SiteView) -> None:
         EstimatorError: the distribution has no `rsample`, or a cost cannot be reached.
     """
     if not site.spec.has_rsample:
-        raise site.error(f"estimator {name!r} needs a reparameterizable distribution; {site.spec} has no rsample",
-                         "Try estimator='lr'.")
+        raise site.error(
+            f"estimator {name!r} needs a reparameterizable distribution; {site.spec} has no rsample",
+            "Try estimator='lr'.",
+        )
     if site.blocked:
         costs = ", ".join(map(repr, site.blocked))
-        raise site.error(f"estimator {name!r} needs a differentiable path to every cost; none leads to {costs}",
-                         "Try estimator='lr', or remove the detach, comparison, rounding or black box on the way.")
+        raise site.error(
+            f"estimator {name!r} needs a differentiable path to every cost; none leads to {costs}",
+            "Try estimator='lr', or remove the detach, comparison, rounding or black box on the way.",
+        )

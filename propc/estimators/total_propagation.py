@@ -59,8 +59,14 @@ class TotalPropagation(Estimator):
         return self._combination().propagator(site)
 
     def _combination(self) -> Combine:
-        return _Total(("rp", LikelihoodRatio(self.baseline)), self.target, self.per_coordinate, self.weights,
-                      self.k_interval, self.decay)
+        return _Total(
+            ("rp", LikelihoodRatio(self.baseline)),
+            self.target,
+            self.per_coordinate,
+            self.weights,
+            self.k_interval,
+            self.decay,
+        )
 
 
 class _Total(Combine):

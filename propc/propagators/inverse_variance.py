@@ -75,7 +75,7 @@ def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:
     """φ with one row for each sample, so that its cotangent is per sample."""
     if spec.batched(index, phi.shape):
         return phi
-    event = phi.shape[phi.dim() - spec.event_dims[index]:] if spec.event_dims[index] else ()
+    event = phi.shape[phi.dim() - spec.event_dims[index] :] if spec.event_dims[index] else ()
     for shape in (spec.batch_shape + tuple(event), spec.sample_shape, spec.batch_shape[:1] + tuple(phi.shape)):
         try:
             expanded = torch.broadcast_to(phi, shape)
@@ -83,6 +83,10 @@ def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:
             continue
         if expanded.shape[0] == spec.sample_shape[0]:
             return expanded
-    raise EstimatorError(message(
-        f"inverse-variance weights need one {spec.fields[index]!r} for each sample; got shape {tuple(phi.shape)}",
-        f"Expand it to the batch, {spec.sample_shape[:1]}, before the distribution is made.", at=f"{spec}"))
+    raise EstimatorError(
+        message(
+            f"inverse-variance weights need one {spec.fields[index]!r} for each sample; got shape {tuple(phi.shape)}",
+            f"Expand it to the batch, {spec.sample_shape[:1]}, before the distribution is made.",
+            at=f"{spec}",
+        )
+    )

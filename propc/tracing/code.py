@@ -26,8 +26,12 @@ def names_in(code: CodeType) -> frozenset[str]:
 def class_values(kind: Any) -> frozenset[str]:
     """Names of plain values and tensors among a user class's own attributes."""
     kinds = [k for k in kind.__mro__ if k.__module__.split(".")[0] not in LIBRARIES]
-    return frozenset(name for k in kinds for name, value in vars(k).items()
-                     if isinstance(value, (*PRIMITIVE, Tensor, list, dict)) and not name.startswith("__"))
+    return frozenset(
+        name
+        for k in kinds
+        for name, value in vars(k).items()
+        if isinstance(value, (*PRIMITIVE, Tensor, list, dict)) and not name.startswith("__")
+    )
 
 
 def _is_operator(name: str) -> bool:

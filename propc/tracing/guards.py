@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import sys
@@ -24,6 +25,18 @@ from propc.tracing.held import Place, changes
 _LOCK = threading.RLock()
 _SEEDED = "torch"
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")  # prints errors that the user gets anyway
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Pause the garbage collector: compiling makes many objects and drops few, and a third of its time went there."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager
@@ -83,13 +96,21 @@ def _check_random(before: Mapping[str, Any], where: Source) -> None:
     now = random_states()
     moved = [name for name, state in before.items() if not _same(state, now[name])]
     if _SEEDED in moved:
-        raise TraceError(message(
-            "the function seeds torch (torch.manual_seed), or draws in a way that a trace cannot see",
-            "Seed outside the compiled function, or wrap the code in propc.opaque.", where=where))
+        raise TraceError(
+            message(
+                "the function seeds torch (torch.manual_seed), or draws in a way that a trace cannot see",
+                "Seed outside the compiled function, or wrap the code in propc.opaque.",
+                where=where,
+            )
+        )
     if moved:
-        raise TraceError(message(
-            f"the function draws from {' and '.join(moved)}, whose numbers would freeze into the graph",
-            "Draw with torch, mark the draw with propc.sample, or wrap it in propc.opaque.", where=where))
+        raise TraceError(
+            message(
+                f"the function draws from {' and '.join(moved)}, whose numbers would freeze into the graph",
+                "Draw with torch, mark the draw with propc.sample, or wrap it in propc.opaque.",
+                where=where,
+            )
+        )
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -138,10 +159,11 @@ def _place_name(place: Place, key: Any) -> str:
 
 def _check_places(written: list[str], where: Source) -> None:
     if written:
-        raise TraceError(message(
-            f"the function keeps a traced tensor in {', '.join(map(repr, written))}, where a later call would not "
-            "renew it",
-            "Return it, or write into a tensor that is there already: 'buffer.copy_(value)', 'values[t] = value'.",
-            where=where))
-
-
+        raise TraceError(
+            message(
+                f"the function keeps a traced tensor in {', '.join(map(repr, written))}, where a later call would not "
+                "renew it",
+                "Return it, or write into a tensor that is there already: 'buffer.copy_(value)', 'values[t] = value'.",
+                where=where,
+            )
+        )

@@ -199,8 +199,11 @@ class _Walk:
         for name in names_in(fn.__code__):
             if name in fn.__globals__ and not self.ignores(fn.__globals__, name, fn.__globals__[name]):
                 yield prefix + name, fn.__globals__[name], _global(name)
-        yield from ((prefix + "defaults", part, _attribute(key)) for key, part in
-                    (("__defaults__", fn.__defaults__), ("__kwdefaults__", fn.__kwdefaults__)) if part)
+        yield from (
+            (prefix + "defaults", part, _attribute(key))
+            for key, part in (("__defaults__", fn.__defaults__), ("__kwdefaults__", fn.__kwdefaults__))
+            if part
+        )
 
     def items(self, value: Any, path: str, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, Any, Fetch]]:
         if (id(value), None) in self.written:

@@ -38,9 +38,7 @@ _REFUSED = {
     "__array__": "Use torch operations, or propc.opaque for code that needs NumPy.",
 }
 # Autograd gives a gradient for these (zero) or none, though their value jumps.
-_ROUGH = frozenset(
-    "sign sgn round floor ceil trunc fix heaviside floor_divide __floordiv__ bernoulli".split()
-)
+_ROUGH = frozenset("sign sgn round floor ceil trunc fix heaviside floor_divide __floordiv__ bernoulli".split())
 _AUTOCAST_DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 _RANDOM = frozenset(
     "rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson "
@@ -89,12 +87,14 @@ def refuse(func: Any, where: Callable[[], Source]) -> None:
     name = name_of(func)
     if name in _REFUSED:
         what = {"__array__": "NumPy works on values", "numpy": "'.numpy()' needs values"}.get(
-            name, f"{name!r} inside a compiled function")
+            name, f"{name!r} inside a compiled function"
+        )
         why = "" if name == "backward" else ", which are only known when the compiled function runs"
         raise TraceError(message(what + why, _REFUSED[name], where=where()))
     if getattr(func, "__name__", "") == "__set__":
-        raise TraceError(message(f"assignment to '.{name}' of a traced tensor", "Use a tensor operation.",
-                                 where=where()))
+        raise TraceError(
+            message(f"assignment to '.{name}' of a traced tensor", "Use a tensor operation.", where=where())
+        )
 
 
 @lru_cache(maxsize=1)
@@ -188,8 +188,9 @@ def region() -> Region:
 
 def autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
     """(device, enabled, dtype) of autocast where there is such a device."""
-    return tuple((device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-                 for device in _AUTOCAST_DEVICES)
+    return tuple(
+        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _AUTOCAST_DEVICES
+    )
 
 
 def in_argument_check() -> bool:
@@ -207,8 +208,9 @@ def run_on_zeros(fn: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTenso
     cards = {t.device.index for t in tensors if t.device.type == "cuda"}
     states = random_states()
     with _disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=cards):
-        real = pytree.tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device),
-                                    (args, kwargs))
+        real = pytree.tree_map_only(
+            Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), (args, kwargs)
+        )
         try:
             result = fn(*real[0], **real[1])
         except PropcError:
@@ -235,9 +237,13 @@ _INSTEAD = {
 
 
 _CALLED = {
-    "__bool__": "a condition ('if', 'while', 'and', 'not', 'assert')", "__float__": "float()", "__int__": "int()",
-    "__index__": "an index or a count, such as range() or a list's [ ],", "item": ".item()",
-    "__getitem__": "indexing with a mask", "__contains__": "'in'",
+    "__bool__": "a condition ('if', 'while', 'and', 'not', 'assert')",
+    "__float__": "float()",
+    "__int__": "int()",
+    "__index__": "an index or a count, such as range() or a list's [ ],",
+    "item": ".item()",
+    "__getitem__": "indexing with a mask",
+    "__contains__": "'in'",
 }
 
 
@@ -248,12 +254,19 @@ def called(func: Any) -> str:
 
 def gathers(func: Any, args: Any) -> bool:
     """Whether this makes a tensor of Python numbers from a list with traced tensors in it."""
-    return name_of(func) in ("tensor", "as_tensor", "asarray") and any(
-        isinstance(t, Tensor) for t in pytree.tree_leaves(args)) and not isinstance(args[0], Tensor)
+    return (
+        name_of(func) in ("tensor", "as_tensor", "asarray")
+        and any(isinstance(t, Tensor) for t in pytree.tree_leaves(args))
+        and not isinstance(args[0], Tensor)
+    )
 
 
 def instead(func: Any) -> str:
     """What to write instead of an operation that needs to see values."""
-    return _INSTEAD.get(name_of(func), (
-        "Use torch.where for a choice by value, propc.opaque for code that must see values, or pass what decides as "
-        "a static (non-tensor) argument."))
+    return _INSTEAD.get(
+        name_of(func),
+        (
+            "Use torch.where for a choice by value, propc.opaque for code that must see values, or pass what decides as "
+            "a static (non-tensor) argument."
+        ),
+    )

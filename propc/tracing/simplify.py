@@ -19,8 +19,14 @@ from propc.tracing.program import Leaf, Program, mark_of, type_of
 
 _MAKERS = frozenset({torch.tensor, torch.zeros, torch.ones, torch.full, torch.eye, torch.arange, torch.linspace})
 _LIKE: dict[str, Callable[..., Tensor]] = {  # these read the shape of a tensor, not its values
-    "zeros_like": torch.zeros, "ones_like": torch.ones, "empty_like": torch.empty, "rand_like": torch.rand,
-    "randn_like": torch.randn, "new_zeros": torch.zeros, "new_ones": torch.ones, "new_empty": torch.empty,
+    "zeros_like": torch.zeros,
+    "ones_like": torch.ones,
+    "empty_like": torch.empty,
+    "rand_like": torch.rand,
+    "randn_like": torch.randn,
+    "new_zeros": torch.zeros,
+    "new_ones": torch.ones,
+    "new_empty": torch.empty,
 }
 _SHAPERS = frozenset({"expand", "view", "reshape", "unsqueeze"})
 
@@ -109,8 +115,11 @@ def _foldable(node: torch.fx.Node, values: dict[torch.fx.Node, Tensor]) -> bool:
 def _compute(node: torch.fx.Node, values: dict[torch.fx.Node, Tensor]) -> Tensor:
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
     with torch.no_grad():
-        result = (getattr(args[0], str(node.target))(*args[1:], **kwargs) if node.op == "call_method"
-                  else node.target(*args, **kwargs))  # type: ignore[operator]
+        result = (
+            getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            if node.op == "call_method"
+            else node.target(*args, **kwargs)
+        )  # type: ignore[operator]
     assert isinstance(result, Tensor)
     return result
 

@@ -88,8 +88,13 @@ class Tracer(torch.fx.Tracer):
         self._inside = False  # a torch call, whose parts are not recorded
 
     def run(
-        self, fn: Callable[..., Any], leaves: list[Any], rebuild: Callable[[list[Any]], tuple[Any, Any]],
-        paths: list[str], name: str, where: Source,
+        self,
+        fn: Callable[..., Any],
+        leaves: list[Any],
+        rebuild: Callable[[list[Any]], tuple[Any, Any]],
+        paths: list[str],
+        name: str,
+        where: Source,
     ) -> Program:
         """Trace ``fn`` on flattened arguments; tensors among `leaves` are traced, the rest is static."""
         with ExitStack() as stack:
@@ -227,9 +232,7 @@ class Tracer(torch.fx.Tracer):
 
     # -- leaves ---------------------------------------------------------------------
 
-    def _placeholder(
-        self, tensor: Tensor, path: str, fetch: Callable[[Any], Tensor] | None = None
-    ) -> Any:
+    def _placeholder(self, tensor: Tensor, path: str, fetch: Callable[[Any], Tensor] | None = None) -> Any:
         fake = self._fake(tensor)
         with self.graph.inserting_before(self._first_operation()):
             node = self.graph.placeholder(f"leaf{len(self._leaves)}")
@@ -267,9 +270,14 @@ class Tracer(torch.fx.Tracer):
             label = self._name(name, "site")
             spec, tensors = take_apart(dist)
             if hidden := hidden_tensors(dist):
-                raise PropcTypeError(message(
-                    f"{spec} has a function, {hidden[0]!r}, that closes over a traced tensor",
-                    "Keep the tensor as an attribute of the distribution.", at=f"site {label!r}", where=user_source()))
+                raise PropcTypeError(
+                    message(
+                        f"{spec} has a function, {hidden[0]!r}, that closes over a traced tensor",
+                        "Keep the tensor as an attribute of the distribution.",
+                        at=f"site {label!r}",
+                        where=user_source(),
+                    )
+                )
             phi = tuple(self._lift(t) for t in tensors)
             if not torch.is_grad_enabled():
                 phi = tuple(self.record(Tensor.detach, (t,), {}) if t.requires_grad else t for t in phi)
@@ -303,10 +311,16 @@ class Tracer(torch.fx.Tracer):
             label = self._name(name, "cost")
             kind = tensor_type(value)
             if not value.is_floating_point() or value.dim() > 1:
-                raise PropcValueError(message(
-                    f"a cost is floating point, of shape [batch]; got {kind}",
-                    "Sum it over everything but the batch." if value.is_floating_point() else "Convert it: .float().",
-                    at=f"cost {label!r}", where=user_source()))
+                raise PropcValueError(
+                    message(
+                        f"a cost is floating point, of shape [batch]; got {kind}",
+                        "Sum it over everything but the batch."
+                        if value.is_floating_point()
+                        else "Convert it: .float().",
+                        at=f"cost {label!r}",
+                        where=user_source(),
+                    )
+                )
             value = self._lift(value)
             return self._mark(Mark("cost", label), (self._node(value),), value.clone(), (value,))
 
@@ -319,9 +333,14 @@ class Tracer(torch.fx.Tracer):
             items = result if isinstance(result, (tuple, list)) else [result]
             if not all(isinstance(item, Tensor) for item in items):
                 kinds = ", ".join(type(item).__name__ for item in items if not isinstance(item, Tensor))
-                raise PropcTypeError(message(
-                    f"a black box must return a tensor, or a tuple or list of tensors; got {kinds}",
-                    "Wrap numbers and arrays in torch.as_tensor.", at=f"black box {label!r}", where=user_source()))
+                raise PropcTypeError(
+                    message(
+                        f"a black box must return a tensor, or a tuple or list of tensors; got {kinds}",
+                        "Wrap numbers and arrays in torch.as_tensor.",
+                        at=f"black box {label!r}",
+                        where=user_source(),
+                    )
+                )
             node = self.graph.call_function(fn, self._nodes(args), self._nodes(kwargs))
             node.meta.update(where=user_source(), context=None, rough=True, mark=Mark("opaque", label))
             node.meta["types"] = tuple(map(tensor_type, items))
@@ -343,10 +362,14 @@ class Tracer(torch.fx.Tracer):
         if not isinstance(name, str) or not name:
             raise PropcTypeError(message(f"a name must be a non-empty string; got {name!r}", where=user_source()))
         if name in self._marks:
-            raise PropcValueError(message(
-                f"the name is already taken ({self._marks[name]})",
-                "Give every site, node and cost a name of its own, such as f'x{t}' in a loop.",
-                at=f"{kind} {name!r}", where=user_source()))
+            raise PropcValueError(
+                message(
+                    f"the name is already taken ({self._marks[name]})",
+                    "Give every site, node and cost a name of its own, such as f'x{t}' in a loop.",
+                    at=f"{kind} {name!r}",
+                    where=user_source(),
+                )
+            )
         self._marks[name] = user_source()
         return name
 
@@ -389,10 +412,15 @@ class Tracer(torch.fx.Tracer):
         tensors = [t for t in _flat(args) if isinstance(t, FakeTensor)]
         marks = _marks_before(t._propc_node for t in tensors if hasattr(t, "_propc_node"))
         sites = " and ".join(repr(mark.name) for mark in marks if mark.kind == "site")
-        return TraceError(message(
-            f"{operations.called(func)} needs the value of a traced tensor, which is only known when the compiled "
-            "function runs", operations.instead(func), at=f"a value that depends on site {sites}" if sites else "",
-            where=user_source()))
+        return TraceError(
+            message(
+                f"{operations.called(func)} needs the value of a traced tensor, which is only known when the compiled "
+                "function runs",
+                operations.instead(func),
+                at=f"a value that depends on site {sites}" if sites else "",
+                where=user_source(),
+            )
+        )
 
 
 def _marks_before(nodes: Iterable[torch.fx.Node]) -> list[Mark]:
@@ -431,11 +459,14 @@ def _recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _unseen() -> TraceError:
-    return TraceError(message(
-        "a tensor came from code that a trace cannot see (a torch.func transform such as vmap, a scripted function, "
-        "or a tensor kept from an earlier trace)",
-        "Write it with ordinary operations on the whole batch, or wrap it in propc.opaque if no gradient has to pass.",
-        where=user_source()))
+    return TraceError(
+        message(
+            "a tensor came from code that a trace cannot see (a torch.func transform such as vmap, a scripted function, "
+            "or a tensor kept from an earlier trace)",
+            "Write it with ordinary operations on the whole batch, or wrap it in propc.opaque if no gradient has to pass.",
+            where=user_source(),
+        )
+    )
 
 
 def _version(tensor: Tensor) -> int:
