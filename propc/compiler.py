@@ -6,6 +6,7 @@ import copy
 import functools
 import importlib
 import inspect
+import operator
 import warnings
 import weakref
 from collections import OrderedDict
@@ -38,12 +39,14 @@ from propc.runtime.executor import Executable
 from propc.runtime.state import EstimatorState
 from propc.terms import aside, returned_costs, with_terms
 from propc.tracing import Tracer
+from propc.tracing.code import PRIMITIVE
 from propc.tracing.guards import without_collection
-from propc.tracing.held import Attention, Roots, changes, look_around, mentioned_names, state_of
+from propc.tracing.held import Attention, Roots, changes, look_around, mentioned_names, watch
 from propc.tracing.operations import region
 from propc.tracing.program import Leaf, Program
 from propc.tracing.simplify import simplify
 from propc.tracing.source import is_hidden
+from propc.tracing.watch import State, Watch
 
 BACKENDS = ("eager",)
 GRAPHS_KEPT = 64  # compiled graphs that one compiled object keeps
@@ -146,6 +149,7 @@ class Compiler:
         self.state = EstimatorState()
         self.cache: OrderedDict[Any, list[Compiled]] = OrderedDict()
         self.attention = Attention()
+        self.watched: tuple[Callable[[], Any], list[Any], Watch] | None = None  # of the last call
         self.traces = 0
 
     def __call__(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -176,9 +180,21 @@ class Compiler:
             else:
                 kinds.append(_static_key(leaf))
                 statics.append(("", leaf))
-        reached = state_of(Roots(self.fn, owner, tuple(statics)), self.attention)
+        reached = self._reached(owner, statics)
         modes = region(), torch.get_default_dtype(), torch.get_default_device()
         return Call(leaves, tensors, tree, (tuple(kinds), tree, modes, _identity(owner), reached), owner)
+
+    def _reached(self, owner: Any, statics: list[tuple[str, Any]]) -> State:
+        """What the program reaches besides its arguments; looked through anew only where something has changed."""
+        objects = [leaf for _, leaf in statics if not isinstance(leaf, PRIMITIVE)]
+        if self.watched is not None:
+            known, before, seen = self.watched
+            same = known() is owner and len(before) == len(objects) and all(map(operator.is_, before, objects))
+            if same and seen.holds():
+                return seen.state
+        seen = watch(Roots(self.fn, owner, tuple(statics)), self.attention)
+        self.watched = _weak(owner), objects, seen
+        return seen.state
 
     def _find(self, call: Call) -> tuple[Compiled, list[Tensor]]:
         """The compiled graph of a call, and the tensors that its program holds as they are now."""
@@ -188,7 +204,7 @@ class Compiler:
                 return compiled, held
         names = self.attention.names | mentioned_names(self._roots(call, [""] * len(call.leaves)))
         if names != self.attention.names:
-            self.attention.names = names
+            self.attention.names, self.watched = names, None
             args, kwargs = pytree.tree_unflatten(call.leaves, call.tree)
             return self._find(self.take_apart(call.owner, args, kwargs))
         compiled = self._compile(call)
@@ -231,6 +247,7 @@ class Compiler:
             )
             written = {(id(place.container), key) for place in around.places for key, _ in changes(place)}
             self.attention.written |= written
+            self.watched = None
             return simplify(program)
 
     def _count(self) -> None:
@@ -238,8 +255,8 @@ class Compiler:
         if self.traces == GRAPHS_WARNED:
             warnings.warn(
                 message(
-                    f"{self.name!r} was traced {self.traces} times: its static arguments, shapes or closed-over numbers "
-                    "keep changing",
+                    f"{self.name!r} was traced {self.traces} times: its static arguments, shapes or closed-over "
+                    "numbers keep changing",
                     "Pass what changes at every call as a tensor.",
                 ),
                 PropcWarning,
@@ -327,6 +344,14 @@ def _static_key(leaf: Any) -> Any:
     except TypeError:
         return "object", id(leaf)
     return type(leaf), leaf
+
+
+def _weak(owner: Any) -> Callable[[], Any]:
+    """Gives the owner, without keeping it alive where that can be."""
+    try:
+        return weakref.ref(owner)
+    except TypeError:  # None, and objects with slots
+        return lambda: owner
 
 
 def _identity(owner: Any) -> Any:

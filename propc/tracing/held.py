@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from propc.runtime.state import EstimatorState
 from propc.tracing.code import LIBRARIES, PRIMITIVE, class_values, methods, names_in
+from propc.tracing.watch import ClassAttributes, State, Watch
 
 Fetch = Callable[[Any], Any]
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
@@ -93,9 +94,12 @@ def look_around(roots: Roots, attention: Attention) -> Surroundings:
     return _Walk(attention, detailed=True).run(roots)
 
 
-def state_of(roots: Roots, attention: Attention) -> tuple[Any, ...]:
-    """The plain values that the program reaches, for the cache key; runs at every call."""
-    return tuple(_Walk(attention, detailed=False).run(roots).state)
+def watch(roots: Roots, attention: Attention) -> Watch:
+    """The plain values that the program reaches, for the cache key, and the places where they stand."""
+    walk = _Walk(attention, detailed=False)
+    state = walk.run(roots).state
+    walk.watch.state = State(tuple(state))
+    return walk.watch
 
 
 def changes(place: Place) -> list[tuple[Any, Any]]:
@@ -127,7 +131,7 @@ class _Walk:
     """One walk; `detailed` also records what only a trace needs."""
 
     def __init__(self, attention: Attention, detailed: bool) -> None:
-        self.found, self.detailed = Surroundings(), detailed
+        self.found, self.detailed, self.watch = Surroundings(), detailed, Watch()
         self.names, self.written = attention.names, attention.written
         self.wanted = self.names.union(["__wrapped__"])
         self.of_modules = self.wanted - _MODULE_INTERNALS
@@ -194,10 +198,12 @@ class _Walk:
         for name, cell in scope.items():
             if cell != CellType() and not self.ignores(cell, None, cell.cell_contents):  # assigned
                 self.place(prefix + name, cell, cell.cell_contents)
+                self.watch.cells.append((cell, cell.cell_contents))
                 yield prefix + name, cell.cell_contents, _cell(cell)
         self.place("", fn.__globals__)
         for name in names_in(fn.__code__):
             if name in fn.__globals__ and not self.ignores(fn.__globals__, name, fn.__globals__[name]):
+                self.watch.entries.append((fn.__globals__, name, fn.__globals__[name]))
                 yield prefix + name, fn.__globals__[name], _global(name)
         yield from (
             (prefix + "defaults", part, _attribute(key))
@@ -209,6 +215,7 @@ class _Walk:
         if (id(value), None) in self.written:
             return
         self.found.state.append(len(value))
+        self.watch.sizes.append((value, len(value)))
         if len(value) > _WIDEST:
             self.found.state.append(id(value))
             return
@@ -216,19 +223,24 @@ class _Walk:
         for key, child in items:
             if self.ignores(value, key, child):
                 continue
+            self.watch.entries.append((value, key, child))
             if not isinstance(key, int):
                 self.found.state.append(key)
             yield f"{path}[{key!r}]", child, itemgetter(key)
 
     def module(self, module: nn.Module, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         own = module.__dict__
-        # A parameter of another type is found out when it is looked up: the key can do without.
-        every = self.detailed or self.pinned
-        for group in ("_parameters", "_buffers", "_modules") if every else ("_modules",):
+        for group in ("_parameters", "_buffers", "_modules"):
             self.place(path, own[group], owner=module)
+            self.watch.sizes.append((own[group], len(own[group])))
             for name, child in own[group].items():
-                yield _joined(path, name), child, _member(group, name)
+                self.watch.entries.append((own[group], name, child))
+                # A parameter of another type is found out when it is looked up: the key can do without.
+                if self.detailed or self.pinned or group == "_modules":
+                    yield _joined(path, name), child, _member(group, name)
         self.found.state.extend((own["training"], *own["_forward_hooks"], *own["_forward_pre_hooks"]))
+        self.watch.entries.append((own, "training", own["training"]))
+        self.watch.sizes += [(own[hooks], len(own[hooks])) for hooks in ("_forward_hooks", "_forward_pre_hooks")]
         yield from self.attributes(module, path)
 
     def attributes(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
@@ -239,13 +251,16 @@ class _Walk:
             self.found.state.append(id(value))
             return
         self.place(path, own, owner=value)
+        self.watch.sizes.append((own, len(own)))
         wanted = self.of_modules if isinstance(value, nn.Module) else self.wanted
         for name, child in own.items():
             if name in wanted and not self.ignores(own, name, child):
+                self.watch.entries.append((own, name, child))
                 yield _joined(path, name), child, _attribute(name)
         kind: Any = type(value)
         for name in class_values(kind):
             if name in self.names and name not in own:
+                self.watch.entries.append((ClassAttributes(kind), name, getattr(kind, name)))
                 yield _joined(path, name), getattr(kind, name), _attribute(name)
 
     def ignores(self, container: Any, key: Any, value: Any) -> bool:
