@@ -50,7 +50,7 @@ class SiteContext:
     build: Callable[[Sequence[Tensor]], Distribution]
     batch: int | None
     state: nn.Module | None = None
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, list[Tensor]] = field(default_factory=dict)
     normal: tuple[int, int] | None = field(init=False)
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from propc.propagators.base import Baseline, Draw, Propagator, SiteContext, draw
 from propc.runtime.gates import token
 from propc.runtime.mixing import Mix, PastVariances, Weighting
 from propc.runtime.normal import NormalTotal
+from propc.runtime.redraw import redrawn
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class InverseVariance(Propagator):
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         if site.normal is not None and self._is_total:
             i, j = site.normal
-            value, inlet = NormalTotal.apply(self, site, phi[i], phi[j], tangents[i], tangents[j])
+            loc, scale = phi[i], phi[j]
+            value, inlet = redrawn(
+                lambda: NormalTotal.apply(self, site, loc, scale, tangents[i], tangents[j]), loc, scale
+            )
             return Draw(value, (inlet,))
         return self._draw_any(site, phi, tangents)
 
