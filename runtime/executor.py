@@ -72,7 +72,7 @@ class Executable:
     def run(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> list[Tensor]:
         """One forward pass; the returned tensors in flattened order."""
         if self.fresh:
-            shared: dict[str, Tensor] = {}
+            shared: dict[str, list[Tensor]] = {}
             self.contexts.update({k: replace(c, weights=shared) for k, c in self.contexts.items()})
         seed = torch.default_generator.get_state() if self.validate else None
         values = self._forward(inputs, held, keep=not self.checked)
@@ -194,7 +194,7 @@ class Executable:
                 self._join(r.through),
             )
             for r in routes
-        ]  # type: ignore[arg-type]
+        ]
 
         def step(values: Values) -> None:
             cost = values[read]
@@ -215,8 +215,8 @@ class Executable:
         members = [self._join((member,)) for member in self.joins[token.site].members]
 
         def read(values: Values) -> Tensor:
-            values[made] = join([member(values) for member in members])
-            return values[made]
+            values[made] = joined = join([member(values) for member in members])
+            return joined
 
         return read
 
@@ -253,8 +253,8 @@ class Executable:
 
     def _output(self, node: Output) -> Step:
         reads, first = self._reads(node), self.slots[Ref(node.name)] if node.outputs else 0
-        guards = {i: self._guard_words(node, i) for i, aside in enumerate(node.guarded) if aside}
-        guards = {i: words for i, words in guards.items() if words is not None}
+        asides = (i for i, aside in enumerate(node.guarded) if aside)
+        guards = {i: words for i in asides if (words := self._guard_words(node, i)) is not None}
 
         def step(values: Values) -> None:
             for i, read in enumerate(reads):
@@ -282,15 +282,20 @@ class Executable:
         """Look for NaN and infinity among the returned costs; if there are, run again to find their source."""
         for slot in self.returned:
             value = values[slot]
-            if not value.dtype.is_floating_point or value.dim() > 1 or value.device.type != "cpu":
+            here = value.device.type == "cpu" or not self.checked  # elsewhere a check would wait for the device
+            if not here or not value.dtype.is_floating_point or value.dim() > 1:
                 continue
             if not bool(torch.isfinite(value.detach()).all()):
-                with torch.random.fork_rng(devices=[]), torch.no_grad():
-                    torch.default_generator.set_state(seed)
-                    again = self._forward(inputs, held, keep=True)
-                error = checks.explain_failure(self.graph, self._named(again))
+                found = self._again(inputs, held, seed) if self.checked else values
+                error = checks.explain_failure(self.graph, self._named(found))
                 if error is not None:
                     raise error
+
+    def _again(self, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> Values:
+        """All values of a call, with the random numbers that it drew."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.default_generator.set_state(seed)
+            return self._forward(inputs, held, keep=True)
 
     def _named(self, values: Values) -> dict[Ref, Any]:
         return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}

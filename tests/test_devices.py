@@ -1,0 +1,110 @@
+"""The same programs on every device and in both precisions; on CUDA a step waits for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
+
+import propc
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DTYPES = [torch.float32, torch.float64]
+EVERY = [
+    "rp",
+    "lr",
+    "tp",
+    "infer",
+    "combine",
+    propc.estimator("lr", baseline="moving_average"),
+    propc.estimator("lr", baseline=None),
+    propc.estimator("tp", target="beta"),
+    propc.estimator("tp", weights="past"),
+    propc.estimator("tp", weights="same", per_coordinate=True),
+    propc.estimator("tp", k_interval=2),
+]
+
+
+def rollout(beta: Tensor, x: Tensor, W: Tensor) -> Tensor:
+    for t in range(4):
+        x = propc.sample(Normal(torch.sigmoid(beta * (x @ W)), 0.1), name=f"x{t}")
+    return 0.5 * (1 - x).square().sum(-1)
+
+
+def discrete(logits: Tensor) -> Tensor:
+    z = propc.sample(Categorical(logits=logits), "z")
+    b = propc.sample(Independent(Bernoulli(logits=logits[:, :2] + z[:, None]), 1), "b")
+    x = propc.sample(MultivariateNormal(logits[:, :2], torch.eye(2).to(logits)), "x")
+    return (b - x).square().sum(-1) + z
+
+
+@contextmanager
+def without_waiting(device: str) -> Iterator[None]:
+    """On CUDA, anything that synchronizes with the host is an error."""
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("estimator", EVERY, ids=str)
+def test_a_rollout(estimator: Any, dtype: torch.dtype, device: str) -> None:
+    """Values, gradients and state stay on the device and in the precision of the inputs."""
+    beta = torch.tensor(2.0, dtype=dtype, device=device, requires_grad=True)
+    x0 = torch.rand(16, 2, dtype=dtype, device=device)
+    W = torch.tensor([[-5.0, -25.0], [5.0, 25.0]], dtype=dtype, device=device)
+    compiled = propc.compile(rollout, estimator=estimator)
+    compiled(beta, x0, W).mean().backward()
+    with without_waiting(device):
+        cost = compiled(beta, x0, W)
+        cost.mean().backward()
+    assert cost.shape == (16,) and cost.dtype == dtype and cost.device.type == device
+    assert beta.grad is not None and beta.grad.isfinite() and beta.grad.dtype == dtype
+    assert all(buffer.device.type == device for buffer in compiled.estimator_state.buffers())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_discrete_and_multivariate(device: str) -> None:
+    logits = torch.randn(12, 3, device=device, requires_grad=True)
+    compiled = propc.compile(discrete, estimator={"x": "tp", "*": "lr"})
+    compiled(logits).sum().backward()
+    assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_module_moves(device: str) -> None:
+    """After `.to()` the same compiled module runs on the other device, under a graph of its own."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return propc.sample(Normal(self.net(x), 1.0), "z").square().sum(-1)
+
+    model = propc.compile(Model(), estimator="tp")
+    model(torch.randn(8, 3)).mean().backward()
+    for dtype in DTYPES:
+        model.to(device=device, dtype=dtype)
+        model.zero_grad()
+        model(torch.randn(8, 3, device=device, dtype=dtype)).mean().backward()
+        grads = [p.grad for p in model.parameters()]
+        assert all(g is not None and g.dtype == dtype and g.device.type == device for g in grads)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_first_call_finds_bad_costs(device: str) -> None:
+    compiled = propc.compile(lambda t: propc.sample(Normal(t, 1.0), "z").log().sum(-1), estimator="rp")
+    with pytest.raises(propc.NonFiniteError, match="cost"):
+        compiled(torch.full((8, 2), -3.0, device=device, requires_grad=True))
