@@ -110,7 +110,10 @@ class _Cutter:
         if mark.kind == "opaque":
             made = Opaque(**common, outputs=node.meta["types"], call=node, arguments=tuple(node.all_input_nodes))
             if type_of(node) is None:  # a tuple: its items are the ports
-                self.refs.update({n: Ref(made.name, n.args[1]) for n in node.users})
+                for item in node.users:
+                    port = item.args[1]
+                    assert isinstance(port, int)
+                    self.refs[item] = Ref(made.name, port)
         else:
             kind = type_of(node)
             assert kind is not None

@@ -161,7 +161,7 @@ def with_terms(program: Program, terms: dict[torch.fx.Node, str], adders: Iterab
         with graph.inserting_after(copy):
             cost = graph.call_function(operations.marked, (copy,))
         cost.meta.update(copy.meta, mark=Mark("term", name), rough=False, context=None)
-        copy.replace_all_uses_with(cost, delete_user_cb=lambda user, cost=cost: user in adding and user is not cost)
+        copy.replace_all_uses_with(cost, delete_user_cb=adding.__contains__)
         results[node] = cost
     unmarked: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in list(graph.nodes):

@@ -90,8 +90,8 @@ def check_rows(
                         message(
                             "an operation before it mixes samples of the batch: changing one sample of a draw changes "
                             "other rows, or a value that all rows share",
-                            "Keep every operation between sites and costs within its row (no batch normalization, batch "
-                            "mean or sort over dimension 0), or use estimator='rp'.",
+                            "Keep every operation between sites and costs within its row (no batch normalization, "
+                            "batch mean or sort over dimension 0), or use estimator='rp'.",
                             at=f"{node.kind.value} {node.name!r}",
                             where=node.where,
                         )

@@ -29,7 +29,8 @@ class _Join(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return (grad,) * ctx.count
+        members: int = ctx.count
+        return (grad,) * members
 
 
 class _Attach(Function):
@@ -69,8 +70,8 @@ class _Guard(Function):
         path, sites, where = ctx.words
         raise PropcValueError(
             message(
-                f"a gradient arrived at the returned value {path or 'of the function'}, which is no cost: it depends on "
-                f"{sites}, whose estimator needs the costs themselves",
+                f"a gradient arrived at the returned value {path or 'of the function'}, which is no cost: it depends "
+                f"on {sites}, whose estimator needs the costs themselves",
                 "Compute the cost, shape [batch], inside the compiled function, or use estimator='rp'.",
                 where=where,
             )

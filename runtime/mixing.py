@@ -67,7 +67,7 @@ class PastVariances(nn.Module):
 
 
 def mix(
-    rule: InverseVariance, site: SiteContext, grads: Sequence[Sequence[Tensor]], tangents: Sequence[Tensor | None]
+    rule: InverseVariance, site: SiteContext, grads: Sequence[tuple[Tensor, ...]], tangents: Sequence[Tensor | None]
 ) -> list[Tensor]:
     """Combine the parts' cotangents.
 

@@ -20,11 +20,12 @@ class EstimatorState(nn.Module):
         self.parts = nn.ModuleDict()
         self._waiting: dict[str, dict[str, Any]] = {}
 
-    def part(self, key: str, make: Callable[[], nn.Module]) -> nn.Module:
+    def part(self, key: str, make: Callable[[], nn.Module | None]) -> nn.Module:
         """The module under this key, made at the first request."""
         name = key.replace(".", "/")  # a module's name may hold no dot
         if name not in self.parts:
             module = make()
+            assert module is not None
             module.train(self.training)
             waiting = self._waiting.pop(name, None)
             if waiting is not None:

@@ -80,7 +80,7 @@ def _jvp(fn: Callable[..., Any], points: tuple[Tensor, ...], along: tuple[Tensor
     try:
         out: tuple[Tensor, ...] = torch.func.jvp(fn, points, along)[1]
     except NotImplementedError:
-        values, pull = torch.func.vjp(fn, *points)
+        values, pull, *_ = torch.func.vjp(fn, *points)
         zeros = tuple(torch.zeros_like(v) for v in values)
         out = torch.func.vjp(pull, zeros)[1](along)[0]
     return out

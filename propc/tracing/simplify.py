@@ -114,12 +114,9 @@ def _foldable(node: torch.fx.Node, values: dict[torch.fx.Node, Tensor]) -> bool:
 
 def _compute(node: torch.fx.Node, values: dict[torch.fx.Node, Tensor]) -> Tensor:
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    target = node.target
     with torch.no_grad():
-        result = (
-            getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            if node.op == "call_method"
-            else node.target(*args, **kwargs)
-        )  # type: ignore[operator]
+        result = getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
     assert isinstance(result, Tensor)
     return result
 

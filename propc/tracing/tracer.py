@@ -461,9 +461,10 @@ def _recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
 def _unseen() -> TraceError:
     return TraceError(
         message(
-            "a tensor came from code that a trace cannot see (a torch.func transform such as vmap, a scripted function, "
-            "or a tensor kept from an earlier trace)",
-            "Write it with ordinary operations on the whole batch, or wrap it in propc.opaque if no gradient has to pass.",
+            "a tensor came from code that a trace cannot see (a torch.func transform such as vmap, a scripted "
+            "function, or a tensor kept from an earlier trace)",
+            "Write it with ordinary operations on the whole batch, or wrap it in propc.opaque if no gradient has to "
+            "pass.",
             where=user_source(),
         )
     )
