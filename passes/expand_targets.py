@@ -51,7 +51,7 @@ class ExpandTargets(Pass):
             if target is None:
                 continue
             if target not in paths:
-                paths[target] = _Paths(graph, target, changed)
+                paths[target] = _Paths(graph, target, changed, site)
             expand, ports = self._expand(graph, site, paths[target], codes)
             inserted[site.name] = expand
             changed[site.name] = replace(
@@ -84,7 +84,7 @@ class ExpandTargets(Pass):
         arguments = [n for n in code.nodes if n.op == "placeholder"]
         body = [n for n in code.nodes if n.op not in ("placeholder", "output")]
         results = list(code.output_node().args[0])  # type: ignore[arg-type]
-        key = (paths.path, structure(body, arguments, results))  # type: ignore[arg-type]
+        key = (paths.path, structure(body, arguments, results))
         exact = paths.size <= self.exact_up_to
         directions = paths.size if exact else self.sketches
         if key not in codes:
@@ -110,13 +110,19 @@ class ExpandTargets(Pass):
 class _Paths:
     """The values that depend on a target without passing a site, and the code between."""
 
-    def __init__(self, graph: PropagationGraph, path: str, changed: dict[str, Node]) -> None:
+    def __init__(self, graph: PropagationGraph, path: str, changed: dict[str, Node], asks: Site) -> None:
         self.graph, self.path, self.changed = graph, path, changed
         sources = leaf_named(graph, path)
         if not sources:
-            known = [n.path for n in graph if isinstance(n, (Input, Parameter))] + [n.name for n in graph.of(Named)]
+            held = [n.path for n in graph.of(Parameter) if not n.constant]
+            known = [n.path for n in graph.of(Input)] + held + [n.name for n in graph.of(Named)]
             raise PropcValueError(
-                message(f"the weighting target {path!r} is no argument, parameter or named node", nearest(path, known))
+                message(
+                    f"the weighting target {path!r} is no argument, parameter or named node",
+                    nearest(path, known),
+                    at=f"site {asks.name!r}",
+                    where=asks.where,
+                )
             )
         self.targets = [Ref(n.name) for n in sources]
         self.per_sample = isinstance(sources[0], Named)

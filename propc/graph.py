@@ -13,7 +13,24 @@ import torch.fx
 
 from propc.errors import GraphError, PropcValueError, message, nearest
 from propc.influence import Influence, find_influence
-from propc.ir import Cost, Input, Join, Named, Node, Output, Parameter, Ref, Route, Schedule, Segment, Site, TensorType
+from propc.ir import (
+    Cost,
+    Dependence,
+    Input,
+    Join,
+    Named,
+    Node,
+    Output,
+    Parameter,
+    Ref,
+    Route,
+    Schedule,
+    Segment,
+    Site,
+    TensorType,
+)
+from propc.tracing.guards import random_states, restore_random
+from propc.tracing.operations import is_rough_backward
 from propc.tracing.program import Program
 
 N = TypeVar("N", bound=Node)
@@ -37,7 +54,7 @@ class PropagationGraph:
     nodes: Mapping[str, Node] = field(repr=False)
     routes: tuple[Route, ...] = ()
     joins: tuple[Join, ...] = ()
-    schedule: Schedule = Schedule()
+    schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", MappingProxyType(dict(self.nodes)))
@@ -105,14 +122,14 @@ class PropagationGraph:
         return next(iter(sizes), None)
 
     @cached_property
-    def nx(self) -> nx.MultiDiGraph:
+    def nx(self) -> nx.MultiDiGraph[str]:
         """The networkx DAG: nodes carry their record as ``record``; edges have a ``kind``.
 
         Value edges have kind ``"value"`` and a ``port``, those from an expand node to its site kind
         ``"tangent"``; message edges, which run from costs back to sites, are kept apart in the
         graph's attribute ``routes``, so that it is a DAG.
         """
-        graph = nx.MultiDiGraph(name=self.name, routes=self.routes)
+        graph: nx.MultiDiGraph[str] = nx.MultiDiGraph(name=self.name, routes=self.routes)
         for node in self.nodes.values():
             graph.add_node(node.name, record=node, kind=node.kind.value)
         for node in self.nodes.values():
@@ -151,11 +168,12 @@ class PropagationGraph:
 
         Args:
             name: a node with one output.
-            fn: a torch function of that value; it keeps shape and dtype, row by row.
+            fn: a torch function of that value; it keeps shape and dtype, row by row. It is run once on zeros,
+                to see whether a gradient passes it.
             label: name of the new node.
 
         Raises:
-            GraphError: the label is taken, or the node has several outputs.
+            GraphError: the label is taken, the node has several outputs, or `fn` changes shape or dtype.
         """
         source = self[name]
         if label in self.nodes:
@@ -163,8 +181,9 @@ class PropagationGraph:
         if len(source.outputs) != 1:
             raise GraphError(message(f"node {name!r} has {len(source.outputs)} outputs; insert after one with one"))
         old, new = Ref(name), Ref(f"{label}.in")
-        made = _applied(fn, source.outputs[0], old, new.node, source)
-        named = Named(name=label, inputs=(new,), outputs=source.outputs, where=source.where)
+        smooth = _passes_gradient(fn, source.outputs[0], label, source)
+        made = _applied(fn, source.outputs[0], old, new.node, source, smooth)
+        named = Named(name=label, inputs=(new,), outputs=made.outputs, where=source.where)
         nodes: dict[str, Node] = {}
         for key, node in self.nodes.items():
             inputs = tuple(Ref(label) if ref == old else ref for ref in node.inputs)
@@ -222,34 +241,82 @@ class PropagationGraph:
         return self
 
 
-def _applied(fn: Callable[[Any], Any], kind: TensorType, source: Ref, name: str, near: Node) -> Segment:
-    """A segment that applies `fn` to one value."""
-    from propc.ir import Dependence
+def _passes_gradient(fn: Callable[[Any], Any], kind: TensorType, label: str, near: Node) -> bool:
+    """Whether a gradient passes `fn`, which is run on zeros and must give what it was given."""
+    cards = [kind.device.index] if kind.device.type == "cuda" else []
+    states = random_states()
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=cards):
+        value = torch.zeros(kind.shape, dtype=kind.dtype, device=kind.device)
+        if kind.dtype.is_floating_point or kind.dtype.is_complex:
+            value.requires_grad_()
+        try:
+            result = fn(value.clone())  # a copy may be written into
+        except Exception as error:
+            if hasattr(error, "add_note"):
+                error.add_note(f"propc ran the function of node {label!r} once on zeros, {kind}.")
+            raise
+        finally:
+            restore_random(states)
+    if not isinstance(result, torch.Tensor) or (result.shape, result.dtype) != (value.shape, value.dtype):
+        got = (
+            str(TensorType(tuple(result.shape), result.dtype, result.device))
+            if isinstance(result, torch.Tensor)
+            else type(result).__name__
+        )
+        raise GraphError(
+            message(
+                f"its function must keep shape and dtype; of {kind} it makes {got}",
+                "Change both only where the program is written.",
+                at=f"node {label!r}",
+                where=near.where,
+            )
+        )
+    return _follows(result, value)
 
+
+def _follows(result: torch.Tensor, leaf: torch.Tensor) -> bool:
+    """Whether autograd leads from `result` back to `leaf` without a step that jumps."""
+    todo, seen = [result.grad_fn], set()
+    while todo:
+        step = todo.pop()
+        if step is None or step in seen or is_rough_backward(step.name()):
+            continue
+        if getattr(step, "variable", None) is leaf:
+            return True
+        seen.add(step)
+        todo.extend(before for before, _ in step.next_functions)
+    return False
+
+
+def _applied(fn: Callable[[Any], Any], kind: TensorType, source: Ref, name: str, near: Node, smooth: bool) -> Segment:
+    """A segment that applies `fn` to one value."""
     graph = torch.fx.Graph()
     argument = graph.placeholder("value")
     result = graph.call_function(fn, (argument,))
-    for node in (argument, result):
-        node.meta.update(type=kind, where=near.where, context=None, rough=False)
+    made = replace(kind, requires_grad=kind.requires_grad and smooth)
+    argument.meta.update(type=kind, where=near.where, context=None, rough=False)
+    result.meta.update(type=made, where=near.where, context=None, rough=not smooth)
     return Segment(
         name=name,
         inputs=(source,),
-        outputs=(kind,),
+        outputs=(made,),
         where=near.where,
         body=(result,),
         arguments=(argument,),
         results=(result,),
-        dependence=(Dependence(1, 1, 0),),
+        dependence=(Dependence(1, 1, 0) if smooth else Dependence(1, 0, 1),),
     )
 
 
 def leaf_named(graph: PropagationGraph, path: str) -> tuple[Node, ...]:
     """Inputs, parameters (one, or all of a module path) and named nodes that a target means."""
-    exact = [
-        n
-        for n in graph
-        if (isinstance(n, (Input, Parameter)) and n.path == path) or (isinstance(n, Named) and n.name == path)
-    ]
+    exact = tuple(n for n in graph if _is_named(n, path))
     if exact:
-        return tuple(exact)
+        return exact
     return tuple(n for n in graph.of(Parameter) if n.path.startswith(f"{path}.") and n.outputs[0].requires_grad)
+
+
+def _is_named(node: Node, path: str) -> bool:
+    if isinstance(node, Parameter):
+        return node.path == path and not node.constant
+    return (isinstance(node, Input) and node.path == path) or (isinstance(node, Named) and node.name == path)

@@ -77,6 +77,12 @@ def is_rough(func: Any) -> bool:
     return not isinstance(func, CustomFunction) and name_of(func) in _ROUGH
 
 
+def is_rough_backward(name: str) -> bool:
+    """The same of a step of the autograd graph; torch's own end in a number, a user's do not."""
+    own = name.rstrip("0123456789")
+    return name.endswith("NotImplemented") or (own != name and own.removesuffix("Backward").lower() in _ROUGH)
+
+
 def is_random(node: torch.fx.Node) -> bool:
     """Whether a torch.fx node draws random numbers."""
     return (node.target if isinstance(node.target, str) else name_of(node.target)) in _RANDOM
@@ -266,7 +272,7 @@ def instead(func: Any) -> str:
     return _INSTEAD.get(
         name_of(func),
         (
-            "Use torch.where for a choice by value, propc.opaque for code that must see values, or pass what decides as "
-            "a static (non-tensor) argument."
+            "Use torch.where for a choice by value, propc.opaque for code that must see values, or pass what decides "
+            "as a static (non-tensor) argument."
         ),
     )

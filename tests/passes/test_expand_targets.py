@@ -14,7 +14,7 @@ from torch.distributions import Bernoulli, Independent, MultivariateNormal, Norm
 
 import propc
 from propc.graph import leaf_named
-from propc.ir import Expand
+from propc.ir import Expand, Parameter
 from propc.passes import ExpandTargets
 from propc.propagators import InverseVariance
 
@@ -278,5 +278,23 @@ def test_a_target_that_does_not_reach_the_site() -> None:
 def test_a_misspelt_target() -> None:
     compiled = propc.compile(lambda theta: chain(theta, torch.eye(DIM), propc.sample)[0],
                              estimator=propc.estimator("tp", target="thta"))  # fmt: skip
-    with pytest.raises(propc.PropcError, match=r"'thta'.*Did you mean 'theta'"):
+    with pytest.raises(
+        propc.PropcError, match=r"site 'x0' \(test_expand_targets.*'thta'.*Did you mean 'theta'"
+    ) as caught:
         compiled(torch.tensor(1.0, requires_grad=True))
+    assert str(caught.value).endswith("Known: 'theta'.")  # and not the constants of the program
+
+
+def test_a_constant_is_no_target() -> None:
+    """It is printed as its value, which nobody means as a name."""
+
+    def program(theta: Tensor) -> Tensor:
+        return propc.sample(Normal(theta * torch.full((BATCH,), 2.0), 1.0), "x")
+
+    theta = torch.tensor(1.0, requires_grad=True)
+    graph = propc.compile(program).graph(theta)
+    assert {n.path for n in graph.of(Parameter)} == {"2", "1"}
+    assert leaf_named(graph, "2") == ()
+    compiled = propc.compile(program, estimator=propc.estimator("tp", target="2"))
+    with pytest.raises(propc.PropcError, match=r"site 'x'.*'2' is no argument.*Known: 'theta'\."):
+        compiled(theta)

@@ -107,6 +107,95 @@ def test_inserting_is_checked() -> None:
         graph.insert_after("x9", torch.tanh, label="new")
 
 
+JUMPS = [torch.round, lambda x: x.sign() * x.detach(), lambda x: (x > 0).to(x.dtype), torch.Tensor.detach]
+
+
+@pytest.mark.parametrize("fn", JUMPS)
+def test_inserted_jump(fn: Callable[[Tensor], Tensor]) -> None:
+    """Whether a gradient passes an inserted function is found out, as in a program that has it."""
+    theta = param()
+    graph = propc.compile(chain).graph(theta).insert_after("x2", fn, label="jump")
+    reach = graph.influence.values[Ref("jump")]
+    assert (reach.smooth, reach.parents, reach.leaves) == (0, 0, 0)
+    assert graph.influence.named(reach.rough) == graph.influence.named(reach.any) == ("x0", "x1", "x2")
+
+    class Jump(Pass):
+        """Insert it before estimators are chosen."""
+
+        name = "jump"
+
+        def apply(self, graph: propc.PropagationGraph) -> propc.PropagationGraph:
+            return graph.insert_after("x2", fn, label="jump")
+
+    with pytest.raises(propc.PropcError, match=r"site 'x0'.*differentiable path"):
+        propc.compile(chain, estimator="rp", passes=[Jump]).graph(theta)
+    inserted = propc.compile(chain, passes=[Jump])
+    written = propc.compile(lambda theta: chain(theta, between=fn))
+    rules = [type(s.rule) for s in inserted.graph(theta).sites]
+    assert rules == [type(s.rule) for s in written.graph(theta).sites] == [LikelihoodRatio] * 3 + [Pathwise] * 2
+    value, expected = seeded(inserted, theta), seeded(written, theta)
+    assert torch.equal(value, expected)
+    torch.testing.assert_close(gradients(value.sum(), [theta]), gradients(expected.sum(), [theta]))
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+@pytest.mark.parametrize(
+    "fn", [StraightThrough.apply, torch.relu_, lambda x: x, lambda x: x + (x.round() - x).detach()]
+)
+def test_inserted_path(fn: Callable[[Tensor], Tensor]) -> None:
+    """Also where the derivative at zero is zero, or the user's own."""
+    graph = propc.compile(chain).graph(param()).insert_after("x2", fn, label="path")
+    reach = graph.influence.values[Ref("path")]
+    assert reach.smooth == reach.any
+    assert not reach.rough
+
+
+def test_inserted_gradient_of_something_else() -> None:
+    """What the function holds may want a gradient; none leads through it to the value."""
+    held = param()
+    graph = propc.compile(chain).graph(param()).insert_after("x2", lambda x: x.detach() * held, label="held")
+    assert not graph.influence.values[Ref("held")].smooth
+
+
+def test_inserting_tries_the_function() -> None:
+    """Once, on zeros; random numbers stay as they were, and a write goes into a copy."""
+    seen: list[Tensor] = []
+
+    def noisy(x: Tensor) -> Tensor:
+        seen.append(x.detach().clone())
+        return x.add_(torch.randn(BATCH))
+
+    graph = propc.compile(chain).graph(param())
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        changed = graph.insert_after("x2", noisy, label="noisy")
+    assert torch.equal(state, torch.get_rng_state())
+    assert [x.tolist() for x in seen] == [[0.0] * BATCH]
+    assert changed.influence.values[Ref("noisy")].smooth
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (lambda x: x.sum(), r"node 'new' \(test_pipeline.py:\d+\).*of float64\[5\] it makes float64\[\]"),
+        (lambda x: x > 0, r"node 'new'.*of float64\[5\] it makes bool\[5\]"),
+        (lambda x: None, r"node 'new'.*makes NoneType"),
+    ],
+)
+def test_inserted_function_keeps_shape_and_dtype(fn: Callable[[Tensor], Any], words: str) -> None:
+    with pytest.raises(GraphError, match=words):
+        propc.compile(chain).graph(param()).insert_after("x2", fn, label="new")
+
+
 def test_inserted_in_place_of_a_returned_cost() -> None:
     """Behind the cost, the returned value is the node's."""
     theta = param()
