@@ -72,8 +72,8 @@ class AssignPropagators(Pass):
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise PropcValueError(
                     message(
-                        f"the pattern {pattern!r} in estimator= matches no site of {graph.name!r}; a site in a branch that "
-                        "was not taken is not in the graph",
+                        f"the pattern {pattern!r} in estimator= matches no site of {graph.name!r}; a site in a branch "
+                        "that was not taken is not in the graph",
                         nearest(pattern, names),
                     )
                 )
@@ -82,7 +82,9 @@ class AssignPropagators(Pass):
 def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
     """What estimators get to know of each site."""
     influence = graph.influence
-    costs, blocked, rough = ({name: [] for name in influence.sites} for _ in range(3))
+    costs: dict[str, list[str]] = {name: [] for name in influence.sites}
+    blocked: dict[str, list[str]] = {name: [] for name in influence.sites}
+    rough: dict[str, list[str]] = {name: [] for name in influence.sites}
     for cost in graph.of(Cost):
         reach = influence.values[cost.inputs[0]]
         for table, mask in ((costs, reach.any), (blocked, reach.any & ~reach.smooth), (rough, reach.rough)):
@@ -123,11 +125,16 @@ def _without_cost(graph: PropagationGraph, site: Site, rule: Propagator) -> Site
     """A site that needs costs and influences none: an error if it influences what is returned."""
     returned = [ref for ref in graph.output.inputs if graph.influence.reaches(site.name, ref)]
     if returned:
-        kinds = ", ".join(str(graph[ref.node].outputs[ref.port]) for ref in returned)
+        kinds = [graph[ref.node].outputs[ref.port] for ref in returned]
+        whole = [not (kind.dtype.is_floating_point or kind.dtype.is_complex) for kind in kinds]
+        convert = any(w and len(kind.shape) <= 1 for w, kind in zip(whole, kinds))
         raise PropcValueError(
             message(
-                f"its estimator needs costs of shape [batch], and it influences none; returned are {kinds}",
-                "Sum the returned cost over everything but the batch, or use estimator='rp'.",
+                "its estimator needs costs of shape [batch], and it influences none; returned are "
+                + ", ".join(map(str, kinds)),
+                "A cost is floating point: convert the returned one by .float()."
+                if convert
+                else "Sum the returned cost over everything but the batch, or use estimator='rp'.",
                 at=f"site {site.name!r}",
                 where=site.where,
             )
@@ -138,8 +145,8 @@ def _without_cost(graph: PropagationGraph, site: Site, rule: Propagator) -> Site
 def _warn_rough(view: SiteView) -> None:
     warnings.warn(
         message(
-            f"it also reaches {', '.join(map(repr, view.rough))} through a comparison, rounding or an integer, of which a "
-            "pathwise gradient knows nothing",
+            f"it also reaches {', '.join(map(repr, view.rough))} through a comparison, rounding or an integer, of "
+            "which a pathwise gradient knows nothing",
             "Use 'lr' if that step matters for the cost.",
             at=f"site {view.name!r}",
             where=view.where,

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from propc import propagators
 from propc.errors import PropcValueError, message
 from propc.estimators.base import Estimator, SiteView, one_of, register_estimator, resolve
-from propc.estimators.baselines import LeaveOneOut
+from propc.estimators.baselines import LeaveOneOut, baseline
+from propc.estimators.likelihood_ratio import LikelihoodRatio, require_batch
 from propc.runtime.mixing import Weighting
 
 
@@ -56,7 +57,7 @@ class Combine(Estimator):
             resolve(choice)
 
     def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
-        parts = tuple(resolve(e).propagator(site)[0] for e in self.estimators)
+        parts = tuple(self._part(resolve(e), site) for e in self.estimators)
         if self.weights == "crossfit":
             parts = tuple(_within_halves(part) for part in parts)
         if sum(part.passes_path for part in parts) > 1:
@@ -70,6 +71,12 @@ class Combine(Estimator):
             )
         how = Weighting(self.target, self.per_coordinate, self.weights, self.k_interval, self.decay)
         return propagators.InverseVariance(parts, how), "asked for"
+
+    def _part(self, part: Estimator, site: SiteView) -> propagators.Propagator:
+        """The rule of one part; what a likelihood-ratio part lacks, the user's estimator lacks."""
+        if isinstance(part, LikelihoodRatio):
+            require_batch(self.name, baseline(part.baseline), site)
+        return part.propagator(site)[0]
 
 
 def _within_halves(part: propagators.Propagator) -> propagators.Propagator:

@@ -118,8 +118,21 @@ def test_scalar_cost_is_refused(estimator: Any) -> None:
     compiled = propc.compile(
         lambda theta: propc.sample(Normal(theta.expand(BATCH), 1.0), "x").mean(), estimator=estimator
     )
-    with pytest.raises(propc.PropcError, match=r"site 'x'.*cost is a scalar.*\[batch\]"):
+    name = propc.estimators.resolve(estimator).name
+    with pytest.raises(propc.PropcError, match=rf"site 'x'.*'{name}'.*cost is a scalar.*\[batch\]"):
         compiled.graph(torch.tensor(0.5, requires_grad=True))
+
+
+@pytest.mark.parametrize("estimator", ["lr", "tp", propc.estimator("combine", estimators=("lr", "rp"))])
+def test_a_missing_batch_is_refused(estimator: Any) -> None:
+    """The error names what the user chose, not a part of it."""
+    theta, name = torch.tensor(0.5, requires_grad=True), propc.estimators.resolve(estimator).name
+    shared = propc.compile(lambda th: propc.sample(Normal(th, 1.0), "x").expand(BATCH), estimator=estimator)
+    with pytest.raises(propc.PropcError, match=rf"site 'x'.*'{name}' needs the batch.*batch shape \[\]"):
+        shared.graph(theta)
+    single = propc.compile(lambda th: propc.sample(Normal(th.expand(1), 1.0), "x"), estimator=estimator)
+    with pytest.raises(propc.PropcError, match=rf"site 'x'.*'{name}' has a leave-one-out baseline and a batch of 1"):
+        single.graph(theta)
 
 
 def test_a_site_whose_cost_is_a_table_is_refused() -> None:
@@ -127,6 +140,14 @@ def test_a_site_whose_cost_is_a_table_is_refused() -> None:
     compiled = propc.compile(lambda th: propc.sample(Normal(th.expand(BATCH, 2), 1.0), "x").square(), estimator="lr")
     with pytest.raises(propc.PropcError, match=r"site 'x'.*float64\[4, 2\].*Sum the returned cost"):
         compiled.graph(torch.tensor(0.5, requires_grad=True))
+
+
+@pytest.mark.parametrize(("kind", "shown"), [(torch.int64, "int64"), (torch.bool, "bool")])
+def test_a_site_whose_cost_is_an_integer_is_refused(kind: torch.dtype, shown: str) -> None:
+    compiled = propc.compile(lambda th: propc.sample(Normal(th.expand(BATCH), 1.0), "x").to(kind), estimator="lr")
+    with pytest.raises(propc.PropcError, match=rf"site 'x'.*{shown}\[4\].*\.float\(\)") as caught:
+        compiled.graph(torch.tensor(0.5, requires_grad=True))
+    assert "Sum" not in str(caught.value)
 
 
 def test_rough_path_warns() -> None:
