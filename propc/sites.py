@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -101,7 +103,13 @@ def opaque(fn: Callable[..., R]) -> Callable[..., R]:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> R:
         tracer = active_tracer()
-        return fn(*args, **kwargs) if tracer is None else tracer.opaque(fn, args, kwargs)
+        if tracer is not None:
+            result: R = tracer.opaque(fn, args, kwargs)
+            return result
+        with torch.no_grad():
+            # a result may be an argument
+            result = pytree.tree_map_only(Tensor, Tensor.detach, fn(*args, **kwargs))
+        return result
 
     return call
 

@@ -172,6 +172,24 @@ def test_returned_distributions() -> None:
     assert a.grad is not None
 
 
+def test_a_black_box_outside_a_compiled_function() -> None:
+    """No gradient goes through it there either; what is no tensor is handed through."""
+    a = param(B)
+
+    def box(x: Tensor) -> dict[str, Any]:
+        return {"same": x, "pair": (x.exp(), 3), "grad": torch.is_grad_enabled()}
+
+    found = propc.opaque(box)(a)
+    assert not found["same"].requires_grad
+    assert not found["pair"][0].requires_grad
+    assert (found["pair"][1], found["grad"]) == (3, False)
+    assert a.requires_grad
+    assert torch.equal(found["pair"][0], a.detach().exp())
+    (a * found["same"]).sum().backward()
+    assert a.grad is not None
+    assert torch.equal(a.grad, found["same"])
+
+
 def test_black_boxes_with_several_results() -> None:
     def box(x: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         return x.detach() * scale, x.sum().reshape(1), x.long()
