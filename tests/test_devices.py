@@ -68,8 +68,12 @@ def test_a_rollout(estimator: Any, dtype: torch.dtype, device: str) -> None:
     with without_waiting(device):
         cost = compiled(beta, x0, W)
         cost.mean().backward()
-    assert cost.shape == (16,) and cost.dtype == dtype and cost.device.type == device
-    assert beta.grad is not None and beta.grad.isfinite() and beta.grad.dtype == dtype
+    assert cost.shape == (16,)
+    assert cost.dtype == dtype
+    assert cost.device.type == device
+    assert beta.grad is not None
+    assert beta.grad.isfinite()
+    assert beta.grad.dtype == dtype
     assert all(buffer.device.type == device for buffer in compiled.estimator_state.buffers())
 
 
@@ -78,7 +82,9 @@ def test_discrete_and_multivariate(device: str) -> None:
     logits = torch.randn(12, 3, device=device, requires_grad=True)
     compiled = propc.compile(discrete, estimator={"x": "tp", "*": "lr"})
     compiled(logits).sum().backward()
-    assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("device", DEVICES)
