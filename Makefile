@@ -1,6 +1,6 @@
 # Every target makes its own environment in .venv first; Python (3.10 or newer), git and make suffice.
 #   make demo PYTHON=python3.12
-#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"   (no CUDA download)
+#   make demo PIP_ARGS="--extra-index-url ..."   (the index of PyTorch's CPU builds: no CUDA download)
 PYTHON ?= python3
 PIP_ARGS ?=
 # Small tensors gain nothing from a second thread, and two test processes lose by it.
