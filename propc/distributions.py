@@ -10,6 +10,7 @@ segment before the site.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import CellType, FunctionType, ModuleType
@@ -75,7 +76,7 @@ class DistributionSpec:
     event_shape: tuple[int, ...]
     has_rsample: bool
     text: str
-    checks: tuple[tuple[int, constraints.Constraint], ...] = field(compare=False)
+    checks: tuple[tuple[int, constraints.Constraint | Relative], ...] = field(compare=False)
 
     def __str__(self) -> str:
         return self.text
@@ -113,21 +114,51 @@ class DistributionSpec:
         return parts["loc"].index, parts["scale"].index
 
 
+@dataclass(frozen=True)
+class Relative:
+    """A constraint whose bounds are other parameters, such as low < high.
+
+    Attributes:
+        constraint: without its bounds.
+        bounds: (attribute, index of φ) of each.
+    """
+
+    constraint: constraints.Constraint
+    bounds: tuple[tuple[str, int], ...]
+
+    def at(self, phi: Sequence[Tensor]) -> constraints.Constraint:
+        """The constraint for these parameters."""
+        made = copy.copy(self.constraint)
+        for name, index in self.bounds:
+            setattr(made, name, phi[index])
+        return made
+
+
+def _relative(constraint: constraints.Constraint, index: dict[int, int]) -> constraints.Constraint | Relative:
+    """The constraint itself, or, where it holds parameters, one that says which."""
+    held = {k: v for k, v in vars(constraint).items() if isinstance(v, Tensor)}
+    if not held or any(id(v) not in index for v in held.values()):
+        return constraint
+    bare = copy.copy(constraint)
+    for name in held:
+        delattr(bare, name)
+    return Relative(bare, tuple((name, index[id(v)]) for name, v in held.items()))
+
+
 def take_apart(dist: Distribution) -> tuple[DistributionSpec, list[Tensor]]:
     """Split a distribution into its spec and its tensors φ (each once, in attribute order)."""
     stripper = _Stripper()
     skeleton, tensors, names = stripper.strip(dist, ""), stripper.tensors, stripper.names
     assert isinstance(skeleton, Skeleton)
     index = {id(t): i for i, t in enumerate(tensors)}
-    checks, event_dims = [], [0] * len(tensors)
+    checks: list[tuple[int, constraints.Constraint | Relative]] = []
+    event_dims = [0] * len(tensors)
     for inner in _nested(dist):
         for name, constraint in inner.arg_constraints.items():
             value = vars(inner).get(name)
             if isinstance(value, Tensor) and not constraints.is_dependent(constraint):
-                if any(isinstance(part, Tensor) for part in vars(constraint).values()):
-                    continue  # relative to another parameter
                 event_dims[index[id(value)]] = constraint.event_dim
-                checks.append((index[id(value)], constraint))
+                checks.append((index[id(value)], _relative(constraint, index)))
     event_dims = [2 if "tril" in name else dims for name, dims in zip(names, event_dims)]
     spec = DistributionSpec(
         skeleton=skeleton,

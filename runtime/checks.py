@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from propc.distributions import Relative
 from propc.errors import GraphError, NonFiniteError, message
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Parameter, Ref, Site
 
-Bounds = Sequence[tuple[int, constraints.Constraint]]
+Bounds = Sequence[tuple[int, constraints.Constraint | Relative]]
 
 
 def bounds(site: Site, graph: PropagationGraph) -> Bounds:
@@ -25,7 +26,7 @@ def bounds(site: Site, graph: PropagationGraph) -> Bounds:
     return [
         (i, constraint)
         for i, constraint in site.spec.checks
-        if not (isinstance(source := graph[site.inputs[i].node], Parameter) and source.constant)
+        if not all(_constant(site, j, graph) for j in (i, *_bounding(constraint)))
         and getattr(constraint, "base_constraint", constraint) is not constraints.real
     ]
 
@@ -36,19 +37,35 @@ def site_check(site: Site, phi: Sequence[Tensor], wanted: Bounds) -> None:
     Raises:
         NonFiniteError: names the site, the parameter and what was found.
     """
-    for index, constraint in wanted:
+    error = _first_violation(site, phi, wanted)
+    if error is not None:
+        raise error
+
+
+def _first_violation(site: Site, phi: Sequence[Tensor], wanted: Bounds) -> NonFiniteError | None:
+    for index, known in wanted:
+        constraint = known.at(phi) if isinstance(known, Relative) else known
         if not bool(constraint.check(phi[index]).all()):
-            raise _invalid(site, index, constraint, phi[index])
+            return _invalid(site, index, constraint, phi[index])
+    return None
+
+
+def _constant(site: Site, index: int, graph: PropagationGraph) -> bool:
+    source = graph[site.inputs[index].node]
+    return isinstance(source, Parameter) and source.constant
+
+
+def _bounding(constraint: constraints.Constraint | Relative) -> list[int]:
+    return [index for _, index in constraint.bounds] if isinstance(constraint, Relative) else []
 
 
 def explain_failure(graph: PropagationGraph, values: Mapping[Ref, Any]) -> NonFiniteError | None:
     """Find the first site or cost whose values are invalid, in program order."""
     for node in graph:
         if isinstance(node, Site):
-            phi = [values[ref] for ref in node.inputs]
-            for index, constraint in node.spec.checks:
-                if not bool(constraint.check(phi[index]).all()):
-                    return _invalid(node, index, constraint, phi[index])
+            error = _first_violation(node, [values[ref] for ref in node.inputs], node.spec.checks)
+            if error is not None:
+                return error
         elif isinstance(node, Cost):
             value = values[node.inputs[0]]
             if not bool(torch.isfinite(value).all()):

@@ -672,3 +672,18 @@ def test_a_gradient_into_what_is_no_cost() -> None:
     theta = leaf()
     propc.compile(program, estimator="rp")(theta)["table"].sum().backward()
     assert theta.grad is not None
+
+
+@pytest.mark.parametrize("estimator", ["rp", "lr"])
+def test_bounds_that_are_parameters_are_checked(estimator: str) -> None:
+    """low < high of a Uniform, at every call."""
+    from torch.distributions import Uniform
+
+    compiled = propc.compile(
+        lambda low, high: propc.sample(Uniform(low, high), "u").square().sum(-1), estimator=estimator
+    )
+    low = torch.zeros(4, 2, requires_grad=True)
+    assert compiled(low, low.detach() + 1).shape == (4,)
+    with pytest.raises(propc.NonFiniteError, match=r"site 'u' .*must satisfy"):
+        compiled(low, low.detach() - 1)
+    assert compiled(low, low.detach() + 2).isfinite().all()
