@@ -24,14 +24,18 @@ class LeaveOneOut(Baseline):
     halves: bool = False
 
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
-        if self.halves and cost.shape[0] >= 4:
-            return torch.cat([_centered(half) for half in cost.tensor_split([cost.shape[0] // 2])])
-        return _centered(cost)
+        count = cost.shape[0]
+        if not self.halves or count < 4:
+            return _centered(cost.unsqueeze(0)).squeeze(0)
+        if count % 2:
+            return torch.cat([_centered(half.unsqueeze(0)).squeeze(0) for half in cost.tensor_split([count // 2])])
+        return _centered(cost.reshape(2, -1)).reshape(-1)
 
 
-def _centered(cost: Tensor) -> Tensor:
-    count = cost.shape[0]
-    return (cost - cost.mean()) * (count / (count - 1))
+def _centered(costs: Tensor) -> Tensor:
+    """[groups, samples] minus the mean of the other samples in the group."""
+    count = costs.shape[1]
+    return (costs - costs.mean(1, keepdim=True)) * (count / (count - 1))
 
 
 @dataclass(frozen=True)
