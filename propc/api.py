@@ -9,10 +9,11 @@ from typing import Any, overload
 
 from torch import nn
 
-from propc.compiler import Compiler, Options
+from propc.compiler import Compiler
 from propc.errors import PropcTypeError, message
 from propc.explain import Explanation
 from propc.graph import PropagationGraph
+from propc.options import Options
 from propc.tracing import active_tracer
 
 

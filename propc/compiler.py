@@ -10,7 +10,7 @@ import operator
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,21 +19,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.cut import cut
-from propc.errors import PropcTypeError, PropcValueError, PropcWarning, message, nearest
+from propc.errors import PropcTypeError, PropcWarning, message
 from propc.graph import PropagationGraph
 from propc.ir import Source
-from propc.passes import (
-    AssignPropagators,
-    DeduplicateStages,
-    ExpandTargets,
-    FindInfluence,
-    Fuse,
-    Pipeline,
-    Prune,
-    RouteMessages,
-    Schedule,
-    SplitCosts,
-)
+from propc.options import Options
 from propc.passes.base import Record
 from propc.runtime.executor import Executable
 from propc.runtime.state import EstimatorState
@@ -48,46 +37,8 @@ from propc.tracing.simplify import simplify
 from propc.tracing.source import is_hidden
 from propc.tracing.watch import State, Watch
 
-BACKENDS = ("eager",)
 GRAPHS_KEPT = 64  # compiled graphs that one compiled object keeps
 GRAPHS_WARNED = 16  # a warning at this many traces: an argument that should be a tensor
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `propc.compile` was told."""
-
-    estimator: Any = "infer"
-    passes: Iterable[Any] = ()
-    backend: str = "eager"
-    validate: bool = True
-
-    def __post_init__(self) -> None:
-        if isinstance(self.passes, str):
-            raise PropcTypeError(
-                message(f"passes= takes a list of passes; got {self.passes!r}", f"Write passes=[{self.passes!r}].")
-            )
-        object.__setattr__(self, "passes", tuple(self.passes))
-        if self.backend not in BACKENDS:
-            raise PropcValueError(message(f"unknown backend {self.backend!r}", nearest(str(self.backend), BACKENDS)))
-        _check_estimator(self.estimator)
-        self.pipeline()
-
-    def pipeline(self) -> Pipeline:
-        """The default passes with the user's among them."""
-        return Pipeline(
-            (
-                SplitCosts(),
-                FindInfluence(),
-                AssignPropagators(self.estimator),
-                ExpandTargets(),
-                RouteMessages(),
-                Prune(),
-                DeduplicateStages(),
-                Fuse(),
-                Schedule(),
-            )
-        ).with_passes(self.passes)
 
 
 @dataclass(frozen=True)
@@ -368,13 +319,3 @@ def _outside() -> int:
     while frame is not None and is_hidden(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
     return level
-
-
-def _check_estimator(choice: Any) -> None:
-    """Find a misspelt estimator when the function is compiled, not when it is called."""
-    from propc.estimators import resolve
-
-    choices: Sequence[Any] = list(choice.values()) if isinstance(choice, Mapping) else [choice]
-    for each in choices:
-        if not callable(each) or isinstance(each, type):
-            resolve(each)

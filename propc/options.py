@@ -1,0 +1,70 @@
+"""What `propc.compile` was told, checked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from propc.errors import PropcTypeError, PropcValueError, message, nearest
+from propc.passes import (
+    AssignPropagators,
+    DeduplicateStages,
+    ExpandTargets,
+    FindInfluence,
+    Fuse,
+    Pipeline,
+    Prune,
+    RouteMessages,
+    Schedule,
+    SplitCosts,
+)
+
+BACKENDS = ("eager",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `propc.compile` was told."""
+
+    estimator: Any = "infer"
+    passes: Iterable[Any] = ()
+    backend: str = "eager"
+    validate: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.passes, str):
+            raise PropcTypeError(
+                message(f"passes= takes a list of passes; got {self.passes!r}", f"Write passes=[{self.passes!r}].")
+            )
+        object.__setattr__(self, "passes", tuple(self.passes))
+        if self.backend not in BACKENDS:
+            raise PropcValueError(message(f"unknown backend {self.backend!r}", nearest(str(self.backend), BACKENDS)))
+        _check_estimator(self.estimator)
+        self.pipeline()
+
+    def pipeline(self) -> Pipeline:
+        """The default passes with the user's among them."""
+        return Pipeline(
+            (
+                SplitCosts(),
+                FindInfluence(),
+                AssignPropagators(self.estimator),
+                ExpandTargets(),
+                RouteMessages(),
+                Prune(),
+                DeduplicateStages(),
+                Fuse(),
+                Schedule(),
+            )
+        ).with_passes(self.passes)
+
+
+def _check_estimator(choice: Any) -> None:
+    """Find a misspelt estimator when the function is compiled, not when it is called."""
+    from propc.estimators import resolve
+
+    choices: Sequence[Any] = list(choice.values()) if isinstance(choice, Mapping) else [choice]
+    for each in choices:
+        if not callable(each) or isinstance(each, type):
+            resolve(each)
