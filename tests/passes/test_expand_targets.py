@@ -226,7 +226,7 @@ def sketched(theta: Tensor, sample: Any = propc.sample) -> Tensor:
 def test_sketch(seen: Tangents, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random signs: every direction is one, drawn anew at each call, and E[(g·Jv)²] = ‖Jᵀg‖²."""
     monkeypatch.setattr(ExpandTargets, "exact_up_to", 3)
-    monkeypatch.setattr("propc.compiler.ExpandTargets", lambda: ExpandTargets(exact_up_to=3, sketches=4))
+    monkeypatch.setattr("propc.options.ExpandTargets", lambda: ExpandTargets(exact_up_to=3, sketches=4))
     theta = torch.randn(DIM, DIM, requires_grad=True)
     compiled = propc.compile(sketched, estimator=propc.estimator("tp", target="theta"))
     (expand, *_) = compiled.graph(theta).of(Expand)
