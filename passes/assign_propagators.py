@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
-from torch import nn
-
-from propc.distributions import Constant, Skeleton
 from propc.errors import PropcError, PropcValueError, PropcWarning, message, nearest
 from propc.estimators import Estimator, SiteView, known_estimators, resolve
 from propc.graph import PropagationGraph
@@ -41,7 +38,7 @@ class AssignPropagators(Pass):
 
     def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView) -> Site:
         reach = graph.influence.phi[site.name]
-        if not reach.ancestors and not _holds_module(site.spec.skeleton):
+        if not reach.ancestors and not site.spec.holds_parameters():
             return replace(site, rule=Plain(), estimator="plain", reason="no parameter before it wants a gradient")
         try:
             choice = self._choice(site, view)
@@ -112,13 +109,6 @@ def _label(choice: Estimator, rule: Propagator) -> str:
 
 def _is_function(choice: Any) -> bool:
     return callable(choice) and not isinstance(choice, (str, type, Estimator))
-
-
-def _holds_module(skeleton: Any) -> bool:
-    """Whether a user's distribution carries a network whose parameters want gradients."""
-    if isinstance(skeleton, Constant):
-        return isinstance(skeleton.value, nn.Module) and any(p.requires_grad for p in skeleton.value.parameters())
-    return isinstance(skeleton, Skeleton) and any(_holds_module(child) for _, child in skeleton.items)
 
 
 def _without_cost(graph: PropagationGraph, site: Site, rule: Propagator) -> Site:

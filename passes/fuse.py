@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from propc.graph import PropagationGraph
-from propc.ir import Join, Route, Token
+from propc.ir import Join, Token
 from propc.passes.base import Pass, register
 
 
@@ -37,9 +37,5 @@ class Fuse(Pass):
             else:
                 through = members[0]
             last[route.baseline] = through, targets
-            routes.append(_through(route, through))
+            routes.append(replace(route, through=(through,)))
         return replace(graph, joins=tuple(joins), routes=tuple(routes))
-
-
-def _through(route: Route, token: Token) -> Route:
-    return replace(route, through=(token,))

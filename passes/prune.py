@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from propc.graph import PropagationGraph
 from propc.ir import Expand, Route
-from propc.passes.assign_propagators import _holds_module
 from propc.passes.base import Pass, register
 from propc.propagators import Plain
 
@@ -50,7 +49,7 @@ def _live_sites(graph: PropagationGraph) -> set[str]:
     passing = 0  # live sites that hand cotangents on, as a mask
     for i, site in enumerate(graph.sites):
         rule, reach = site.rule, influence.phi[site.name]
-        wanted = bool(reach.leaves or reach.parents & passing or _holds_module(site.spec.skeleton))
+        wanted = bool(reach.leaves or reach.parents & passing or site.spec.holds_parameters())
         gets = rule is not None and (rule.passes_path or site.name in sent)
         live[site.name] = wanted and gets and not isinstance(rule, Plain)
         if live[site.name] and rule is not None and rule.passes_path:

@@ -17,7 +17,7 @@ from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution, Independent, Normal, constraints
 from torch.distributions.transforms import Transform, _InverseTransform
@@ -95,6 +95,10 @@ class DistributionSpec:
         lead = len(self.batch_shape)
         return tuple(shape[:lead]) == self.batch_shape and len(shape) - lead >= self.event_dims[index]
 
+    def holds_parameters(self) -> bool:
+        """Whether the distribution carries a network whose parameters want gradients."""
+        return _holds_parameters(self.skeleton)
+
     def rows(self) -> int | None:
         """Length of the leading batch dimension; None for a single draw."""
         shape = self.batch_shape + self._reinterpreted()
@@ -112,6 +116,12 @@ class DistributionSpec:
             return None
         parts = dict(skeleton.items)
         return parts["loc"].index, parts["scale"].index
+
+
+def _holds_parameters(skeleton: Any) -> bool:
+    if isinstance(skeleton, Constant):
+        return isinstance(skeleton.value, nn.Module) and any(p.requires_grad for p in skeleton.value.parameters())
+    return isinstance(skeleton, Skeleton) and any(_holds_parameters(child) for _, child in skeleton.items)
 
 
 @dataclass(frozen=True)

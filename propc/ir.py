@@ -257,11 +257,6 @@ class Route:
     kind: str = "score"
     through: tuple[Token, ...] = ()
 
-    @property
-    def key(self) -> str:
-        """Name of the state that a stateful baseline keeps."""
-        return f"{self.source}:{type(self.baseline).__name__}"
-
 
 @dataclass(frozen=True, slots=True)
 class Schedule:

@@ -62,7 +62,6 @@ class Executable:
         for route in graph.routes:
             self.routes.setdefault(route.source, []).append(route)
         self.joins = {j.name: j for j in graph.joins}
-        self._joined: set[str] = set()
         self.fresh = any(getattr(s.rule, "donor", None) is not None for s in graph.sites)
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
         plan = [(graph[name], self._step(graph[name])) for name in graph.schedule.forward]
@@ -191,10 +190,10 @@ class Executable:
         prepared = [
             (
                 r.baseline,
-                self.state.part(r.key, r.baseline.state) if r.baseline.stateful else None,
+                self.state.part(key, r.baseline.state) if r.baseline.stateful else None,
                 self._join(r.through),
             )
-            for r in routes
+            for key, r in zip(_state_keys(node, routes), routes)
         ]
 
         def step(values: Values) -> None:
@@ -333,6 +332,12 @@ class Executable:
         node = next((n for n, s in self.plan if s is step), None)
         if node is not None and hasattr(error, "add_note"):
             error.add_note(f"(propc: while running {node.kind.value} {node.name!r}, {node.where})")
+
+
+def _state_keys(cost: Cost, routes: Sequence[Route]) -> list[str]:
+    """Names for what the baselines of a cost's routes keep; numbered where several are of one kind."""
+    kinds = [type(route.baseline).__name__ for route in routes]
+    return [f"{cost.name}:{kind}{kinds[:i].count(kind) or ''}" for i, kind in enumerate(kinds)]
 
 
 def _apart(tensor: Tensor, wants: bool | None = None) -> Tensor:

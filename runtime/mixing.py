@@ -81,7 +81,7 @@ def mix(
     how = rule.weighting
     with torch.no_grad():
         weights = site.weights.get(rule.donor) if rule.donor is not None else None
-        seen = weights is None and how.target is None
+        seen = weights is None and how.target is None and not _too_few(how, grads[0][0].shape[0])
         if weights is None:
             weights = _weights(how, site, [torch.stack(parts) for parts in grads], tangents)
             if how.k_interval > 1:
@@ -120,11 +120,16 @@ def _weights(
     seen = [_at_target(grads, tangents)] if any(t is not None for t in tangents) else grads
     parts, batch = seen[0].shape[:2]
     groups = 2 if how.weights == "crossfit" else 1
-    if batch // groups < 2:  # too few to take a variance
+    if _too_few(how, batch):
         return [seen[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
     now = _variances(seen, groups, how.per_coordinate)
     known = _with_past(how, site, now, seen) if how.weights == "past" else now
     return [_inverse(v, n) for v, n in zip(known, now)]
+
+
+def _too_few(how: Weighting, batch: int) -> bool:
+    """Whether a batch, or its half, is too small to take a variance; then all weights are equal."""
+    return batch < (4 if how.weights == "crossfit" else 2)
 
 
 def _variances(grads: Sequence[Tensor], groups: int, per_coordinate: bool) -> list[Tensor]:
@@ -137,7 +142,7 @@ def _variance(grad: Tensor, groups: int, per_coordinate: bool) -> Tensor:
     """Summed squared deviations over the rows of each group, [parts, groups, 1, coordinates or 1].
 
     From moments, Σg² − (Σg)²/n, with what may be rounding taken for zero: where that matters the
-    parts hardly vary, and any weights do.
+    parts hardly vary, and any weights do. Cotangents whose squares overflow count as not finite.
     """
     parts, batch = grad.shape[:2]
     rows = batch // groups

@@ -549,3 +549,17 @@ def test_two_instances_have_their_own_state() -> None:
     one(torch.ones(B, 2)).sum().backward()
     assert len(one.state_dict()) > len(two.state_dict())
     assert one.with_estimator("rp").estimator_state is not one.estimator_state
+
+
+def test_moving_averages_of_two_paces_keep_apart() -> None:
+    """Two sites of one cost under moving averages with other decays: each has a state of its own."""
+    from propc.estimators import LikelihoodRatio, MovingAverage
+
+    def program(t: Tensor) -> Tensor:
+        x = propc.sample(Normal(t.expand(8), 1.0), "x", estimator=LikelihoodRatio(MovingAverage(0.5)))
+        return (x + propc.sample(Normal(t.expand(8), 1.0), "y", estimator=LikelihoodRatio(MovingAverage(0.9)))).square()
+
+    compiled = propc.compile(program)
+    compiled(torch.tensor(1.0, requires_grad=True))
+    weights = sorted(v.item() for k, v in compiled.state_dict().items() if k.endswith("weight"))
+    assert weights == pytest.approx([0.1, 0.5])

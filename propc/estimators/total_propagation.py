@@ -26,8 +26,8 @@ class TotalPropagation(Estimator):
                   at a single site: k of each half of the batch, and its baseline, come from one half
                   alone; along a chain the halves couple weakly through the k of later sites. Not for
                   "same" at small batches, where k correlates with what it weighs. Chaotic RNN,
-                  β=2.5, B=20, H=16, exact 0.2526: past 0.2535±0.0012, crossfit 0.2434±0.0020,
-                  same 0.2237±0.0013 (see docs/estimators.md).
+                  β=2.5, B=20, H=16, exact 0.2526: past 0.2513±0.0011, crossfit 0.2386±0.0018,
+                  same 0.2202±0.0012 (see docs/estimators.md).
     Reference:    Parmas, Rasmussen, Peters & Doya (2018), "PIPPS", arXiv:1902.01240;
                   Parmas & Seno (2022), "Proppo"
 

@@ -185,10 +185,13 @@ def test_the_finite_part_wins(how: str, bad: float, part: int, row: int) -> None
 @BAD
 @PART
 def test_what_the_weights_have_not_seen_is_not_hidden(bad: float, part: int) -> None:
-    """Crossfit takes no variance of the last row of an odd batch; a target does not see every φ."""
+    """Crossfit takes no variance of the last row of an odd batch or of three rows; a target sees not every φ."""
     odd = random_grads(2, 9, [(2,)])
     odd[0][part, 8, 1] = bad
     assert not Site(Weighting()).mix(odd)[0][8, 1].isfinite()
+    few = random_grads(2, 3, [(2,)])
+    few[0][part, 1, 1] = bad
+    assert not Site(Weighting()).mix(few)[0][1, 1].isfinite()
     two = random_grads(2, 8, [(2,), (2,)])
     two[1][part, 3, 1] = bad
     assert not Site(Weighting(target="theta")).mix(two, [torch.randn(1, 8, 2), None])[1][3, 1].isfinite()
