@@ -13,7 +13,7 @@ from propc.estimators import Estimator, SiteView, known_estimators, resolve
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Site
 from propc.passes.base import Pass, register
-from propc.propagators import InverseVariance, Plain, Propagator
+from propc.propagators import InverseVariance, Plain, SitePropagator
 
 
 @register("assign-propagators")
@@ -102,7 +102,7 @@ def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
     }
 
 
-def _label(choice: Estimator, rule: Propagator) -> str:
+def _label(choice: Estimator, rule: SitePropagator) -> str:
     """The estimator at work: what `infer` and its like have chosen, else the user's choice."""
     return rule.name if rule.name in known_estimators() else choice.name
 
@@ -111,7 +111,7 @@ def _is_function(choice: Any) -> bool:
     return callable(choice) and not isinstance(choice, (str, type, Estimator))
 
 
-def _without_cost(graph: PropagationGraph, site: Site, rule: Propagator) -> Site:
+def _without_cost(graph: PropagationGraph, site: Site, rule: SitePropagator) -> Site:
     """A site that needs costs and influences none: an error if it influences what is returned."""
     returned = [ref for ref in graph.output.inputs if graph.influence.reaches(site.name, ref)]
     if returned:

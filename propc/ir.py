@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import torch.fx
 
     from propc.distributions import DistributionSpec
-    from propc.propagators.base import Baseline, Propagator
+    from propc.propagators.base import Propagator
+    from propc.propagators.site import Baseline, SitePropagator
 
 
 class Kind(str, Enum):
@@ -96,7 +97,7 @@ class Node:
 
     @property
     def propagator(self) -> Propagator | None:
-        """What the node does in the forward and the reverse pass; sites have one."""
+        """What the node does in the forward and the reverse pass: sites, named nodes and costs can have one."""
         return None
 
 
@@ -182,7 +183,7 @@ class Site(Node):
 
     spec: DistributionSpec
     requested: Any = None
-    rule: Propagator | None = None
+    rule: SitePropagator | None = None
     estimator: str = ""
     reason: str = ""
     tangents: tuple[Ref | None, ...] = ()
@@ -194,7 +195,16 @@ class Site(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named(Node):
-    """A deterministic value that the user named with `propc.node`."""
+    """A value that the user named with `propc.node`, or a node of a `propc.Network`, which has no value.
+
+    `rule` is what was given as ``propagator=``; None hands cotangents on as autograd does.
+    """
+
+    rule: Propagator | None = None
+
+    @property
+    def propagator(self) -> Propagator | None:
+        return self.rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,10 +238,16 @@ class Join:
 class Cost(Node):
     """A per-sample loss term, [batch]; its value is unchanged, its gradient sends messages.
 
-    `path` says where it stands: a name, or the place in the returned value.
+    `path` says where it stands: a name, or the place in the returned value. `rule` is what was given as
+    ``propagator=``; None sends its weight on as cotangent, and weight × (value − baseline) along its routes.
     """
 
     path: str
+    rule: Propagator | None = None
+
+    @property
+    def propagator(self) -> Propagator | None:
+        return self.rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,15 +260,19 @@ class Output(Node):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The planned way of a message: from a cost to tokens of sites, under one baseline.
+    """The planned way of a message, by its kind.
 
-    `fields` names what travels. `through` are the tokens and joins that the runtime uses for
-    `targets`; set by fuse.
+    A ``score`` leads from a cost to tokens of sites, under one baseline; a ``message`` from a node with a
+    propagator to nodes with one, in the reverse pass; a ``forward`` likewise in the forward pass; a ``kept``
+    to the node itself, at the next call.
+
+    `fields` names what travels. `through` are the tokens and joins that the runtime uses for the
+    `targets` of a score; set by fuse.
     """
 
     source: str
     targets: tuple[Token, ...]
-    baseline: Baseline
+    baseline: Baseline | None = None
     fields: tuple[str, ...] = ("cost",)
     kind: str = "score"
     through: tuple[Token, ...] = ()

@@ -21,7 +21,7 @@ from torch.autograd import Function
 from propc.errors import EstimatorError, message
 
 if TYPE_CHECKING:
-    from propc.propagators.base import SiteContext
+    from propc.propagators.site import SiteContext
     from propc.propagators.inverse_variance import InverseVariance
 
 

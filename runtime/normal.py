@@ -11,7 +11,7 @@ from torch.autograd import Function
 from propc.runtime.mixing import mix
 
 if TYPE_CHECKING:
-    from propc.propagators.base import SiteContext
+    from propc.propagators.site import SiteContext
     from propc.propagators.inverse_variance import InverseVariance
 
 

@@ -14,12 +14,12 @@ import propc
 from propc.distributions import row_log_prob
 from propc.estimators import LeaveOneOut, SiteView
 from propc.estimators.likelihood_ratio import require_batch
-from propc.propagators import Baseline, Draw, Propagator, SiteContext
+from propc.propagators import Baseline, Draw, SiteContext, SitePropagator
 from propc.runtime.gates import token
 
 
 @dataclass(frozen=True)
-class MyPropagator(Propagator):
+class MyPropagator(SitePropagator):
     """Draws without gradient; the message at the token goes through `log_prob` to φ."""
 
     name: ClassVar[str] = "mine"
@@ -46,7 +46,7 @@ class MyEstimator(propc.Estimator):
 
     name: ClassVar[str] = "mine"
 
-    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
+    def propagator(self, site: SiteView) -> tuple[SitePropagator, str]:
         """The rule at this site and why; refuses where it cannot work."""
         require_batch(self.name, LeaveOneOut(), site)
         return MyPropagator(), "asked for"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from propc.distributions import DistributionSpec
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
 from propc.ir import Source
-from propc.propagators.base import Propagator
+from propc.propagators.site import SitePropagator
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ class SiteView:
 class Estimator(ABC):
     """How gradients pass a site: the user's choice. Options are dataclass fields.
 
-    An estimator turns into a `Propagator` at each site; it refuses, with the site's name,
+    An estimator turns into a `SitePropagator` at each site; it refuses, with the site's name,
     where its mathematics does not hold.
     """
 
     name: ClassVar[str] = "estimator"
 
     @abstractmethod
-    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
+    def propagator(self, site: SiteView) -> tuple[SitePropagator, str]:
         """The rule at this site and why it was chosen.
 
         Raises:

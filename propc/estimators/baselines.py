@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from propc.errors import PropcTypeError, PropcValueError, message, nearest
-from propc.propagators.base import Baseline
+from propc.propagators.site import Baseline
 
 
 @dataclass(frozen=True)

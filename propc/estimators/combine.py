@@ -56,7 +56,7 @@ class Combine(Estimator):
         for choice in self.estimators:
             resolve(choice)
 
-    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
+    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         parts = tuple(self._part(resolve(e), site) for e in self.estimators)
         if self.weights == "crossfit":
             parts = tuple(_within_halves(part) for part in parts)
@@ -72,14 +72,14 @@ class Combine(Estimator):
         how = Weighting(self.target, self.per_coordinate, self.weights, self.k_interval, self.decay)
         return propagators.InverseVariance(parts, how), "asked for"
 
-    def _part(self, part: Estimator, site: SiteView) -> propagators.Propagator:
+    def _part(self, part: Estimator, site: SiteView) -> propagators.SitePropagator:
         """The rule of one part; what a likelihood-ratio part lacks, the user's estimator lacks."""
         if isinstance(part, LikelihoodRatio):
             require_batch(self.name, baseline(part.baseline), site)
         return part.propagator(site)[0]
 
 
-def _within_halves(part: propagators.Propagator) -> propagators.Propagator:
+def _within_halves(part: propagators.SitePropagator) -> propagators.SitePropagator:
     """A part whose leave-one-out baseline keeps the two halves of the batch apart."""
     if isinstance(part, propagators.LikelihoodRatio) and part.baseline == LeaveOneOut():
         return propagators.LikelihoodRatio(LeaveOneOut(halves=True))

@@ -37,7 +37,7 @@ class LikelihoodRatio(Estimator):
     def __post_init__(self) -> None:
         baseline(self.baseline)
 
-    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
+    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         chosen = baseline(self.baseline)
         require_batch(self.name, chosen, site)
         return propagators.LikelihoodRatio(chosen), "asked for"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from propc.distributions import DistributionSpec, row_log_prob
 from propc.errors import EstimatorError, message
-from propc.propagators.base import Baseline, Draw, Propagator, SiteContext, draw_detached
+from propc.propagators.site import Baseline, Draw, SiteContext, SitePropagator, draw_detached
 from propc.runtime.gates import token
 from propc.runtime.mixing import Mix, PastVariances, Weighting
 from propc.runtime.normal import NormalTotal
@@ -20,7 +20,7 @@ from propc.runtime.redraw import redrawn
 
 
 @dataclass(frozen=True)
-class InverseVariance(Propagator):
+class InverseVariance(SitePropagator):
     """Every part computes its cotangent on φ; they are combined with weights ∝ 1/variance.
 
     Attributes:
@@ -31,7 +31,7 @@ class InverseVariance(Propagator):
 
     name: ClassVar[str] = "inverse-variance"
     passes_path: ClassVar[bool] = True
-    parts: tuple[Propagator, ...]
+    parts: tuple[SitePropagator, ...]
     weighting: Weighting
     donor: str | None = None
 
@@ -39,7 +39,7 @@ class InverseVariance(Propagator):
     def baselines(self) -> tuple[Baseline, ...]:
         return tuple(b for part in self.parts for b in part.baselines)
 
-    def state(self, spec: DistributionSpec) -> nn.Module | None:
+    def state(self, node: Any) -> nn.Module | None:
         return PastVariances() if self.weighting.weights == "past" else None
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:

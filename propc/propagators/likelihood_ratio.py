@@ -9,13 +9,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from propc.distributions import row_log_prob
-from propc.propagators.base import Baseline, Draw, Propagator, SiteContext, draw_detached
+from propc.propagators.site import Baseline, Draw, SiteContext, SitePropagator, draw_detached
 from propc.runtime.gates import token
 from propc.runtime.normal import NormalScore
 
 
 @dataclass(frozen=True)
-class LikelihoodRatio(Propagator):
+class LikelihoodRatio(SitePropagator):
     """Draws without gradient; message m at the token gives the cotangent m · ∇_φ log p(x; φ)."""
 
     name: ClassVar[str] = "lr"
