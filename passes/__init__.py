@@ -3,6 +3,7 @@
 from propc.passes.assign_propagators import AssignPropagators
 from propc.passes.base import Pass, Pipeline, known_passes, register
 from propc.passes.deduplicate_stages import DeduplicateStages
+from propc.passes.drop_idle import DropIdle
 from propc.passes.expand_targets import ExpandTargets
 from propc.passes.find_influence import FindInfluence
 from propc.passes.fuse import Fuse
@@ -14,6 +15,7 @@ from propc.passes.split_costs import SplitCosts
 __all__ = [
     "AssignPropagators",
     "DeduplicateStages",
+    "DropIdle",
     "ExpandTargets",
     "FindInfluence",
     "Fuse",

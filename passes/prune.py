@@ -44,7 +44,7 @@ class Prune(Pass):
 def _live_sites(graph: PropagationGraph) -> set[str]:
     """Sites whose cotangent on φ reaches a parameter, and which receive one."""
     influence = graph.influence
-    sent = {target.site for route in graph.routes for target in route.targets}
+    sent = {target.site for route in graph.routes if route.by_autograd for target in route.targets}
     live: dict[str, bool] = {}
     passing = 0  # live sites that hand cotangents on, as a mask
     for i, site in enumerate(graph.sites):
@@ -58,5 +58,7 @@ def _live_sites(graph: PropagationGraph) -> set[str]:
 
 
 def _restricted(route: Route, live: set[str]) -> Route:
+    if not route.by_autograd:
+        return route
     targets = tuple(t for t in route.targets if t.site in live)
     return route if len(targets) == len(route.targets) else replace(route, targets=targets)

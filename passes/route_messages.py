@@ -1,14 +1,17 @@
-"""Route messages: every cost sends to every site that influences it and takes messages."""
+"""Route messages: which way each message goes, from costs to sites and between propagators."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Route, Token
+from propc.messages import Field
 from propc.passes.base import Pass, register
 from propc.propagators import Baseline
+from propc.wiring import BACKWARD, FORWARD
 
 
 @register("route-messages")
@@ -17,18 +20,28 @@ class RouteMessages(Pass):
     """Plan the routes; a cost reaches each site once, however many paths lead there.
 
     Tokens under the same baseline share a route, since they receive the same message.
+
+    A node with a propagator sends to the target that a pass forces on it, else to the message's own, else to
+    the propagator's `targets`, else to its parents (its children in the forward pass): the nearest nodes with
+    a propagator, past those without.
     """
 
     name: ClassVar[str] = "route-messages"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        return replace(graph, routes=(*self._from_costs(graph), *_between_propagators(graph)))
+
+    def _from_costs(self, graph: PropagationGraph) -> list[Route]:
+        """Routes of the costs to the sites."""
+        if not graph.costs:
+            return []
         influence = graph.influence
         masks: dict[tuple[Baseline, int], int] = {}  # which sites take messages, by baseline and token
         for i, site in enumerate(graph.sites):
             for j, baseline in enumerate(site.rule.baselines if site.rule is not None else ()):
                 masks[baseline, j] = masks.get((baseline, j), 0) | 1 << i
         tokens = {key: [Token(name, key[1]) for name in influence.sites] for key in masks}
-        routes = []
+        routes: list[Route] = []
         for cost in graph.of(Cost):
             reached = influence.values[cost.inputs[0]].any
             grouped: dict[Baseline, list[Token]] = {}
@@ -37,7 +50,7 @@ class RouteMessages(Pass):
                 if here:
                     grouped.setdefault(key[0], []).extend(here)
             routes += [Route(cost.name, tuple(targets), baseline) for baseline, targets in grouped.items()]
-        return replace(graph, routes=tuple(routes))
+        return routes
 
 
 def _bits(mask: int) -> list[int]:
@@ -47,3 +60,37 @@ def _bits(mask: int) -> list[int]:
         found.append(low.bit_length() - 1)
         mask ^= low
     return found
+
+
+def _between_propagators(graph: PropagationGraph) -> list[Route]:
+    """Routes of the nodes that handle messages, where autograd alone cannot carry them."""
+    if not (graph.general or graph.program is None):
+        return []
+    wiring = graph.wiring
+    tokens = {name: Token(name) for name in graph.nodes}
+    routes = []
+    for name in wiring.vertices:
+        node = graph.nodes[name]
+        rule, forced = node.propagator, getattr(node, "forced", None)
+        assert rule is not None
+        back = rule.targets if forced is None else forced
+        plans = (
+            ("message", wiring.parents[name] if back is None else wiring.resolve(name, back, BACKWARD)),
+            (
+                "forward",
+                wiring.children[name]
+                if rule.forward_targets is None
+                else wiring.resolve(name, rule.forward_targets, FORWARD),
+            ),
+            ("kept", (name,) if rule.keeps else ()),
+        )
+        for kind, ends in plans:
+            if ends:
+                fields = rule.keeps if kind == "kept" else rule.sends
+                routes.append(Route(name, tuple([tokens[end] for end in ends]), None, _names(fields), kind))
+    return routes
+
+
+@cache
+def _names(fields: tuple[Field, ...]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields)

@@ -62,7 +62,8 @@ def _configured(thing: C, option: str, value: Any) -> C:
                 at=repr(_name(thing)),
             )
         )
-    raise PropcValueError(message(f"unknown option {option!r} of {_name(thing)!r}", nearest(option, _all_options(thing))))
+    known = nearest(option, _all_options(thing))
+    raise PropcValueError(message(f"unknown option {option!r} of {_name(thing)!r}", known))
 
 
 def _part(part: Any, value: Any) -> Any:

@@ -48,7 +48,7 @@ class Explanation:
                 costs[name].append(cost.name)
         sent: dict[str, list[str]] = {site.name: [] for site in self.graph.sites}
         for route in self.graph.routes:
-            for target in route.targets:
+            for target in (t for t in route.targets if t.site in sent):
                 sent[target.site].append(route.source)
         return [self._row(site, sent[site.name], costs[site.name]) for site in self.graph.sites]
 

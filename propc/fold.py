@@ -92,7 +92,9 @@ def _detail(node: Node) -> Hashable:
         return node.stage.name if node.stage is not None else tuple(operations_of(node))
     if isinstance(node, Site):
         return node.spec.text, node.estimator
-    return (node.target, node.exact) if isinstance(node, Expand) else None
+    if isinstance(node, Expand):
+        return node.target, node.exact
+    return node.propagator.name if node.propagator is not None else None
 
 
 def _longest_run(kinds: Sequence[int], start: int) -> tuple[int, int]:

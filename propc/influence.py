@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from propc.ir import Expand, Input, Named, Node, Opaque, Output, Parameter, Ref, Segment, Site
+from propc.ir import Expand, Input, Node, Opaque, Output, Parameter, Ref, Segment, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
             for port in range(len(node.outputs)):
                 values[Ref(node.name, port)] = Reach()
         elif not isinstance(node, Output):
-            values[Ref(node.name)] = values[node.inputs[0]] if isinstance(node, Named) else _union(node, values)
+            values[Ref(node.name)] = values[node.inputs[0]] if len(node.inputs) == 1 else _union(node, values)
     return Influence(sites, leaves, values, phi, index)
 
 

@@ -197,10 +197,12 @@ class Site(Node):
 class Named(Node):
     """A value that the user named with `propc.node`, or a node of a `propc.Network`, which has no value.
 
-    `rule` is what was given as ``propagator=``; None hands cotangents on as autograd does.
+    `rule` is what was given as ``propagator=``; None hands cotangents on as autograd does. `forced` is the
+    target that a pass forces on its messages in the reverse pass.
     """
 
     rule: Propagator | None = None
+    forced: Any = None
 
     @property
     def propagator(self) -> Propagator | None:
@@ -244,6 +246,7 @@ class Cost(Node):
 
     path: str
     rule: Propagator | None = None
+    forced: Any = None
 
     @property
     def propagator(self) -> Propagator | None:
@@ -256,6 +259,9 @@ class Output(Node):
 
     guarded: tuple[bool, ...] = ()
     paths: tuple[str, ...] = ()
+
+
+BETWEEN = ("message", "forward", "kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +282,11 @@ class Route:
     fields: tuple[str, ...] = ("cost",)
     kind: str = "score"
     through: tuple[Token, ...] = ()
+
+    @property
+    def by_autograd(self) -> bool:
+        """Whether it is an edge of autograd; the others lead from one propagator to another."""
+        return self.kind not in BETWEEN
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,11 +108,11 @@ def edge_look(kind: str) -> Look:
         return {"weight": "8"}
     if kind == "tangent":
         return {"color": TEAL[0], "style": "dotted", "weight": "4"}
+    ahead = {"arrowhead": "open"} if kind in ("forward", "kept") else {"dir": "back", "arrowtail": "open"}
     return {
         "color": _message_colour(kind),
         "style": "dashed",
-        "dir": "back",
-        "arrowtail": "open",
+        **ahead,
         "weight": "0",
         "tooltip": quoted(f"{kind} message"),
     }
@@ -147,7 +147,7 @@ def _cost(graph: PropagationGraph, cost: Cost) -> Look:
         "fillcolor": PINK[1],
         "penwidth": "1.6",
         "margin": '"0.01,0.05"',
-        "label": _lines([_head(cost)]),
+        "label": _lines([_head(cost), *_rule(cost)]),
     }
 
 
@@ -157,7 +157,12 @@ def _segment(graph: PropagationGraph, segment: Segment) -> Look:
 
 
 def _named(graph: PropagationGraph, node: Named) -> Look:
-    return {"style": '"filled,rounded"', "color": INK, "penwidth": "1.6", "label": _lines([_head(node)])}
+    return {"style": '"filled,rounded"', "color": INK, "penwidth": "1.6", "label": _lines([_head(node), *_rule(node)])}
+
+
+def _rule(node: Node) -> list[str]:
+    """The propagator of a named node or a cost."""
+    return [_text(node.propagator.name, bold=True)] if node.propagator is not None else []
 
 
 def _opaque(graph: PropagationGraph, node: Opaque) -> Look:

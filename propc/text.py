@@ -140,7 +140,7 @@ def _does(graph: PropagationGraph, node: Node) -> str:
     if isinstance(node, Expand):
         return f"expand({reads}) {{{directions(node)}}}"
     assert isinstance(node, (Cost, Named, Opaque))
-    return f"{node.kind.value}({reads})"
+    return f"{node.kind.value}({reads})" + (f" by {node.propagator.name}" if node.propagator is not None else "")
 
 
 def _site(graph: PropagationGraph, site: Site) -> str:
@@ -155,7 +155,8 @@ def _route(route: Route) -> tuple[str, str]:
     through = ", ".join(str(t) for t in route.through if t not in route.targets)
     way = f" through {through}" if through else ""
     fields = ", ".join(route.fields)
-    return route.source, f"-> {ends}{way}  [{route.kind}: {fields}, {type(route.baseline).__name__}]"
+    baseline = f", {type(route.baseline).__name__}" if route.baseline is not None else ""
+    return route.source, f"-> {ends}{way}  [{route.kind}: {fields}{baseline}]"
 
 
 def _schedule(graph: PropagationGraph) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir import Cost, Output, Segment, Site, Token
+from propc.ir import Cost, Output, Route, Segment, Site, Token
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -36,7 +36,7 @@ def _values(graph: PropagationGraph) -> Iterator[str]:
             source = graph.nodes.get(ref.node)
             if source is None:
                 yield f"{node.kind.value} {node.name!r} ({node.where}) reads {ref}, which does not exist"
-            elif ref.port >= len(source.outputs):
+            elif ref.port >= max(1, len(source.outputs)):
                 yield (
                     f"{node.kind.value} {node.name!r} ({node.where}) reads {ref}, but {ref.node!r} has "
                     f"{len(source.outputs)} output(s)"
@@ -84,6 +84,9 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
             yield f"join {join.name!r}: {wrong}"
     for route in graph.routes:
         source = graph.nodes.get(route.source)
+        if not route.by_autograd:
+            yield from _between(graph, route)
+            continue
         if not isinstance(source, Cost):
             yield f"the route from {route.source!r} does not begin at a cost"
             continue
@@ -101,6 +104,19 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
             stray = _sites(mask, count) & ~graph.influence.values[source.inputs[0]].any
             for name in graph.influence.named(stray):
                 yield f"the route {route.source} -> {name} ends at a site that does not influence the cost"
+
+
+def _between(graph: PropagationGraph, route: Route) -> Iterator[str]:
+    """A route between propagators ends at nodes that its pass visits later."""
+    place = graph.wiring.place
+    for target in (token.site for token in route.targets):
+        if route.source not in place or target not in place:
+            yield f"the route {route.source} -> {target} leads from or to a node that does not exist"
+            continue
+        further = place[target] - place[route.source]
+        sound = further == 0 if route.kind == "kept" else further > 0 if route.kind == "forward" else further < 0
+        if not sound:
+            yield f"the {route.kind} route {route.source} -> {target} is a cycle"
 
 
 def _sites(mask: int, count: int) -> int:

@@ -21,8 +21,8 @@ from torch.autograd import Function
 from propc.errors import EstimatorError, message
 
 if TYPE_CHECKING:
-    from propc.propagators.site import SiteContext
     from propc.propagators.inverse_variance import InverseVariance
+    from propc.propagators.site import SiteContext
 
 
 @dataclass(frozen=True)

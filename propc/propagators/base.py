@@ -33,7 +33,7 @@ class NodeView:
         batch: number of rows of the costs, or None.
     """
 
-    __slots__ = ("record", "value", "inputs", "batch", "_memory", "_touched", "_state")
+    __slots__ = ("_memory", "_state", "_touched", "batch", "inputs", "record", "value")
 
     def __init__(
         self,
@@ -121,12 +121,14 @@ class Propagator(Configurable):
     Attributes:
         name: printed name.
         sends: the fields of the messages that it makes, beside those that it hands on.
+        keeps: the fields of the messages to `SELF`; they arrive at `forward` in the next call.
         targets: where messages go in the reverse pass; None is `PARENTS`.
         forward_targets: where they go in the forward pass; None is `CHILDREN`.
     """
 
     name: ClassVar[str] = "propagator"
     sends: tuple[Field, ...] = (GRAD, COST)
+    keeps: tuple[Field, ...] = ()
     targets: Target = None
     forward_targets: Target = None
 
@@ -152,7 +154,7 @@ class Propagator(Configurable):
     @property
     def local(self) -> bool:
         """Whether all it sends is cotangents to what its node reads: then autograd carries its messages."""
-        plain = self.targets is None and self.forward_targets is None
+        plain = self.targets is None and self.forward_targets is None and not self.keeps
         return plain and all(field in (GRAD, COST) for field in self.sends)
 
     def with_targets(self, targets: Target) -> Propagator:
