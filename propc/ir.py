@@ -16,9 +16,10 @@ import torch
 if TYPE_CHECKING:
     import torch.fx
 
+    from propc.baselines import Baseline
     from propc.distributions import DistributionSpec
     from propc.propagators.base import Propagator
-    from propc.propagators.site import Baseline, SitePropagator
+    from propc.propagators.site import SitePropagator
 
 
 class Kind(str, Enum):

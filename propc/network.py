@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -14,6 +13,7 @@ from propc.ir import Named, Node, Output, Ref, Source
 from propc.messages import Message, copied
 from propc.passes import DropIdle, Pipeline, RouteMessages, Schedule
 from propc.passes.base import make_pass
+from propc.propagation import Propagation, check_direction
 from propc.propagators.base import NodeView, Propagator
 from propc.propagators.registry import find
 from propc.runtime.kept import Memory
@@ -23,26 +23,6 @@ from propc.runtime.sweep import Sweep
 from propc.tracing.guards import without_collection
 from propc.tracing.source import user_source
 from propc.wiring import BACKWARD, FORWARD
-
-
-@dataclass(frozen=True)
-class Propagation:
-    """What a propagation gave.
-
-    Attributes:
-        messages: what nobody took: by node, or by the path of a tensor of the program.
-        nodes: the nodes as their propagators left them, with their ``memory`` and ``value``.
-        value: what the program returned; None for a network.
-    """
-
-    messages: Mapping[str, Message]
-    nodes: Mapping[str, NodeView] = field(repr=False)
-    value: Any = None
-
-    def __getitem__(self, name: str) -> NodeView:
-        if name not in self.nodes:
-            raise PropcValueError(message(f"no propagator visited a node {name!r}", nearest(name, self.nodes)))
-        return self.nodes[name]
 
 
 class Network(nn.Module):
@@ -169,13 +149,3 @@ class _Ready:
         """Who is visited right before a node."""
         wiring = self.graph.wiring
         return (wiring.parents if sweep.directory.direction == FORWARD else wiring.children)[name]
-
-
-def check_direction(direction: str) -> None:
-    """Check the name of a direction.
-
-    Raises:
-        PropcValueError: an unknown one; the nearest is named.
-    """
-    if direction not in (FORWARD, BACKWARD):
-        raise PropcValueError(message(f"unknown direction {direction!r}", nearest(str(direction), (FORWARD, BACKWARD))))

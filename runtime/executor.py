@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 
 from propc.graph import PropagationGraph
 from propc.ir import (
@@ -32,9 +32,12 @@ from propc.ir import (
     Site,
     Token,
 )
-from propc.propagators import SiteContext
+from propc.propagators import Baseline, SiteContext
+from propc.propagators.base import Propagator
+from propc.propagators.gated import through
 from propc.runtime import checks
 from propc.runtime.gates import attach, guard, join
+from propc.runtime.kept import Memory
 from propc.runtime.state import EstimatorState
 
 Values = list[Any]
@@ -52,6 +55,7 @@ class Executable:
 
     def __init__(self, graph: PropagationGraph, state: EstimatorState, validate: bool = True) -> None:
         self.graph, self.state, self.validate = graph, state, validate
+        self.memory = Memory(graph, state)
         self.slots: dict[Ref | Token, int] = {}
         for node in graph:
             self._allocate(node)
@@ -77,9 +81,9 @@ class Executable:
         seed = torch.default_generator.get_state() if self.validate else None
         values = self._forward(inputs, held, keep=not self.checked)
         if seed is not None:
-            self._check_costs(values, inputs, held, seed)
+            self.check_costs(values, inputs, held, seed)
             if not self.checked and any(s.rule is not None and s.rule.per_sample for s in self.graph.sites):
-                self._check_rows(values)
+                self.check_rows(values)
         self.checked = True
         return [values[slot] for slot in self.returned]
 
@@ -128,7 +132,8 @@ class Executable:
         assert site.rule is not None
         memory = site.rule.state(site.spec)
         state = None if memory is None else self.state.part(site.name, lambda: memory)
-        return SiteContext(site.name, site.spec, site.spec.builder(), self.graph.batch, state)
+        context = SiteContext(site.name, site.spec, site.spec.builder(), self.graph.batch, state)
+        return replace(context, view=lambda: self.memory.view(site))
 
     def _step(self, node: Node) -> Step | None:
         if isinstance(node, Segment):
@@ -138,7 +143,7 @@ class Executable:
         if isinstance(node, Cost):
             return self._cost(node)
         if isinstance(node, Named):
-            return self._copy(node)
+            return self._copy(node) if node.rule is None or node.rule.idle else self._gate(node, node.rule)
         if isinstance(node, Opaque):
             return self._opaque(node)
         if isinstance(node, Expand):
@@ -188,12 +193,8 @@ class Executable:
         if not routes:
             return self._copy(node)
         prepared = [
-            (
-                r.baseline,
-                self.state.part(key, r.baseline.state) if r.baseline.stateful else None,
-                self._join(r.through),
-            )
-            for key, r in zip(_state_keys(node, routes), routes)
+            (baseline, state, self._join(route.through))
+            for (baseline, state), route in zip(self.baselines(node, routes), routes)
         ]
 
         def step(values: Values) -> None:
@@ -204,6 +205,15 @@ class Executable:
             values[out] = attach(cost, centered, tuple(inlet(values) for _, _, inlet in prepared))
 
         return step
+
+    def baselines(self, node: Cost, routes: Sequence[Route]) -> list[tuple[Baseline, nn.Module | None]]:
+        """The baseline of each of a cost's routes, with what it keeps."""
+        found: list[tuple[Baseline, nn.Module | None]] = []
+        for key, route in zip(_state_keys(node, routes), routes):
+            assert route.baseline is not None
+            stateful = route.baseline.stateful
+            found.append((route.baseline, self.state.part(key, route.baseline.state) if stateful else None))
+        return found
 
     def _join(self, tokens: tuple[Token, ...]) -> Callable[[Values], Tensor]:
         """Reads the token that stands for `tokens`; the first reader of a join makes it."""
@@ -219,6 +229,14 @@ class Executable:
             return joined
 
         return read
+
+    def _gate(self, node: Named, rule: Propagator) -> Step:
+        (read,), out, view = self._reads(node), self.slots[Ref(node.name)], self.memory.view
+
+        def step(values: Values) -> None:
+            values[out] = through(rule, view(node), values[read])
+
+        return step
 
     def _copy(self, node: Node) -> Step:
         (read,), out = self._reads(node), self.slots[Ref(node.name)]
@@ -278,7 +296,7 @@ class Executable:
 
     # -- checking -----------------------------------------------------------------------
 
-    def _check_costs(self, values: Values, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> None:
+    def check_costs(self, values: Values, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> None:
         """Look for NaN and infinity among the returned costs; if there are, run again to find their source."""
         for slot in self.returned:
             value = values[slot]
@@ -300,7 +318,7 @@ class Executable:
     def _named(self, values: Values) -> dict[Ref, Any]:
         return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}
 
-    def _check_rows(self, values: Values) -> None:
+    def check_rows(self, values: Values) -> None:
         draws = {Ref(s.name): values[self.slots[Ref(s.name)]] for s in self.graph.sites}
         checks.check_rows(self.graph, lambda changed: self._replay(values, changed), draws)
 

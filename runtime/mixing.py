@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from propc.configure import Configurable
 from propc.errors import EstimatorError, message
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Weighting:
+class Weighting(Configurable):
     """Which variance decides, and over which samples.
 
     Attributes:

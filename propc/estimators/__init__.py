@@ -1,5 +1,6 @@
 """The user's choices: names, options and what each estimator promises. One a file."""
 
+from propc.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
 from propc.estimators.base import (
     Estimator,
     SiteView,
@@ -8,7 +9,6 @@ from propc.estimators.base import (
     register_estimator,
     resolve,
 )
-from propc.estimators.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
 from propc.estimators.combine import Combine
 from propc.estimators.infer import Infer
 from propc.estimators.likelihood_ratio import LikelihoodRatio

@@ -7,9 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
+from propc.baselines import NoBaseline
+from propc.configure import Configurable
 from propc.distributions import DistributionSpec
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
 from propc.ir import Source
+from propc.propagators.base import Propagator
+from propc.propagators.gated import Gated
+from propc.propagators.registry import find, known_propagators
 from propc.propagators.site import SitePropagator
 
 
@@ -40,7 +45,7 @@ class SiteView:
 
 
 @dataclass(frozen=True)
-class Estimator(ABC):
+class Estimator(Configurable, ABC):
     """How gradients pass a site: the user's choice. Options are dataclass fields.
 
     An estimator turns into a `SitePropagator` at each site; it refuses, with the site's name,
@@ -56,6 +61,23 @@ class Estimator(ABC):
         Raises:
             EstimatorError: it cannot work at this site.
         """
+
+
+@dataclass(frozen=True)
+class Given(Estimator):
+    """A propagator that the user gave in place of an estimator."""
+
+    rule: Propagator
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.rule.name
+
+    def propagator(self, site: SiteView) -> tuple[SitePropagator, str]:
+        if isinstance(self.rule, SitePropagator):
+            return self.rule, "asked for"
+        inlet = NoBaseline() if site.batch is not None and site.batch == site.spec.rows() else None
+        return Gated(self.rule, inlet), "asked for"
 
 
 E = TypeVar("E", bound=type[Estimator])
@@ -108,8 +130,10 @@ def resolve(choice: Any) -> Estimator:
     """
     if isinstance(choice, Estimator):
         return choice
+    if isinstance(choice, Propagator):
+        return Given(choice)
     if isinstance(choice, str):
-        return estimator(choice)
+        return Given(find(choice)) if choice not in _TABLE and choice in known_propagators() else estimator(choice)
     if isinstance(choice, type) and issubclass(choice, Estimator):
         return choice()
     raise PropcTypeError(

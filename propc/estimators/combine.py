@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from propc import propagators
+from propc.baselines import LeaveOneOut, baseline
 from propc.errors import PropcValueError, message
 from propc.estimators.base import Estimator, SiteView, one_of, register_estimator, resolve
-from propc.estimators.baselines import LeaveOneOut, baseline
 from propc.estimators.likelihood_ratio import LikelihoodRatio, require_batch
 from propc.runtime.mixing import Weighting
 

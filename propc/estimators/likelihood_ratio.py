@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from propc import propagators
+from propc.baselines import LeaveOneOut, baseline
 from propc.estimators.base import Estimator, SiteView, register_estimator
-from propc.estimators.baselines import LeaveOneOut, baseline
 from propc.propagators import Baseline
 
 

@@ -96,12 +96,54 @@ class NodeView:
         grads = torch.autograd.grad(output, [phi for _, phi in wanted], cotangent, allow_unused=True, retain_graph=True)
         return Message({name: grad for (name, _), grad in zip(wanted, grads) if grad is not None})
 
+    def part(self, key: str, *, shared: bool) -> NodeView:
+        """This node for one part of its propagator.
+
+        The part reads and assigns the same value and has its own `state`; with `shared` its memory is the
+        node's, else one of its own that stays for the call.
+        """
+        return PartView(self, key, shared)
+
     def clear(self) -> None:
         """Forget the memory of the last call."""
         self._memory = None
 
     def __repr__(self) -> str:
         return f"<{self.kind.value} {self.name!r}>"
+
+
+class PartView(NodeView):
+    """A node as a part of its propagator sees it."""
+
+    __slots__ = ("_key", "_shared", "_whole")
+
+    def __init__(self, whole: NodeView, key: str, shared: bool) -> None:
+        self._whole, self._key, self._shared = whole, key, shared
+        self.record, self.inputs, self.batch = whole.record, whole.inputs, whole.batch
+
+    @property
+    def value(self) -> Any:  # type: ignore[override]
+        return self._whole.value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self._whole.value = value
+
+    @property
+    def memory(self) -> SimpleNamespace:
+        whole = self._whole.memory
+        if self._shared:
+            return whole
+        own: SimpleNamespace = vars(whole).setdefault(self._key, SimpleNamespace())
+        return own
+
+    @property
+    def state(self) -> nn.Module | None:
+        whole = self._whole.state
+        return whole[self._key] if isinstance(whole, nn.ModuleDict) and self._key in whole else None
+
+    def part(self, key: str, *, shared: bool) -> NodeView:
+        return PartView(self, key, shared)
 
 
 class Propagator(Configurable):

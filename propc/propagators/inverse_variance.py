@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from propc.distributions import DistributionSpec, row_log_prob
 from propc.errors import EstimatorError, message
+from propc.propagators.likelihood_ratio import LikelihoodRatio
+from propc.propagators.pathwise import Pathwise
+from propc.propagators.registry import register_propagator
 from propc.propagators.site import Baseline, Draw, SiteContext, SitePropagator, draw_detached
 from propc.runtime.gates import token
 from propc.runtime.mixing import Mix, PastVariances, Weighting
@@ -34,6 +37,14 @@ class InverseVariance(SitePropagator):
     parts: tuple[SitePropagator, ...]
     weighting: Weighting
     donor: str | None = None
+
+    def named_parts(self) -> Mapping[str, Any]:
+        return {**{part.name: part for part in self.parts}, "weighting": self.weighting}
+
+    def with_parts(self, **parts: Any) -> InverseVariance:
+        known = {**self.named_parts(), **parts}
+        weighting = known.pop("weighting")
+        return replace(self, parts=tuple(part for part in known.values() if part is not None), weighting=weighting)
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:
@@ -73,6 +84,17 @@ class InverseVariance(SitePropagator):
         fixed = value.detach()
         inlets = [token(row_log_prob(d, fixed)) for d, part in zip(dists, self.parts) if not part.passes_path]
         return Draw(value, tuple(inlets))
+
+
+@register_propagator("tp")
+def total_propagation(baseline: Any = "loo", **weighting: Any) -> InverseVariance:
+    """Total propagation as a propagator: pathwise and likelihood ratio, by inverse variance.
+
+    Args:
+        baseline: of the likelihood ratio.
+        **weighting: options of the weights, as of the estimator `tp`.
+    """
+    return InverseVariance((Pathwise(), LikelihoodRatio(baseline)), Weighting(**weighting))
 
 
 def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:

@@ -11,26 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from propc.baselines import Baseline
 from propc.distributions import DistributionSpec
 from propc.messages import Message
 from propc.propagators.base import NodeView, Propagator, Sent
-
-
-class Baseline(ABC):
-    """What a cost subtracts from its value before it is sent as a message.
-
-    A baseline must not see the sample that it is subtracted for, else the estimate is biased.
-    """
-
-    stateful: ClassVar[bool] = False
-
-    @abstractmethod
-    def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
-        """Cost minus baseline: [batch] → [batch]. `cost` is detached."""
-
-    def state(self) -> nn.Module | None:
-        """The memory it keeps from call to call, if any."""
-        return None
 
 
 @dataclass
@@ -45,6 +29,7 @@ class SiteContext:
         state: the module that `Propagator.state` gave.
         weights: mixing weights of other sites in this call, by site.
         normal: places of loc and scale among φ where the distribution is a Normal.
+        view: makes the site's node as a `Propagator` sees it.
     """
 
     name: str
@@ -53,6 +38,7 @@ class SiteContext:
     batch: int | None
     state: nn.Module | None = None
     weights: dict[str, list[Tensor]] = field(default_factory=dict)
+    view: Callable[[], NodeView] | None = None
     normal: tuple[int, int] | None = field(init=False)
 
     def __post_init__(self) -> None:
