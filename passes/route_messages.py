@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Route, Token
-from propc.messages import Field
+from propc.messages import COST, GRAD, Field
 from propc.passes.base import Pass, register
-from propc.propagators import Baseline
+from propc.propagators import Baseline, Gated, Propagator
 from propc.wiring import BACKWARD, FORWARD
 
 
@@ -68,6 +68,7 @@ def _between_propagators(graph: PropagationGraph) -> list[Route]:
         return []
     wiring = graph.wiring
     tokens = {name: Token(name) for name in graph.nodes}
+    ahead = graph.program is None or any(_sends_forward(graph.nodes[name].propagator) for name in wiring.vertices)
     routes = []
     for name in wiring.vertices:
         node = graph.nodes[name]
@@ -78,7 +79,7 @@ def _between_propagators(graph: PropagationGraph) -> list[Route]:
             ("message", wiring.parents[name] if back is None else wiring.resolve(name, back, BACKWARD)),
             (
                 "forward",
-                wiring.children[name]
+                (wiring.children[name] if ahead else ())
                 if rule.forward_targets is None
                 else wiring.resolve(name, rule.forward_targets, FORWARD),
             ),
@@ -86,11 +87,19 @@ def _between_propagators(graph: PropagationGraph) -> list[Route]:
         )
         for kind, ends in plans:
             if ends:
-                fields = rule.keeps if kind == "kept" else rule.sends
-                routes.append(Route(name, tuple([tokens[end] for end in ends]), None, _names(fields), kind))
+                fields = _names(rule.keeps if kind == "kept" else rule.sends, graph.program is None)
+                routes.append(Route(name, tuple([tokens[end] for end in ends]), None, fields, kind))
     return routes
 
 
+def _sends_forward(rule: Propagator | None) -> bool:
+    """Whether a propagator does something in the forward pass."""
+    inner = rule.inner if isinstance(rule, Gated) else rule
+    return inner is not None and type(inner).forward is not Propagator.forward
+
+
 @cache
-def _names(fields: tuple[Field, ...]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields)
+def _names(fields: tuple[Field, ...], every: bool) -> tuple[str, ...]:
+    """What a route is for. In a program cotangents and costs go other ways; what remains may be handed on."""
+    found = tuple(field.name for field in fields if every or field not in (GRAD, COST))
+    return found or ("handed on",)

@@ -18,11 +18,15 @@ class Schedule(Pass):
     """Run forward in program order, so that random numbers are drawn as the user wrote them.
 
     The reverse pass meets the sites in the opposite order, in one call of the autograd engine:
-    every route is an autograd edge.
+    every route is an autograd edge. Where propagators send more than cotangents, it visits them and the sites one
+    by one instead.
     """
 
     name: ClassVar[str] = "schedule"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
-        reverse = tuple(n.name for n in graph.of(Site) if not isinstance(n.rule, Plain))[::-1]
-        return replace(graph, schedule=Order(tuple(graph.nodes), reverse, 1))
+        sites = {n.name for n in graph.of(Site) if not isinstance(n.rule, Plain)}
+        general = graph.general or graph.program is None
+        met = sites.union(graph.wiring.vertices) if general else sites
+        reverse = tuple(name for name in reversed(graph.nodes) if name in met)
+        return replace(graph, schedule=Order(tuple(graph.nodes), reverse, 0 if general else 1))

@@ -294,7 +294,7 @@ class Route:
 class Schedule:
     """Names in the order of execution: forward steps, then the sites as the reverse pass meets them.
 
-    All reverse steps run in `engine_calls` calls of the autograd engine.
+    All reverse steps run in `engine_calls` calls of the autograd engine; 0 where nodes are visited one by one.
     """
 
     forward: tuple[str, ...] = ()

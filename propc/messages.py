@@ -116,6 +116,10 @@ class Message(Mapping[str, Any]):
         except KeyError:
             raise self._missing(name) from None
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field, or `default` where it is missing."""
+        return self._fields.get(name, default)
+
     def __getattr__(self, name: str) -> Any:
         if name in Message.__slots__:  # not made yet, while copying
             raise AttributeError(name)

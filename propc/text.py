@@ -161,7 +161,7 @@ def _route(route: Route) -> tuple[str, str]:
 
 def _schedule(graph: PropagationGraph) -> list[tuple[str, str]]:
     order = graph.schedule
-    calls = "1 call" if order.engine_calls == 1 else f"{order.engine_calls} calls"
-    reverse = f"{runs(order.reverse)}  [{calls} of autograd]" if order.reverse else "plain autograd"
+    how = {0: "by messages", 1: "1 call of autograd"}.get(order.engine_calls, f"{order.engine_calls} calls of autograd")
+    reverse = f"{runs(order.reverse)}  [{how}]" if order.reverse else "plain autograd"
     forward = "as above" if order.forward == tuple(graph.nodes) else runs(order.forward)
     return [("forward", forward), ("reverse", reverse)]

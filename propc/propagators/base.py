@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -161,18 +162,23 @@ class Propagator(Configurable):
     to call.
 
     Attributes:
-        name: printed name.
+        name: printed name; by default that of the class, in lower case.
         sends: the fields of the messages that it makes, beside those that it hands on.
         keeps: the fields of the messages to `SELF`; they arrive at `forward` in the next call.
         targets: where messages go in the reverse pass; None is `PARENTS`.
         forward_targets: where they go in the forward pass; None is `CHILDREN`.
     """
 
-    name: ClassVar[str] = "propagator"
+    name: ClassVar[str]
     sends: tuple[Field, ...] = (GRAD, COST)
     keeps: tuple[Field, ...] = ()
     targets: Target = None
     forward_targets: Target = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
 
     def forward(self, node: NodeView, message: Message) -> Sent:
         """Called in the forward pass, when the node's value is known; hands the message on."""
