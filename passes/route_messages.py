@@ -10,7 +10,7 @@ from propc.graph import PropagationGraph
 from propc.ir import Cost, Route, Token
 from propc.messages import COST, GRAD, Field
 from propc.passes.base import Pass, register
-from propc.propagators import Baseline, Gated, Propagator
+from propc.propagators import Baseline, Gated, Loss, Propagator
 from propc.wiring import BACKWARD, FORWARD
 
 
@@ -44,6 +44,8 @@ class RouteMessages(Pass):
         routes: list[Route] = []
         for cost in graph.of(Cost):
             reached = influence.values[cost.inputs[0]].any
+            if isinstance(cost.rule, Loss) and not cost.rule.cumulative:
+                reached = influence.values[cost.inputs[0]].near
             grouped: dict[Baseline, list[Token]] = {}
             for key, mask in masks.items():
                 here = [tokens[key][i] for i in _bits(mask & reached)]

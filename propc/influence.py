@@ -17,6 +17,7 @@ class Reach:
         smooth: sites, along a path that autograd can follow, through other sites too.
         rough: sites, along a path that jumps (comparison, rounding, integers).
         parents: sites, along a smooth path that meets no other site.
+        near: sites, along any path that meets no other site.
         leaves: inputs and parameters that want a gradient, along such a path.
         ancestors: inputs and parameters that want a gradient, along any path.
     """
@@ -27,6 +28,7 @@ class Reach:
     parents: int = 0
     leaves: int = 0
     ancestors: int = 0
+    near: int = 0
 
     def __or__(self, other: Reach) -> Reach:
         return Reach(
@@ -36,6 +38,7 @@ class Reach:
             self.parents | other.parents,
             self.leaves | other.leaves,
             self.ancestors | other.ancestors,
+            self.near | other.near,
         )
 
 
@@ -86,12 +89,14 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
             phi[node.name] = joined
             own = 1 << index[node.name]
             values[Ref(node.name)] = Reach(
-                joined.any | own, joined.smooth | own, joined.rough, own, 0, joined.ancestors
+                joined.any | own, joined.smooth | own, joined.rough, own, 0, joined.ancestors, own
             )
         elif isinstance(node, Opaque):
             joined = _union(node, values)
             for port in range(len(node.outputs)):
-                values[Ref(node.name, port)] = Reach(any=joined.any, rough=joined.any, ancestors=joined.ancestors)
+                values[Ref(node.name, port)] = Reach(
+                    any=joined.any, rough=joined.any, ancestors=joined.ancestors, near=joined.near
+                )
         elif isinstance(node, Expand):
             for port in range(len(node.outputs)):
                 values[Ref(node.name, port)] = Reach()
@@ -111,16 +116,17 @@ def _through(node: Segment, values: dict[Ref, Reach]) -> None:
     """Carry reach through a segment, by what each output depends on."""
     reaches = [values[ref] for ref in node.inputs]
     for port, dependence in enumerate(node.dependence):
-        every = smooth = rough = parents = leaves = ancestors = 0
+        every = smooth = rough = parents = leaves = ancestors = near = 0
         for i, reach in enumerate(reaches):
             if dependence.any >> i & 1:
                 every |= reach.any
                 rough |= reach.rough
                 ancestors |= reach.ancestors
+                near |= reach.near
             if dependence.smooth >> i & 1:
                 smooth |= reach.smooth
                 parents |= reach.parents
                 leaves |= reach.leaves
             if dependence.rough >> i & 1:
                 rough |= reach.any
-        values[Ref(node.name, port)] = Reach(every, smooth, rough, parents, leaves, ancestors)
+        values[Ref(node.name, port)] = Reach(every, smooth, rough, parents, leaves, ancestors, near)

@@ -15,7 +15,7 @@ from propc.passes import DropIdle, Pipeline, RouteMessages, Schedule
 from propc.passes.base import make_pass
 from propc.propagation import Propagation, check_direction
 from propc.propagators.base import NodeView, Propagator
-from propc.propagators.registry import find
+from propc.propagators.registry import at_node
 from propc.runtime.kept import Memory
 from propc.runtime.post import Directory, Post
 from propc.runtime.state import EstimatorState
@@ -33,7 +33,7 @@ class Network(nn.Module):
 
     Args:
         name: printed name.
-        passes: further compiler passes, as of `propc.compile`.
+        passes: further compiler passes, as of `propc.compile`; they run first.
     """
 
     def __init__(self, name: str = "network", passes: Iterable[Any] = ()) -> None:
@@ -64,7 +64,7 @@ class Network(nn.Module):
                         where=user_source(),
                     )
                 )
-        rule = find(propagator)
+        rule = at_node(propagator, "node", name)
         refs = tuple([Ref(parent) for parent in parents])
         self._records[name] = Named(name=name, outputs=(), inputs=refs, rule=rule, where=NOWHERE)
         self._ready = None
@@ -100,7 +100,7 @@ class Network(nn.Module):
 
     def _compile(self) -> _Ready:
         records = {**self._records, "output": Output(name="output", outputs=())}
-        pipeline = Pipeline((DropIdle(), RouteMessages(), Schedule())).with_passes(self.passes)
+        pipeline = Pipeline((*self.passes, DropIdle(), RouteMessages(), Schedule()))
         return _Ready(pipeline.run(PropagationGraph(self.name, None, records)), self.estimator_state)
 
 

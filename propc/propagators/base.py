@@ -163,6 +163,7 @@ class Propagator(Configurable):
 
     Attributes:
         name: printed name; by default that of the class, in lower case.
+        draws: whether it draws from a distribution, so that it belongs to sites.
         sends: the fields of the messages that it makes, beside those that it hands on.
         keeps: the fields of the messages to `SELF`; they arrive at `forward` in the next call.
         targets: where messages go in the reverse pass; None is `PARENTS`.
@@ -170,6 +171,7 @@ class Propagator(Configurable):
     """
 
     name: ClassVar[str]
+    draws: ClassVar[bool] = False
     sends: tuple[Field, ...] = (GRAD, COST)
     keeps: tuple[Field, ...] = ()
     targets: Target = None
