@@ -7,6 +7,8 @@ from propc.passes.drop_idle import DropIdle
 from propc.passes.expand_targets import ExpandTargets
 from propc.passes.find_influence import FindInfluence
 from propc.passes.fuse import Fuse
+from propc.passes.gaussian_shaping import GaussianShaping
+from propc.passes.prepare_estimators import PrepareEstimators
 from propc.passes.prune import Prune
 from propc.passes.route_messages import RouteMessages
 from propc.passes.schedule import Schedule
@@ -19,8 +21,10 @@ __all__ = [
     "ExpandTargets",
     "FindInfluence",
     "Fuse",
+    "GaussianShaping",
     "Pass",
     "Pipeline",
+    "PrepareEstimators",
     "Prune",
     "RouteMessages",
     "Schedule",
