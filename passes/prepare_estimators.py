@@ -1,12 +1,13 @@
-"""Prepare estimators: the passes that chosen estimators bring, such as those that insert nodes."""
+"""Prepare estimators: the passes that chosen estimators and propagators bring, such as those that insert nodes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from propc.estimators import Estimator
 from propc.graph import PropagationGraph
+from propc.ir import Named
 from propc.passes.assign_propagators import choices
 from propc.passes.base import Pass, register
 
@@ -36,4 +37,15 @@ class PrepareEstimators(Pass):
         for _, choice, sites in groups:
             for step in choice.passes(tuple(sites)):
                 graph = step(graph)
-        return graph
+        return _from_propagators(graph)
+
+
+def _from_propagators(graph: PropagationGraph) -> PropagationGraph:
+    """Run the passes that the propagators of named nodes bring, in their place."""
+    for node in graph.of(Named):
+        brings = node.rule.passes(node.name) if node.rule is not None else ()
+        if brings:
+            graph = graph.with_nodes(replace(node, rule=None))
+        for step in brings:
+            graph = step(graph)
+    return graph

@@ -65,6 +65,10 @@ class Network(nn.Module):
                     )
                 )
         rule = at_node(propagator, "node", name)
+        if rule.passes(name):
+            raise PropcTypeError(
+                message(f"the propagator {rule.name!r} works on a value, which a network's node has not", at=repr(name))
+            )
         refs = tuple([Ref(parent) for parent in parents])
         self._records[name] = Named(name=name, outputs=(), inputs=refs, rule=rule, where=NOWHERE)
         self._ready = None

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import propc
-from propc.distributions import row_log_prob
 from propc.estimators import LeaveOneOut, SiteView
 from propc.estimators.likelihood_ratio import require_batch
-from propc.propagators import Baseline, Draw, SiteContext, SitePropagator
+from propc.propagators import Baseline, Draw, SiteContext, SitePropagator, row_log_prob
 from propc.runtime.gates import token
 
 

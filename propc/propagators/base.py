@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.distributions import Distribution
 
     from propc.ir import Kind, Node, Source
+    from propc.passes import Pass
 
 Sent = Message | Iterable[Message] | None
 """What a propagator returns: one message, several with targets of their own, or nothing to send."""
@@ -194,12 +195,16 @@ class Propagator(Configurable):
         """A module kept from call to call; the compiled object saves it and moves it."""
         return None
 
+    def passes(self, node: str) -> tuple[Pass, ...]:
+        """Compiler passes that do its work at the node of this name, if any; it is taken off the node then."""
+        return ()
+
     @property
     def idle(self) -> bool:
         """Whether it does nothing but hand on, so that the compiler may drop it."""
         cls = type(self)
         silent = cls.forward is Propagator.forward and cls.backward is Propagator.backward
-        return silent and self.targets is None and self.forward_targets is None
+        return silent and not self.passes("") and self.targets is None and self.forward_targets is None
 
     @property
     def local(self) -> bool:
