@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from propc.errors import PropcError, PropcValueError, PropcWarning, message, nearest
 from propc.estimators import Estimator, SiteView, known_estimators, resolve
+from propc.estimators.base import at_site
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Resample, Site
 from propc.passes.base import Pass, register
@@ -40,7 +41,8 @@ class AssignPropagators(Pass):
             return replace(site, rule=Plain(), estimator="plain", reason="no parameter before it wants a gradient")
         if not view.costs:  # then nothing is known of the batch, and `_without_cost` says what is wrong
             view = replace(view, batch=view.spec.rows())
-        rule, reason = choice.propagator(view)
+        given, reason = choice.propagator(view)
+        rule = at_site(given, view)
         if not view.costs and rule.per_sample:
             return _without_cost(graph, site, rule)
         if rule.passes_path and view.rough:

@@ -41,8 +41,8 @@ def _refuse_lost(program: Program, terms: Container[torch.fx.Node]) -> None:
         if mark is not None and mark.kind == "cost" and mark.propagator is not None and node not in terms:
             raise PropcValueError(
                 message(
-                    f"it has the propagator {mark.propagator.name!r} and is no addend of the returned value, so that it "
-                    "never sends",
+                    f"it has the propagator {mark.propagator.name!r} and is no addend of the returned value: it would "
+                    "never send",
                     "Add it to what is returned, or return it by itself.",
                     at=f"cost {mark.name!r}",
                     where=node.meta["where"],

@@ -62,7 +62,7 @@ class Estimator(Configurable, ABC):
     keeps_name: ClassVar[bool] = False
 
     @abstractmethod
-    def propagator(self, site: SiteView) -> tuple[SitePropagator, str]:
+    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
         """The rule at this site and why it was chosen.
 
         Raises:
@@ -84,11 +84,15 @@ class Given(Estimator):
     def name(self) -> str:  # type: ignore[override]
         return self.rule.name
 
-    def propagator(self, site: SiteView) -> tuple[SitePropagator, str]:
-        if isinstance(self.rule, SitePropagator):
-            return self.rule, "asked for"
-        inlet = NoBaseline() if site.batch is not None and site.batch == site.spec.rows() else None
-        return Gated(self.rule, inlet), "asked for"
+    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
+        return at_site(self.rule, site), "asked for"
+
+
+def at_site(rule: Propagator, site: SiteView) -> SitePropagator:
+    """A propagator as a site can have it: one written as `forward` and `backward` behind a gate of autograd."""
+    if isinstance(rule, SitePropagator):
+        return rule
+    return Gated(rule, NoBaseline() if site.batch is not None and site.batch == site.spec.rows() else None)
 
 
 E = TypeVar("E", bound=type[Estimator])
