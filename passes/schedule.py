@@ -29,5 +29,5 @@ class Schedule(Pass):
         sites.update(n.name for n in graph.of(Resample))
         general = graph.general or graph.program is None
         met = sites.union(graph.wiring.vertices) if general else sites
-        reverse = tuple(name for name in reversed(graph.nodes) if name in met)
+        reverse = tuple(name for name in reversed(tuple(graph.nodes)) if name in met)
         return replace(graph, schedule=Order(tuple(graph.nodes), reverse, 0 if general else 1))

@@ -33,7 +33,7 @@ from propc.ir import (
     Site,
     Token,
 )
-from propc.propagators import Baseline, SiteContext
+from propc.propagators import Baseline, SiteContext, SitePropagator
 from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
@@ -303,7 +303,7 @@ class Executable:
         scored = [
             s
             for s in self.graph.influence.upstream(node.inputs[index])
-            if (rule := self.graph[s].propagator) is not None and rule.baselines
+            if isinstance(rule := self.graph[s].propagator, SitePropagator) and rule.baselines
         ]
         if not scored:
             return None

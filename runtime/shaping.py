@@ -102,7 +102,8 @@ def _through_cholesky(factor: Tensor, grad: Tensor) -> Tensor:
     inner.diagonal().mul_(0.5)
     left = torch.linalg.solve_triangular(factor.T, inner, upper=True)
     solved = torch.linalg.solve_triangular(factor, left, upper=False, left=False)
-    return (solved + solved.T) * 0.5
+    symmetric: Tensor = (solved + solved.T) * 0.5
+    return symmetric
 
 
 def _again(ctx: Any, grad: Tensor, x: Tensor, noise: Tensor, tokens: Sequence[Tensor]) -> list[Tensor | None]:
@@ -124,7 +125,8 @@ def _by_weights(node: Resample, x: Tensor, noise: Tensor, tokens: Sequence[Tenso
     weighted = deviation.T @ (weights * deviation)
     covariance = weighted + plain.T @ plain / (rows * (rows - 1))  # Bessel's part, which shaping leaves out
     factor, _ = torch.linalg.cholesky_ex(_shrunk(node, covariance))
-    return mean + noise @ factor.T
+    drawn: Tensor = mean + noise @ factor.T
+    return drawn
 
 
 def _not_positive(node: Resample, x: Tensor, covariance: Tensor) -> EstimatorError:

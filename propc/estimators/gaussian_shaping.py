@@ -53,7 +53,7 @@ class Refitted(Estimator):
     def estimator(self) -> Estimator:
         """What works at the site itself."""
 
-    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
+    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
         return self.estimator().propagator(site)
 
 

@@ -124,7 +124,7 @@ class PartView(NodeView):
         self.record, self.inputs, self.batch = whole.record, whole.inputs, whole.batch
 
     @property
-    def value(self) -> Any:  # type: ignore[override]
+    def value(self) -> Any:
         return self._whole.value
 
     @value.setter

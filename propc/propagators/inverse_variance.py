@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from propc.baselines import Baseline
 from propc.distributions import DistributionSpec, row_log_prob
 from propc.errors import EstimatorError, message
 from propc.propagators.likelihood_ratio import LikelihoodRatio
 from propc.propagators.pathwise import Pathwise
 from propc.propagators.registry import register_propagator
-from propc.propagators.site import Baseline, Draw, SiteContext, SitePropagator, draw_detached
+from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
 from propc.runtime.gates import token
 from propc.runtime.mixing import Mix, PastVariances, Weighting
 from propc.runtime.normal import NormalTotal

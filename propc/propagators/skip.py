@@ -25,5 +25,5 @@ class Skip(Propagator):
     over: int = 1
 
     @property
-    def targets(self) -> int:  # type: ignore[override]
+    def targets(self) -> int:
         return self.over + 1
