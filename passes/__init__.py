@@ -9,6 +9,8 @@ from propc.passes.expand_targets import ExpandTargets
 from propc.passes.find_influence import FindInfluence
 from propc.passes.force_targets import ForceTargets
 from propc.passes.fuse import Fuse
+from propc.passes.gaussian_shaping import GaussianShaping
+from propc.passes.prepare_estimators import PrepareEstimators
 from propc.passes.prune import Prune
 from propc.passes.route_messages import RouteMessages
 from propc.passes.schedule import Schedule
@@ -23,8 +25,10 @@ __all__ = [
     "FindInfluence",
     "ForceTargets",
     "Fuse",
+    "GaussianShaping",
     "Pass",
     "Pipeline",
+    "PrepareEstimators",
     "Prune",
     "RouteMessages",
     "Schedule",

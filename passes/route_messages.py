@@ -10,6 +10,7 @@ from propc.graph import PropagationGraph
 from propc.ir import Cost, Route, Token
 from propc.messages import COST, GRAD, Field
 from propc.passes.base import Pass, register
+from propc.passes.shaped_routes import shaped_routes
 from propc.propagators import Baseline, Gated, Loss, Propagator
 from propc.wiring import BACKWARD, FORWARD
 
@@ -29,7 +30,7 @@ class RouteMessages(Pass):
     name: ClassVar[str] = "route-messages"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
-        return replace(graph, routes=(*self._from_costs(graph), *_between_propagators(graph)))
+        return replace(graph, routes=(*self._from_costs(graph), *shaped_routes(graph), *_between_propagators(graph)))
 
     def _from_costs(self, graph: PropagationGraph) -> list[Route]:
         """Routes of the costs to the sites."""

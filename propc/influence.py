@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from propc.ir import Expand, Input, Node, Opaque, Output, Parameter, Ref, Segment, Site
+from propc.ir import Expand, Input, Node, Opaque, Output, Parameter, Ref, Resample, Segment, Site
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
     """What reaches a value; bit i of a mask is site i in program order.
+
+    A resample node has a bit of its own, behind those of the sites, and stands for all sites before it.
 
     Attributes:
         any: sites, along any path.
@@ -44,29 +46,37 @@ class Reach:
 
 @dataclass(frozen=True)
 class Influence:
-    """Reach of every value of a graph; `phi` is that of all inputs of each site together."""
+    """Reach of every value of a graph; `phi` is that of all inputs of each site or resample node together.
+
+    `draws` are the owners of the bits: the sites, then the resample nodes.
+    """
 
     sites: tuple[str, ...]
+    draws: tuple[str, ...]
     leaves: tuple[str, ...]
     values: Mapping[Ref, Reach]
     phi: Mapping[str, Reach]
     index: Mapping[str, int] = field(repr=False)
 
     def upstream(self, value: Ref) -> tuple[str, ...]:
-        """The sites that influence a value, in program order."""
+        """The sites that influence a value, in program order, then resample nodes."""
         return self.named(self.values[value].any)
 
+    def at(self, node: Node) -> Reach:
+        """What reaches a node, through all its inputs."""
+        return _union(node, self.values)
+
     def named(self, mask: int) -> tuple[str, ...]:
-        """The sites in a mask."""
+        """The sites and resample nodes in a mask."""
         found = []
         while mask:
             low = mask & -mask
-            found.append(self.sites[low.bit_length() - 1])
+            found.append(self.draws[low.bit_length() - 1])
             mask ^= low
         return tuple(found)
 
     def reaches(self, site: str, value: Ref) -> bool:
-        """Whether a site influences a value."""
+        """Whether a site or resample node influences a value."""
         return bool(self.values[value].any >> self.index[site] & 1)
 
 
@@ -74,7 +84,8 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
     """Walk the graph once, in program order."""
     sites = tuple(n.name for n in nodes.values() if isinstance(n, Site))
     leaves = tuple(n.name for n in nodes.values() if isinstance(n, (Input, Parameter)) and n.outputs[0].requires_grad)
-    index = {name: i for i, name in enumerate(sites)}
+    draws = sites + tuple(n.name for n in nodes.values() if isinstance(n, Resample))
+    index = {name: i for i, name in enumerate(draws)}
     bits = {name: 1 << i for i, name in enumerate(leaves)}
     values: dict[Ref, Reach] = {}
     phi: dict[str, Reach] = {}
@@ -91,6 +102,11 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
             values[Ref(node.name)] = Reach(
                 joined.any | own, joined.smooth | own, joined.rough, own, 0, joined.ancestors, own
             )
+        elif isinstance(node, Resample):
+            joined = phi[node.name] = _union(node, values)
+            own = 1 << index[node.name]
+            for ref in node.made:
+                values[ref] = Reach(own, own, 0, own, 0, joined.ancestors)
         elif isinstance(node, Opaque):
             joined = _union(node, values)
             for port in range(len(node.outputs)):
@@ -102,7 +118,7 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
                 values[Ref(node.name, port)] = Reach()
         elif not isinstance(node, Output):
             values[Ref(node.name)] = values[node.inputs[0]] if len(node.inputs) == 1 else _union(node, values)
-    return Influence(sites, leaves, values, phi, index)
+    return Influence(sites, draws, leaves, values, phi, index)
 
 
 def _union(node: Node, values: Mapping[Ref, Reach]) -> Reach:

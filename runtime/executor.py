@@ -27,6 +27,7 @@ from propc.ir import (
     Output,
     Parameter,
     Ref,
+    Resample,
     Route,
     Segment,
     Site,
@@ -38,6 +39,7 @@ from propc.propagators.gated import through
 from propc.runtime import checks
 from propc.runtime.gates import attach, guard, join
 from propc.runtime.kept import Memory
+from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
 
 Values = list[Any]
@@ -112,9 +114,8 @@ class Executable:
         """For each step of the plan, the values that nobody reads after it."""
         last: dict[int, int] = {}
         for i, (node, _) in enumerate(self.plan):
-            made = [Ref(node.name, port) for port in range(len(node.outputs))]
             reads = (*node.inputs, *(t for t in getattr(node, "tangents", ()) if t is not None))
-            last.update({self.slots[ref]: i for ref in (*made, *reads)})
+            last.update({self.slots[ref]: i for ref in (*node.made, *reads)})
         done: list[list[int]] = [[] for _ in self.plan]
         for slot, i in last.items():
             if slot not in self.returned:
@@ -140,6 +141,8 @@ class Executable:
             return self._segment(node)
         if isinstance(node, Site):
             return self._site(node)
+        if isinstance(node, Resample):
+            return self._resample(node)
         if isinstance(node, Cost):
             return self._cost(node)
         if isinstance(node, Named):
@@ -214,6 +217,18 @@ class Executable:
             stateful = route.baseline.stateful
             found.append((route.baseline, self.state.part(key, route.baseline.state) if stateful else None))
         return found
+
+    def _resample(self, node: Resample) -> Step:
+        reads, first = self._reads(node), self.slots[Ref(node.name)]
+        last = first + len(node.outputs)
+        inlets = [self._join(route.through) for route in self.routes.get(node.name, ())]
+        on_cpu = node.outputs[0].device.type == "cpu"
+
+        def step(values: Values) -> None:
+            check = self.validate and (on_cpu or not self.checked)
+            values[first:last] = refit(node, [values[i] for i in reads], [inlet(values) for inlet in inlets], check)
+
+        return step
 
     def _join(self, tokens: tuple[Token, ...]) -> Callable[[Values], Tensor]:
         """Reads the token that stands for `tokens`; the first reader of a join makes it."""
@@ -319,7 +334,8 @@ class Executable:
         return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}
 
     def check_rows(self, values: Values) -> None:
-        draws = {Ref(s.name): values[self.slots[Ref(s.name)]] for s in self.graph.sites}
+        drawn = (*self.graph.sites, *self.graph.of(Resample))
+        draws = {ref: values[self.slots[ref]] for node in drawn for ref in node.made}
         checks.check_rows(self.graph, lambda changed: self._replay(values, changed), draws)
 
     def _replay(self, first: Values, draws: Mapping[Ref, Tensor]) -> dict[Ref, Any]:
@@ -333,9 +349,10 @@ class Executable:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             for node, step in self.plan:
-                if isinstance(node, Site):
-                    slot = self.slots[Ref(node.name)]
-                    values[slot] = _apart(draws[Ref(node.name)], first[slot].requires_grad)
+                if isinstance(node, (Site, Resample)):
+                    for ref in node.made:
+                        slot = self.slots[ref]
+                        values[slot] = _apart(draws[ref], first[slot].requires_grad)
                 elif isinstance(node, Opaque):
                     start = self.slots[Ref(node.name)]
                     values[start : start + len(node.outputs)] = first[start : start + len(node.outputs)]

@@ -10,6 +10,7 @@ from propc.estimators.base import (
     resolve,
 )
 from propc.estimators.combine import Combine
+from propc.estimators.gaussian_shaping import GaussianResampling, GaussianShaping, ShapedTotalPropagation
 from propc.estimators.infer import Infer
 from propc.estimators.likelihood_ratio import LikelihoodRatio
 from propc.estimators.pathwise import Pathwise
@@ -19,12 +20,15 @@ __all__ = [
     "Combine",
     "Custom",
     "Estimator",
+    "GaussianResampling",
+    "GaussianShaping",
     "Infer",
     "LeaveOneOut",
     "LikelihoodRatio",
     "MovingAverage",
     "NoBaseline",
     "Pathwise",
+    "ShapedTotalPropagation",
     "SiteView",
     "TotalPropagation",
     "estimator",
