@@ -103,7 +103,8 @@ class Wiring:
         return [name for each in target for name in self._meant(source, each, direction)]
 
     def _named(self, source: str, target: str, direction: str) -> Sequence[str]:
-        exact = [n.name for n in self._receivers if target in (n.name, getattr(n, "path", None))]
+        exact = [n.name for n in self._receivers if target == n.name]
+        exact = exact or [n.name for n in self._receivers if target == getattr(n, "path", None)]
         if exact:
             return exact
         return self._some(source, direction, [n.name for n in self._receivers if fnmatchcase(n.name, target)], target)
