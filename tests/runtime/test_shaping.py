@@ -272,6 +272,21 @@ def test_paths_of_parameters_go_through_the_moments() -> None:
     assert_close(found, torch.autograd.grad(surrogate, theta)[0])
 
 
+@pytest.mark.parametrize("estimator", ["gs", "gr", {"z": "gr", "x": "gs"}])
+def test_by_messages_the_same(estimator: Any) -> None:
+    """A propagator at the cost makes the reverse pass visit nodes one by one, the resample node among them."""
+
+    def program(theta: Tensor, rule: str | None) -> Tensor:
+        z = propc.sample(Normal(theta.expand(B, D), 0.5), "z")
+        x = propc.sample(Normal(torch.sin(z @ MIX) + theta, 0.8), "x")
+        return propc.cost(cost_of(x), "c", propagator=rule)
+
+    assert propc.compile(program, estimator=estimator).graph(parameter(), "loss").general
+    found = gradient(program, "loss", estimator=estimator)
+    assert_close(found, gradient(program, None, estimator=estimator))
+    assert found.abs().min() > 1e-3
+
+
 # ---- precision, derivatives, bad input ------------------------------------------------
 
 
