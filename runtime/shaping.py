@@ -25,7 +25,7 @@ from propc.ir import Resample
 
 
 def refit(node: Resample, values: Sequence[Tensor], tokens: Sequence[Tensor], check: bool) -> list[Tensor]:
-    """Draws of the Gaussian fitted to `values` jointly, with their shapes.
+    """Draws of the Gaussian fitted to `values` jointly, with their shapes and dtypes.
 
     Args:
         node: the resample node, for its shrinkage and jitter.
@@ -40,9 +40,12 @@ def refit(node: Resample, values: Sequence[Tensor], tokens: Sequence[Tensor], ch
     rows = values[0].shape[0]
     flat = [value.reshape(rows, -1) for value in values]
     joined = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
-    drawn = _Refit.apply(node, check, joined, torch.randn_like(joined), *tokens)
+    if joined.dtype.itemsize < 4:  # a covariance needs more digits
+        joined = joined.float()
+    with torch.autocast(joined.device.type, enabled=False):
+        drawn = _Refit.apply(node, check, joined, torch.randn_like(joined), *tokens)
     parts = drawn.split([part.shape[1] for part in flat], 1) if len(flat) > 1 else [drawn]
-    return [part.reshape(value.shape) for part, value in zip(parts, values)]
+    return [part.reshape(value.shape).to(value.dtype) for part, value in zip(parts, values)]
 
 
 class _Refit(Function):

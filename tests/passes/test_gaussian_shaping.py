@@ -433,6 +433,20 @@ def test_a_site_between_jointly_fitted_ones() -> None:
         graph_of(program, GaussianShaping(at=["x", "z"]))
 
 
+def test_a_node_with_a_propagator_that_leads_to_other_costs() -> None:
+    """Its messages would come from two values."""
+
+    def program(theta: Tensor, rule: str | None) -> tuple[Tensor, Tensor]:
+        x = propc.sample(Normal(theta.expand(BATCH), 1.0), "x")
+        y = propc.node(2 * x, "y", propagator=rule)
+        return torch.cos(y), torch.sin(y)
+
+    compiled = propc.compile(program, estimator="lr", passes=[GaussianShaping(at="x", costs="cost0")])
+    assert routes(compiled.graph(param(), None)) == {"cost1": ["x"], "x.resample": ["x"]}
+    with pytest.raises(GraphError, match=r"node 'y' .*lies between .* leads to other costs"):
+        compiled.graph(param(), "clip")
+
+
 def test_a_draw_that_would_run_twice() -> None:
     def program(theta: Tensor) -> tuple[Tensor, Tensor]:
         x = propc.sample(Normal(theta.expand(BATCH), 1.0), "x")

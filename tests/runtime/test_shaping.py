@@ -312,6 +312,25 @@ def test_float32(estimator: str) -> None:
     assert torch.isfinite(gradient).all()
 
 
+def test_half_precision_and_autocast() -> None:
+    """Moments are taken in float32 at least."""
+    x = torch.randn(B, D, dtype=torch.bfloat16, requires_grad=True)
+    token = torch.zeros(B, requires_grad=True)
+    (draws,) = refit(node(x), [x], [token], True)
+    assert draws.dtype == torch.bfloat16
+    grads = torch.autograd.grad(draws.float().square().sum(), (x, token))
+    assert grads[0].dtype == torch.bfloat16
+    assert all(torch.isfinite(g).all() for g in grads)
+    torch.manual_seed(1)
+    single = torch.randn(B, D, dtype=torch.float32)
+    found = []
+    for enabled in (True, False):
+        torch.manual_seed(2)
+        with torch.autocast("cpu", enabled=enabled):
+            found.append(refit(node(single), [single], [], True)[0])
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("shrinkage", [0.0, 0.4])
 def test_pathwise_derivatives_of_every_order(shrinkage: float) -> None:
     def draws(x: Tensor) -> Tensor:
