@@ -123,7 +123,7 @@ def _by_weights(node: Resample, x: Tensor, noise: Tensor, tokens: Sequence[Tenso
     rows = len(x)
     logits = torch.stack([x.new_zeros(rows), *tokens]).sum(0)
     weights = torch.softmax(logits, 0).unsqueeze(1)
-    mean: Tensor = (weights * x).sum(0)
+    mean = (weights * x).sum(0)
     deviation, plain = x - mean, x - x.mean(0)
     weighted = deviation.T @ (weights * deviation)
     covariance = weighted + plain.T @ plain / (rows * (rows - 1))  # Bessel's part, which shaping leaves out
