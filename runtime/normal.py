@@ -58,15 +58,36 @@ class NormalTotal(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, sent: Tensor) -> tuple[Any, ...]:
         value, loc, scale, *tangents = ctx.saved_tensors
-        wants = ctx.needs_input_grad[2:4]
-        z = (value - loc) / scale
-        score = sent.view(-1, *(1,) * (z.dim() - 1)) / scale
-        grads, towards = [], []
-        if wants[0]:
-            grads.append((grad, score * z))
-            towards.append(tangents[0])
-        if wants[1]:
-            grads.append((grad * z, score * (z * z - 1)))
-            towards.append(tangents[1])
-        mixed = iter(mix(ctx.rule, ctx.site, grads, towards))
-        return (None, None, *(next(mixed) if wanted else None for wanted in wants), None, None)
+        _, _, wants_loc, wants_scale, *_ = ctx.needs_input_grad
+        offset = value - loc
+        if not wants_scale:
+            (mixed,) = mix(ctx.rule, ctx.site, [(grad, offset * _lifted(sent, scale))], tangents[:1])
+            return None, None, mixed, None, None, None
+        z = offset / scale
+        score = _rows(sent, z) / scale
+        of_scale = grad * z, score * (z * z - 1)
+        if not wants_loc:
+            (mixed,) = mix(ctx.rule, ctx.site, [of_scale], tangents[1:])
+            return None, None, None, mixed, None, None
+        return None, None, *mix(ctx.rule, ctx.site, [(grad, score * z), of_scale], tangents), None, None
+
+
+def _rows(sent: Tensor, like: Tensor) -> Tensor:
+    """[batch] → [batch, 1, ...]."""
+    return sent.view(-1, *(1,) * (like.dim() - 1))
+
+
+def _lifted(sent: Tensor, scale: Tensor) -> Tensor:
+    """Message over squared scale, [batch, ...].
+
+    Sites that share both, as the steps of a rollout do, share the quotient: it is kept with the message,
+    and is gone with it.
+    """
+    if torch.is_grad_enabled():
+        return _rows(sent, scale) / (scale * scale)
+    kept = getattr(sent, "_propc_lifted", None)
+    if kept is not None and kept[0] is scale and kept[1] == (sent._version, scale._version):
+        return kept[2]
+    lifted = _rows(sent, scale) / scale / scale
+    sent._propc_lifted = scale, (sent._version, scale._version), lifted
+    return lifted

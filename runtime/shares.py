@@ -25,43 +25,50 @@ def mix_two(grads: Sequence[tuple[Tensor, ...]], groups: int) -> list[Tensor] | 
     Returns:
         one cotangent for each φ, [batch, ...]; None where this needs more care.
     """
-    shape = grads[0][0].shape
-    rows = shape[0] // groups
-    if rows < 2 or shape[0] % groups or len({g[0].shape for g in grads}) > 1 or not grads[0][0].is_cpu:
+    first, count = grads[0][0], len(grads)
+    shape, batch, half = first.shape, len(first), count * groups
+    even = batch >= 2 * groups and not batch % groups
+    if not even or not first.is_cpu or (count > 1 and any(path.shape != shape for path, _ in grads)):
         return None
-    both = torch.cat([g[0] for g in grads] + [g[1] for g in grads])
-    shares = _shares(both.detach().view(2, len(grads), groups, rows, -1), rows)
-    if shares is None:
+    both = torch.cat([part for k in (0, 1) for part in (g[k] for g in grads)] if count > 1 else grads[0])
+    rows = both.view(2 * half, -1)
+    weights = _weights(rows.detach() if both.requires_grad else rows, groups, batch // groups)
+    if weights is None:
         return None
-    first, second = both.view(2, len(grads), groups, -1).unbind(0)
-    weight = torch.tensor(shares, dtype=both.dtype)
-    mixed = torch.lerp(first, second, weight) if both.requires_grad else first.lerp_(second, weight)
-    return list(mixed.view(len(grads), *shape).unbind(0))
+    pairs = rows.unbind()
+    if both.requires_grad:
+        mixed = [torch.lerp(pairs[i], pairs[half + i], weights[i % groups]) for i in range(half)]
+        return list(torch.cat(mixed).view(count, *shape).unbind())
+    for i in range(half):
+        pairs[i].lerp_(pairs[half + i], weights[i % groups])
+    return [both[i * batch : (i + 1) * batch] for i in range(count)]
 
 
-def _shares(seen: Tensor, rows: int) -> list[list[float]] | None:
+def _weights(seen: Tensor, groups: int, size: int) -> list[float] | None:
     """The weight of the second part in each group; None if a moment is not finite, or not to be looked at.
 
     Args:
-        seen: [2, φ, groups, rows, coordinates].
+        seen: [parts · φ · groups, size · coordinates].
+        groups, size: how many groups, of how many rows.
     """
     try:
-        sizes = torch.linalg.vector_norm(seen, dim=(1, 3, 4)).tolist()
-        means = torch.linalg.vector_norm(seen.sum(3), dim=(1, 3)).tolist()
+        norms = torch.linalg.vector_norm(seen, 2, 1).tolist()
+        means = torch.linalg.vector_norm(seen.view(len(norms), size, -1).sum(1), 2, 1).tolist()
     except RuntimeError:  # under vmap, or on fake tensors
         return None
-    rounding, tiny = _limits(seen.dtype)
-    first, second = (
-        [max(size * size - mean * mean * rounding / rows, tiny) for size, mean in zip(*moments)]
-        for moments in zip(sizes, means)
-    )
-    if not math.isfinite(sum(first) + sum(second)):
+    share, tiny = _limits(seen.dtype, size)
+    found = [norm * norm - share * mean * mean for norm, mean in zip(norms, means)]
+    if len(found) > 2 * groups:  # several φ count together
+        half = len(found) // 2
+        found = [sum(found[start : start + half : groups]) for start in (*range(groups), *range(half, half + groups))]
+    if not math.isfinite(sum(found)):
         return None
-    return [[a / (a + b)] for a, b in zip(reversed(first), reversed(second))]
+    path, score = found[groups - 1 :: -1], found[: groups - 1 : -1]  # groups in reverse: each takes the other's
+    return [max(a, tiny) / (max(a, tiny) + max(b, tiny)) for a, b in zip(path, score)]
 
 
 @cache
-def _limits(dtype: torch.dtype) -> tuple[float, float]:
-    """What a squared mean may have gained by rounding, as a factor; the least variance."""
+def _limits(dtype: torch.dtype, size: int) -> tuple[float, float]:
+    """By what a squared sum over `size` rows counts, with what it may have gained by rounding; the least variance."""
     known = torch.finfo(dtype)
-    return (1 + 4 * known.eps) ** 2, known.tiny
+    return (1 + 4 * known.eps) ** 2 / size, known.tiny
