@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from propc.runtime.gates import applied, inlet
 from propc.runtime.mixing import mix
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class NormalScore(Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(value, loc, scale)
-        return loc.new_zeros(()).expand(loc.shape[0])
+        return inlet(loc)
 
     @staticmethod
     def backward(ctx: Any, sent: Tensor) -> tuple[Tensor | None, ...]:
@@ -53,7 +54,7 @@ class NormalTotal(Function):
         value = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device).mul_(scale).add_(loc)
         ctx.rule, ctx.site = rule, site
         ctx.save_for_backward(value, loc, scale, *tangents)
-        return value, loc.new_zeros(()).expand(loc.shape[0])
+        return value, inlet(loc)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, sent: Tensor) -> tuple[Any, ...]:
@@ -72,6 +73,9 @@ class NormalTotal(Function):
         return None, None, *mix(ctx.rule, ctx.site, [(grad, score * z), of_scale], tangents), None, None
 
 
+score, total = applied(NormalScore), applied(NormalTotal)
+
+
 def _rows(sent: Tensor, like: Tensor) -> Tensor:
     """[batch] → [batch, 1, ...]."""
     return sent.view(-1, *(1,) * (like.dim() - 1))
@@ -83,7 +87,7 @@ def _lifted(sent: Tensor, scale: Tensor) -> Tensor:
     Sites that share both, as the steps of a rollout do, share the quotient: it is kept with the message,
     and is gone with it.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or sent.is_inference():
         return _rows(sent, scale) / (scale * scale)
     kept = getattr(sent, "_propc_lifted", None)
     if kept is not None and kept[0] is scale and kept[1] == (sent._version, scale._version):
