@@ -44,7 +44,6 @@ from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call, Step, Straight, Values
 
 
-
 class Executable:
     """A graph ready to run.
 
