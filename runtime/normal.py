@@ -89,9 +89,9 @@ def _lifted(sent: Tensor, scale: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled() or sent.is_inference():
         return _rows(sent, scale) / (scale * scale)
-    kept = getattr(sent, "_propc_lifted", None)
-    if kept is not None and kept[0] is scale and kept[1] == (sent._version, scale._version):
-        return kept[2]
-    lifted = _rows(sent, scale) / scale / scale
-    sent._propc_lifted = scale, (sent._version, scale._version), lifted
-    return lifted
+    known, versions, lifted = sent.__dict__.get("_propc_lifted", (None, None, sent))
+    if known is not scale or versions != (sent._version, scale._version):
+        lifted = _rows(sent, scale) / scale / scale
+        sent.__dict__["_propc_lifted"] = scale, (sent._version, scale._version), lifted
+    made: Tensor = lifted
+    return made
