@@ -21,10 +21,11 @@ from propc.graph import PropagationGraph
 from propc.ir import Cost, Input, Join, Named, Node, Parameter, Ref, Site, TensorType, Token
 from propc.messages import EMPTY, Message, copied
 from propc.propagators.base import NodeView, Sent
-from propc.runtime.executor import Executable, Step
+from propc.runtime.executor import Executable
 from propc.runtime.kept import Memory
 from propc.runtime.post import Directory, Post
 from propc.runtime.state import EstimatorState
+from propc.runtime.straight import Step
 from propc.wiring import BACKWARD, FORWARD, takes_messages
 
 Cotangents = dict[int, Tensor]
