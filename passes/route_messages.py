@@ -10,8 +10,8 @@ from propc.graph import PropagationGraph
 from propc.ir import Cost, Route, Token
 from propc.messages import COST, GRAD, Field
 from propc.passes.base import Pass, register
-from propc.propagators import Baseline, Gated, Propagator
-from propc.wiring import BACKWARD, FORWARD
+from propc.propagators import Baseline, Gated, Loss, Propagator
+from propc.wiring import BACKWARD, FORWARD, declared
 
 
 @register("route-messages")
@@ -44,6 +44,8 @@ class RouteMessages(Pass):
         routes: list[Route] = []
         for cost in graph.of(Cost):
             reached = influence.values[cost.inputs[0]].any
+            if not _is_cumulative(cost.rule):
+                reached &= sum(1 << influence.sites.index(name) for name in graph.wiring.last_sites[cost.name])
             grouped: dict[Baseline, list[Token]] = {}
             for key, mask in masks.items():
                 here = [tokens[key][i] for i in _bits(mask & reached)]
@@ -51,6 +53,14 @@ class RouteMessages(Pass):
                     grouped.setdefault(key[0], []).extend(here)
             routes += [Route(cost.name, tuple(targets), baseline) for baseline, targets in grouped.items()]
         return routes
+
+
+def _is_cumulative(rule: Propagator | None) -> bool:
+    """Whether a cost is sent to all sites that influence it."""
+    if isinstance(rule, Loss):
+        return rule.cumulative
+    parts = {} if rule is None else rule.named_parts()
+    return all(_is_cumulative(part) for part in parts.values() if isinstance(part, Propagator))
 
 
 def _bits(mask: int) -> list[int]:
@@ -72,20 +82,17 @@ def _between_propagators(graph: PropagationGraph) -> list[Route]:
     routes = []
     for name in wiring.vertices:
         node = graph.nodes[name]
-        rule, forced = node.propagator, getattr(node, "forced", None)
+        rule = node.propagator
         assert rule is not None
-        back = rule.targets if forced is None else forced
+        back, on = declared(node, BACKWARD), declared(node, FORWARD)
+        near = wiring.children[name] if ahead else ()
         plans = (
             ("message", wiring.parents[name] if back is None else wiring.resolve(name, back, BACKWARD)),
-            (
-                "forward",
-                (wiring.children[name] if ahead else ())
-                if rule.forward_targets is None
-                else wiring.resolve(name, rule.forward_targets, FORWARD),
-            ),
+            ("forward", near if on is None else wiring.resolve(name, on, FORWARD)),
             ("kept", (name,) if rule.keeps else ()),
         )
-        for kind, ends in plans:
+        for kind, found in plans:
+            ends = found if kind == "kept" else tuple([end for end in found if end != name])
             if ends:
                 fields = _names(rule.keeps if kind == "kept" else rule.sends, graph.program is None)
                 routes.append(Route(name, tuple([tokens[end] for end in ends]), None, fields, kind))

@@ -8,7 +8,8 @@ order, takes each step's vector-Jacobian product, and calls the propagators of t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +21,11 @@ from propc.errors import EstimatorError, MessageError, PropcValueError, message,
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Input, Join, Named, Node, Parameter, Ref, Site, TensorType, Token
 from propc.messages import EMPTY, Message, copied
-from propc.propagators.base import NodeView, Sent
+from propc.propagators.base import NodeView, note
+from propc.propagators.gated import no_cotangent, value_of
 from propc.runtime.executor import Executable, Step
 from propc.runtime.kept import Memory
-from propc.runtime.post import Directory, Post
+from propc.runtime.post import Directory, Post, several
 from propc.runtime.state import EstimatorState
 from propc.wiring import BACKWARD, FORWARD, takes_messages
 
@@ -77,6 +79,7 @@ class Messenger:
 
     def forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], initial: Mapping[str, Message]) -> Session:
         """Run the program and the forward messages."""
+        self.executable.begin()
         session = Session([None] * len(self.slots), Post(self.directories[FORWARD]))
         for slot, tensor in zip((*self.executable.inputs, *self.executable.held), (*inputs, *held)):
             session.values[slot] = tensor.detach()
@@ -156,8 +159,9 @@ class Messenger:
         view.inputs = [_leaf(session.values[i], wants) for i, wants in zip(piece.reads, piece.wants)]
         if not isinstance(node, Site):
             view.value = session.values[piece.reads[0]]
-        session.forward.put(node.name, rule.forward(view, session.forward.take(node.name)))
-        session.values[piece.makes[0]] = view.value
+        with _named(view):
+            session.forward.put(node.name, rule.forward(view, session.forward.take(node.name)))
+        session.values[piece.makes[0]] = value_of(view)
         for token in piece.makes[1:]:
             session.values[token] = view.value.new_zeros(view.value.shape[:1])
 
@@ -177,9 +181,10 @@ class Messenger:
             post.waiting.setdefault(name, []).insert(0, ("its readers", Message(own)))
         if waiting:
             post.waiting.setdefault(name, []).append(("messages", waiting))
-        sent = rule.backward(view, post.take(name))
-        for each in _several(sent):
-            self._send(piece, each, arrived, post)
+        with _named(view):
+            sent = rule.backward(view, post.take(name))
+            for each in several(sent):
+                self._send(piece, each, arrived, post)
 
     def _send(self, piece: Piece, sent: Any, arrived: _Cotangents, post: Post) -> None:
         """Cotangents go to what the node reads, a cost's message to its sites, the rest along routes."""
@@ -198,6 +203,8 @@ class Messenger:
                 centered = baseline.center(sent["cost"], state)
                 for token in route.targets:
                     arrived.add(self.slots[token], centered)
+        if isinstance(node, Site) and "grad" in sent:
+            raise no_cotangent(NodeView(node), "grad")
         rest = sent.without(*own)
         if rest:
             post.put(node.name, rest)
@@ -240,14 +247,14 @@ class Messenger:
         """Those of the mean over the batch of every returned cost."""
         found = {}
         for slot, (node, kind) in self._returned():
-            if len(kind.shape) < 2:
-                found[slot] = _spread(1.0 / max(1, math.prod(kind.shape)), node, kind)
+            found[slot] = _spread(1.0 / max(1, math.prod(kind.shape)), node, kind)
         return found
 
     def _returned(self) -> Iterator[tuple[int, tuple[Node, TensorType]]]:
+        """The returned costs."""
         output = self.graph.output
-        for slot, kind in zip(self.executable.returned, output.outputs):
-            if kind.dtype.is_floating_point:
+        for slot, kind, aside in zip(self.executable.returned, output.outputs, output.guarded):
+            if kind.dtype.is_floating_point and len(kind.shape) < 2 and not aside:
                 yield slot, (output, kind)
 
     def _addressed(self, name: str, sent: Message) -> Message:
@@ -312,6 +319,18 @@ class _Propagated(Function):
         return (None, None, *(left.get(leaf.name, EMPTY).get("grad") for leaf in leaves))
 
 
+@contextmanager
+def _named(view: NodeView) -> Iterator[None]:
+    """Say at which node a propagator failed."""
+    try:
+        yield
+    except MessageError:
+        raise
+    except Exception as error:
+        note(error, view)
+        raise
+
+
 def _unfused(graph: PropagationGraph) -> PropagationGraph:
     """The graph with a join for each route, since no cost can share one with another here."""
     joins, routes = [], []
@@ -366,12 +385,6 @@ def _pull(piece: Piece, session: Session, arrived: _Cotangents) -> None:
     for (slot, _), grad in zip(wanted, grads):
         if grad is not None:
             arrived.add(slot, grad)
-
-
-def _several(sent: Sent) -> Iterable[Any]:
-    if sent is None:
-        return ()
-    return (sent,) if isinstance(sent, Message) or not isinstance(sent, Iterable) else sent
 
 
 def _fitting(cotangent: Any, shape: tuple[int, ...], node: Node, key: str) -> Tensor:
