@@ -11,7 +11,7 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from propc.errors import MessageError, PropcValueError, message, nearest
+from propc.errors import MessageError, MissingFieldError, PropcValueError, message, nearest
 
 Merge = str | Callable[[Any, Any], Any]
 MERGES = ("sum", "list", "replace", "lock")
@@ -133,8 +133,8 @@ class Message(Mapping[str, Any]):
         except KeyError:
             raise self._missing(name) from None
 
-    def _missing(self, name: str) -> MessageError:
-        return MessageError(message(f"the message has no field {name!r}", nearest(name, self._fields)))
+    def _missing(self, name: str) -> MissingFieldError:
+        return MissingFieldError(message(f"the message has no field {name!r}", nearest(name, self._fields)))
 
     def __contains__(self, name: object) -> bool:
         return name in self._fields
