@@ -125,7 +125,9 @@ def test_a_table_of_fields() -> None:
 
 @pytest.mark.parametrize("other", [Field("x", "list"), Field("x", shape=(3,)), Field("x", max)])
 def test_a_field_declared_twice_differently(other: Field) -> None:
-    with pytest.raises(MessageError, match=r"node 'b': it sends the field x by .*'a' declares x by sum.*Declare a field once"):
+    with pytest.raises(
+        MessageError, match=r"node 'b': it sends the field x by .*'a' declares x by sum.*Declare a field once"
+    ):
         field_table([("a", (Field("x"),)), ("b", (other,))])
 
 

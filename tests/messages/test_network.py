@@ -249,7 +249,9 @@ def test_parts_of_a_sequence_have_state_of_their_own() -> None:
     assert len(list(made.parameters())) == 4
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))], ids=["copy", "pickle"]
+)
 def test_copies(again: Any) -> None:
     made = row(Add(), Remember())
     made.propagate("forward")

@@ -47,9 +47,7 @@ def networks(draw: st.DrawFn) -> list[Spec]:
         back = draw(targets(range(i), i)) if i and not idle else ()
         on = draw(targets(range(i + 1, count), count - 1 - i)) if i < count - 1 and not idle else ()
         fields = draw(st.lists(st.sampled_from(sorted(MERGES)), unique=True))
-        specs.append(
-            Spec(tuple(parents), draw(st.integers(-9, 9)), tuple(fields), idle, back, on, draw(st.booleans()))
-        )
+        specs.append(Spec(tuple(parents), draw(st.integers(-9, 9)), tuple(fields), idle, back, on, draw(st.booleans())))
     return specs
 
 
