@@ -41,14 +41,14 @@ class Piece:
     step: Step | None
     reads: tuple[int, ...]
     makes: tuple[int, ...]
-    wants: tuple[bool, ...]
 
 
 @dataclass
 class Session:
-    """One call: its values, what each step was run on, and the messages."""
+    """One call: its values and which of them want a cotangent, what each step was run on, and the messages."""
 
     values: list[Any]
+    wants: list[bool]
     forward: Post
     tape: dict[str, tuple[list[Any], list[Any]]] = field(default_factory=dict)
     views: dict[str, NodeView] = field(default_factory=dict)
@@ -80,9 +80,9 @@ class Messenger:
     def forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], initial: Mapping[str, Message]) -> Session:
         """Run the program and the forward messages."""
         self.executable.begin()
-        session = Session([None] * len(self.slots), Post(self.directories[FORWARD]))
+        session = Session([None] * len(self.slots), [False] * len(self.slots), Post(self.directories[FORWARD]))
         for slot, tensor in zip((*self.executable.inputs, *self.executable.held), (*inputs, *held)):
-            session.values[slot] = tensor.detach()
+            session.values[slot], session.wants[slot] = tensor.detach(), tensor.requires_grad
         for name, sent in (*self.memory.waiting().items(), *initial.items()):
             session.forward.deliver("the caller", session.forward.directory.checked(name, sent), (name,))
         seed = torch.default_generator.get_state()
@@ -129,7 +129,6 @@ class Messenger:
 
     def _piece(self, node: Node, step: Step) -> Piece:
         refs: list[Ref | Token] = [*node.inputs, *(t for t in getattr(node, "tangents", ()) if t is not None)]
-        wants = [self._wants(ref) for ref in refs if isinstance(ref, Ref)]
         tokens = [token for route in self.routes.get(node.name, ()) for token in route.targets]
         made: list[Ref | Token] = [Ref(node.name, port) for port in range(len(node.outputs))]
         if isinstance(node, Site) and node.rule is not None:
@@ -142,12 +141,7 @@ class Messenger:
             None if by_rule else step,
             tuple(self.slots[ref] for ref in (*refs, *tokens)),
             tuple(self.slots[ref] for ref in made),
-            (*wants, *(True for _ in tokens)),
         )
-
-    def _wants(self, ref: Ref) -> bool:
-        kind = self.graph[ref.node].outputs[ref.port]
-        return kind.requires_grad and (kind.dtype.is_floating_point or kind.dtype.is_complex)
 
     # -- visiting -----------------------------------------------------------------------
 
@@ -156,7 +150,7 @@ class Messenger:
         rule = node.propagator
         assert rule is not None
         view = session.views[node.name] = self.memory.view(node)
-        view.inputs = [_leaf(session.values[i], wants) for i, wants in zip(piece.reads, piece.wants)]
+        view.inputs = [_leaf(session.values[i], session.wants[i]) for i in piece.reads]
         if not isinstance(node, Site):
             view.value = session.values[piece.reads[0]]
         with _named(view):
@@ -164,6 +158,9 @@ class Messenger:
         session.values[piece.makes[0]] = value_of(view)
         for token in piece.makes[1:]:
             session.values[token] = view.value.new_zeros(view.value.shape[:1])
+        wanted = isinstance(node, Cost) or any(session.wants[i] for i in piece.reads)
+        for slot in piece.makes:
+            session.wants[slot] = wanted and _can_want(session.values[slot])
 
     def _visit_backward(self, piece: Piece, session: Session, arrived: _Cotangents, post: Post) -> None:
         name = piece.node.name
@@ -297,7 +294,8 @@ class _Propagated(Function):
         ctx.set_materialize_grads(False)
         returned = [session.values[slot] for slot in messenger.executable.returned]
         found = tuple(value.view_as(value) for value in returned)
-        ctx.mark_non_differentiable(*(v for v in found if not v.dtype.is_floating_point))
+        wanted = [session.wants[slot] for slot in messenger.executable.returned]
+        ctx.mark_non_differentiable(*(value for value, wants in zip(found, wanted) if not wants))
         return found
 
     @staticmethod
@@ -340,6 +338,10 @@ def _unfused(graph: PropagationGraph) -> PropagationGraph:
     return replace(graph, routes=tuple(routes), joins=tuple(joins))
 
 
+def _can_want(value: Tensor) -> bool:
+    return value.dtype.is_floating_point or value.dtype.is_complex
+
+
 def _leaf(value: Any, wants: bool) -> Any:
     return value.detach().requires_grad_() if wants and isinstance(value, Tensor) else value
 
@@ -349,7 +351,7 @@ def _run_apart(piece: Piece, session: Session) -> None:
     assert piece.step is not None
     values = session.values
     before = [values[i] for i in piece.reads]
-    leaves = [_leaf(value, wants) for value, wants in zip(before, piece.wants)]
+    leaves = [_leaf(values[i], session.wants[i]) for i in piece.reads]
     for i, leaf in zip(piece.reads, leaves):
         values[i] = leaf
     piece.step(values)
@@ -358,6 +360,7 @@ def _run_apart(piece: Piece, session: Session) -> None:
     for i, value in zip(piece.reads, before):
         values[i] = value
     for i, value in zip(piece.makes, made):
+        session.wants[i] = isinstance(value, Tensor) and value.requires_grad
         values[i] = value.detach() if isinstance(value, Tensor) else value
 
 

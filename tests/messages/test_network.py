@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import propc
-from propc import SELF, Field, Message, Network, PropcTypeError, PropcValueError, Propagator
+from propc import SELF, Field, Message, Network, Propagator, PropcTypeError, PropcValueError
 from propc.propagators import NodeView
 
 X, LOG = Field("x"), Field("log", "list")
