@@ -172,7 +172,7 @@ class Propagator(Configurable):
         forward_targets: where they go in the forward pass; None is `CHILDREN`.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = "propagator"
     sends: tuple[Field, ...] = (GRAD, COST)
     keeps: tuple[Field, ...] = ()
     targets: Target = None

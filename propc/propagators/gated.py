@@ -104,7 +104,8 @@ class _NodeGate(Function):
     @staticmethod
     def forward(ctx: Any, rule: Propagator, view: NodeView, value: Tensor) -> Tensor:
         view.value = value.detach()
-        rule.forward(view, EMPTY)
+        with torch.enable_grad():  # as where nodes are visited one by one
+            rule.forward(view, EMPTY)
         ctx.rule, ctx.view = rule, view
         made = value_of(view)
         return made.view_as(made)

@@ -113,7 +113,7 @@ def test_an_unknown_merge() -> None:
 
 @pytest.mark.parametrize("name", ["two words", "", "replace", "target", "to", "items"])
 def test_names_that_no_field_can_have(name: str) -> None:
-    with pytest.raises(PropcValueError, match="a field cannot be named"):
+    with pytest.raises(PropcValueError, match=r"a field cannot be named"):
         Field(name)
 
 

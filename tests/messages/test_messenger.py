@@ -245,7 +245,7 @@ def test_initial_cotangents() -> None:
     )
     with pytest.raises(MessageError, match=r"'grad' as \[2\]; the value has shape \[6\]"):
         sent({"cost1": Message(grad=torch.ones(2))})
-    with pytest.raises(propc.PropcValueError, match="no node 'cost2' takes messages.*Did you mean 'cost1'"):
+    with pytest.raises(propc.PropcValueError, match=r"no node 'cost2' takes messages.*Did you mean 'cost1'"):
         sent({"cost2": Message(grad=1.0)})
 
 
@@ -315,10 +315,10 @@ def test_after_a_failure_all_is_as_before(direction: str) -> None:
     theta = torch.tensor(0.3, requires_grad=True)
     first = seeded(lambda: compiled.propagate("backward", None, theta))
     broken.append(True)
-    with pytest.raises(RuntimeError, match="no") as caught:
+    with pytest.raises(RuntimeError, match=r"no") as caught:
         compiled.propagate("backward", None, theta)
     assert any("while visiting node 'h', test_messenger.py" in note for note in getattr(caught.value, "__notes__", []))
-    with pytest.raises(RuntimeError, match="no"):
+    with pytest.raises(RuntimeError, match=r"no"):
         compiled(theta).mean().backward()
     broken.clear()
     again = seeded(lambda: compiled.propagate("backward", None, theta))
@@ -329,7 +329,7 @@ def test_after_a_failure_all_is_as_before(direction: str) -> None:
 def test_second_derivatives_are_refused() -> None:
     theta = torch.tensor(0.3, requires_grad=True)
     cost = propc.compile(talking, estimator="rp")(theta).mean()
-    with pytest.raises(EstimatorError, match="'talking' has propagators.*first derivatives only.*create_graph=True"):
+    with pytest.raises(EstimatorError, match=r"'talking' has propagators.*first derivatives only.*create_graph=True"):
         torch.autograd.grad(cost, theta, create_graph=True)
 
 

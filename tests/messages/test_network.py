@@ -342,21 +342,21 @@ def test_several_parents_and_passes() -> None:
 
 def test_bad_input() -> None:
     made = row(Add())
-    with pytest.raises(PropcValueError, match="the name 'a' is taken. Choose another"):
+    with pytest.raises(PropcValueError, match=r"the name 'a' is taken. Choose another"):
         made.add("a", Add())
-    with pytest.raises(PropcValueError, match="the name 'output' is taken"):
+    with pytest.raises(PropcValueError, match=r"the name 'output' is taken"):
         made.add("output", Add())
-    with pytest.raises(PropcValueError, match="node 'b'.*its parent 'x' is not in the network. Add parents before"):
+    with pytest.raises(PropcValueError, match=r"node 'b'.*its parent 'x' is not in the network. Add parents before"):
         made.add("b", Add(), ["x"])
     with pytest.raises(PropcTypeError, match=r"parents= takes a sequence of names; got 'a'"):
         made.add("b", Add(), "a")
-    with pytest.raises(PropcTypeError, match="a propagator is a Propagator or the name of one; got 3"):
+    with pytest.raises(PropcTypeError, match=r"a propagator is a Propagator or the name of one; got 3"):
         made.add("b", 3)  # type: ignore[arg-type]
-    with pytest.raises(PropcValueError, match="unknown propagator 'clipp'.*Did you mean 'clip'"):
+    with pytest.raises(PropcValueError, match=r"unknown propagator 'clipp'.*Did you mean 'clip'"):
         made.add("b", "clipp")
-    with pytest.raises(PropcValueError, match="unknown direction 'forwards'.*Did you mean 'forward'"):
+    with pytest.raises(PropcValueError, match=r"unknown direction 'forwards'.*Did you mean 'forward'"):
         made.propagate("forwards")
-    with pytest.raises(PropcValueError, match="no node 'z' takes messages. Known: 'a'"):
+    with pytest.raises(PropcValueError, match=r"no node 'z' takes messages. Known: 'a'"):
         made.propagate("forward", {"z": Message(x=1)})
-    with pytest.raises(PropcValueError, match="no propagator visited a node 'z'"):
+    with pytest.raises(PropcValueError, match=r"no propagator visited a node 'z'"):
         made.propagate("forward")["z"]

@@ -237,7 +237,7 @@ def test_the_first_targets_of_a_sequence() -> None:
 )
 def test_bad_targets(target: Any, words: str) -> None:
     with pytest.raises(MessageError, match=rf"node 'c'.*({words})"):
-        network("c", Speaker(back=target)).graph
+        assert network("c", Speaker(back=target)).graph
 
 
 @pytest.mark.parametrize(
@@ -252,15 +252,15 @@ def test_bad_targets(target: Any, words: str) -> None:
 )
 def test_bad_forward_targets(target: Any, words: str) -> None:
     with pytest.raises(MessageError, match=rf"node 'a1'.*{words}"):
-        network("a1", Speaker(on=target)).graph
+        assert network("a1", Speaker(on=target)).graph
 
 
 def test_a_misspelt_target_names_the_nearest() -> None:
     made = propc.Network()
     made.add("encoder", Listener())
     made.add("decoder", Speaker(back="encodr"), ["encoder"])
-    with pytest.raises(MessageError, match="Did you mean 'encoder'"):
-        made.graph
+    with pytest.raises(MessageError, match=r"Did you mean 'encoder'"):
+        assert made.graph
 
 
 # -- in a compiled program ---------------------------------------------------------------
