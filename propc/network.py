@@ -102,6 +102,9 @@ class Network(nn.Module):
         """
         return self._compiled().propagate(direction, message, forward)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ready": None}  # compiled anew in the copy
+
     def _compiled(self) -> _Ready:
         if self._ready is None:
             with without_collection():
@@ -141,7 +144,7 @@ class _Ready:
             posts.append(self.sweeps[FORWARD].run(start))
             posts.append(last.run(initial))
         else:
-            posts.append(last.run({**start, **initial}))
+            posts.append(last.run(start, initial))
         self.memory.keep(posts)
         return Propagation(posts[-1].left(), self.views)
 

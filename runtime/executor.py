@@ -77,9 +77,7 @@ class Executable:
 
     def run(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> list[Tensor]:
         """One forward pass; the returned tensors in flattened order."""
-        if self.fresh:
-            shared: dict[str, list[Tensor]] = {}
-            self.contexts.update({k: replace(c, weights=shared) for k, c in self.contexts.items()})
+        self.begin()
         seed = torch.default_generator.get_state() if self.validate else None
         values = self._forward(inputs, held, keep=not self.checked)
         if seed is not None:
@@ -88,6 +86,12 @@ class Executable:
                 self.check_rows(values)
         self.checked = True
         return [values[slot] for slot in self.returned]
+
+    def begin(self) -> None:
+        """Forget the mixing weights of the last call."""
+        if self.fresh:
+            shared: dict[str, list[Tensor]] = {}
+            self.contexts.update({k: replace(c, weights=shared) for k, c in self.contexts.items()})
 
     def _forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], keep: bool) -> Values:
         """Run all steps; without `keep`, each value is let go after its last reader."""

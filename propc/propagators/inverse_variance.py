@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from propc.baselines import Baseline
+from propc.baselines import Baseline, LeaveOneOut
 from propc.distributions import DistributionSpec, row_log_prob
 from propc.errors import EstimatorError, message
 from propc.propagators.likelihood_ratio import LikelihoodRatio
@@ -93,7 +93,10 @@ def total_propagation(baseline: Any = "loo", **weighting: Any) -> InverseVarianc
         baseline: of the likelihood ratio.
         **weighting: options of the weights, as of the estimator `tp`.
     """
-    return InverseVariance((Pathwise(), LikelihoodRatio(baseline)), Weighting(**weighting))
+    how, score = Weighting(**weighting), LikelihoodRatio(baseline)
+    if how.weights == "crossfit" and score.baseline == LeaveOneOut():  # which must keep the two halves apart
+        score = LikelihoodRatio(LeaveOneOut(halves=True))
+    return InverseVariance((Pathwise(), score), how)
 
 
 def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:

@@ -55,8 +55,9 @@ class Sequence(Propagator):
         return _union(part.keeps for part in self.parts)
 
     @property
-    def targets(self) -> Any:
-        return next((part.targets for part in self.parts if part.targets is not None), None)
+    def targets(self) -> Any:  # type: ignore[override]
+        own = vars(self).get("targets")
+        return own if own is not None else next((part.targets for part in self.parts if part.targets is not None), None)
 
     @property
     def forward_targets(self) -> Any:
@@ -64,7 +65,7 @@ class Sequence(Propagator):
 
     @property
     def idle(self) -> bool:
-        return all(part.idle for part in self.parts)
+        return self.targets is None and all(part.idle for part in self.parts)
 
     def state(self, node: Any) -> nn.Module | None:
         made = {key: module for key, part in self._parts.items() if (module := part.state(node)) is not None}
