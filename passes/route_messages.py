@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import ClassVar
 
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Route, Token
-from propc.messages import COST, GRAD, Field
 from propc.passes.base import Pass, register
-from propc.propagators import Baseline, Gated, Loss, Propagator
-from propc.wiring import BACKWARD, FORWARD, declared
+from propc.passes.message_routes import message_routes
+from propc.passes.shaped_routes import shaped_routes
+from propc.propagators import Baseline, Loss, Propagator
 
 
 @register("route-messages")
@@ -29,7 +28,7 @@ class RouteMessages(Pass):
     name: ClassVar[str] = "route-messages"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
-        return replace(graph, routes=(*self._from_costs(graph), *_between_propagators(graph)))
+        return replace(graph, routes=(*self._from_costs(graph), *shaped_routes(graph), *message_routes(graph)))
 
     def _from_costs(self, graph: PropagationGraph) -> list[Route]:
         """Routes of the costs to the sites."""
@@ -45,7 +44,7 @@ class RouteMessages(Pass):
         for cost in graph.of(Cost):
             reached = influence.values[cost.inputs[0]].any
             if not _is_cumulative(cost.rule):
-                reached &= sum(1 << influence.sites.index(name) for name in graph.wiring.last_sites[cost.name])
+                reached = influence.values[cost.inputs[0]].near
             grouped: dict[Baseline, list[Token]] = {}
             for key, mask in masks.items():
                 here = [tokens[key][i] for i in _bits(mask & reached)]
@@ -70,43 +69,3 @@ def _bits(mask: int) -> list[int]:
         found.append(low.bit_length() - 1)
         mask ^= low
     return found
-
-
-def _between_propagators(graph: PropagationGraph) -> list[Route]:
-    """Routes of the nodes that handle messages, where autograd alone cannot carry them."""
-    if not (graph.general or graph.program is None):
-        return []
-    wiring = graph.wiring
-    tokens = {name: Token(name) for name in graph.nodes}
-    ahead = graph.program is None or any(_sends_forward(graph.nodes[name].propagator) for name in wiring.vertices)
-    routes = []
-    for name in wiring.vertices:
-        node = graph.nodes[name]
-        rule = node.propagator
-        assert rule is not None
-        back, on = declared(node, BACKWARD), declared(node, FORWARD)
-        near = wiring.children[name] if ahead else ()
-        plans = (
-            ("message", wiring.parents[name] if back is None else wiring.resolve(name, back, BACKWARD)),
-            ("forward", near if on is None else wiring.resolve(name, on, FORWARD)),
-            ("kept", (name,) if rule.keeps else ()),
-        )
-        for kind, found in plans:
-            ends = found if kind == "kept" else tuple([end for end in found if end != name])
-            if ends:
-                fields = _names(rule.keeps if kind == "kept" else rule.sends, graph.program is None)
-                routes.append(Route(name, tuple([tokens[end] for end in ends]), None, fields, kind))
-    return routes
-
-
-def _sends_forward(rule: Propagator | None) -> bool:
-    """Whether a propagator does something in the forward pass."""
-    inner = rule.inner if isinstance(rule, Gated) else rule
-    return inner is not None and type(inner).forward is not Propagator.forward
-
-
-@cache
-def _names(fields: tuple[Field, ...], every: bool) -> tuple[str, ...]:
-    """What a route is for. In a program cotangents and costs go other ways; what remains may be handed on."""
-    found = tuple(field.name for field in fields if every or field not in (GRAD, COST))
-    return found or ("handed on",)

@@ -95,7 +95,7 @@ class _Cutter:
             body=tuple(body),
             arguments=arguments,
             results=results,
-            dependence=_dependence(body, arguments, results),
+            dependence=dependence(body, arguments, results),
         )
         for port, node in enumerate(results):
             self.refs[node] = Ref(name, port)
@@ -157,7 +157,7 @@ _MADE = {
 _NO_TENSOR = TensorType((), torch.uint8, torch.device("cpu"))  # a port that carries a tuple; nobody looks at it
 
 
-def _dependence(
+def dependence(
     body: Iterable[torch.fx.Node], arguments: tuple[torch.fx.Node, ...], results: tuple[torch.fx.Node, ...]
 ) -> tuple[Dependence, ...]:
     """Which inputs reach which outputs, and through what kind of path."""

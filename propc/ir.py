@@ -7,6 +7,7 @@ Routes, the planned ways of messages in the reverse pass, are a second set of ed
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ class Kind(str, Enum):
     SEGMENT = "segment"
     EXPAND = "expand"
     SITE = "site"
+    RESAMPLE = "resample"
     NODE = "node"
     OPAQUE = "opaque"
     COST = "cost"
@@ -85,6 +87,11 @@ class Node:
     @property
     def kind(self) -> Kind:
         return KIND_OF[type(self)]
+
+    @property
+    def made(self) -> tuple[Ref, ...]:
+        """Its values, one for each output."""
+        return tuple(Ref(self.name, port) for port in range(len(self.outputs)))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -195,6 +202,29 @@ class Site(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resample(Node):
+    """Draws anew from the Gaussian fitted to the rows of its inputs; inserted by gaussian-shaping.
+
+    The inputs are fitted jointly; the outputs have their types. To what is before it the node is a
+    cost, which sends shaped messages; to what is behind it, a site.
+
+    Attributes:
+        sites: those that may take its messages; empty for all before it.
+        shrinkage: share of the covariance that is replaced by its mean variance times the identity.
+        jitter: what is added to the variances.
+    """
+
+    sites: tuple[str, ...] = ()
+    shrinkage: float = 0.0
+    jitter: float = 1e-6
+
+    @property
+    def width(self) -> int:
+        """Dimensions of the Gaussian: elements of a row of all inputs."""
+        return sum(math.prod(kind.shape[1:]) for kind in self.outputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Named(Node):
     """A value that the user named with `propc.node`, or a node of a `propc.Network`, which has no value.
 
@@ -269,7 +299,8 @@ BETWEEN = ("message", "forward", "kept")
 class Route:
     """The planned way of a message, by its kind.
 
-    A ``score`` leads from a cost to tokens of sites, under one baseline; a ``message`` from a node with a
+    A ``score`` leads from a cost to tokens of sites, under one baseline; a ``shaped`` one from a
+    resample node to tokens of the sites before it; a ``message`` from a node with a
     propagator to nodes with one, in the reverse pass; a ``forward`` likewise in the forward pass; a ``kept``
     to the node itself, at the next call.
 
@@ -308,6 +339,7 @@ KIND_OF: dict[type, Kind] = {
     Segment: Kind.SEGMENT,
     Expand: Kind.EXPAND,
     Site: Kind.SITE,
+    Resample: Kind.RESAMPLE,
     Named: Kind.NODE,
     Opaque: Kind.OPAQUE,
     Cost: Kind.COST,

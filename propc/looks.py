@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from propc.fold import Box
-from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Segment, Site
-from propc.text import directions, distribution, operations_of, runs
+from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Resample, Segment, Site
+from propc.text import directions, distribution, operations_of, refit, runs
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -19,11 +19,15 @@ Look = dict[str, Any]
 Rule = Callable[["PropagationGraph", Any], Look]
 
 INK, QUIET, LINE, FAINT, PALE, PAPER = "#1a202c", "#718096", "#a0aec0", "#cbd5e0", "#f7fafc", "#ffffff"
-PINK, TEAL = ("#b83280", "#fdeaf4"), ("#2c7a7b", "#e6fffa")
+PINK, TEAL, BLUE = ("#b83280", "#fdeaf4"), ("#2c7a7b", "#e6fffa"), ("#2b6cb0", "#e6f1fb")
 ESTIMATORS = {
     "rp": ("#2f855a", "#e8f7ee"),
     "lr": ("#c05621", "#fdf0e4"),
     "tp": ("#6b46c1", "#f1ebfd"),
+    "gs": BLUE,
+    "gs-tp": BLUE,
+    "gr": BLUE,
+    "shaped": BLUE,
     "plain": (QUIET, "#edf2f7"),
     "": (QUIET, PAPER),
 }
@@ -81,7 +85,7 @@ def title(graph: PropagationGraph) -> str:
     kinds = sorted({route.kind for route in graph.routes})
     legend = [_text(f"● {name}", _colours(name)[0], 10) for name in estimators]
     legend += [_text(f"┄ {kind} message", _message_colour(kind), 10) for kind in kinds]
-    head = f"{_text(graph.name, size=14, bold=True)}{_text(batch, QUIET)}"
+    head = _text(graph.name, size=14, bold=True) + (_text(batch, QUIET) if batch else "")
     lines = [head, "   ".join(legend), " "] if legend else [head, " "]
     return "<" + "".join(f'{line}<br align="left"/>' for line in lines) + ">"
 
@@ -183,6 +187,17 @@ def _expand(graph: PropagationGraph, node: Expand) -> Look:
     }
 
 
+def _resample(graph: PropagationGraph, node: Resample) -> Look:
+    return {
+        "shape": "octagon",
+        "color": BLUE[0],
+        "fillcolor": BLUE[1],
+        "penwidth": "1.6",
+        "margin": '"0.03,0.03"',
+        "label": _lines([_text(node.name, size=12, bold=True), _text(refit(node), BLUE[0])]),
+    }
+
+
 def _output(graph: PropagationGraph, node: Output) -> Look:
     return {"style": '"filled,rounded"', "color": INK, "label": _lines([_text("return", bold=True)])}
 
@@ -194,6 +209,7 @@ _RULES: dict[type[Node], Rule] = {
     Named: _named,
     Opaque: _opaque,
     Expand: _expand,
+    Resample: _resample,
     Output: _output,
 }
 
@@ -239,6 +255,8 @@ def _role(graph: PropagationGraph, node: Node) -> tuple[str, str]:
     if isinstance(node, Site):
         rule = node.estimator or "site"
         return _text(distribution(graph, node)), _text(rule, _colours(node.estimator)[0], bold=True)
+    if isinstance(node, Resample):
+        return _text(refit(node)), _text(node.kind.value, BLUE[0], bold=True)
     return "", _text(node.kind.value, PINK[0] if isinstance(node, Cost) else QUIET, bold=True)
 
 

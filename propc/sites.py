@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from propc.errors import PropcTypeError, message
 from propc.propagators.base import Propagator
-from propc.propagators.registry import find
+from propc.propagators.registry import at_node
 from propc.tracing import active_tracer
 from propc.tracing.source import user_source
 
@@ -74,7 +74,7 @@ def cost(value: Tensor, name: str | None = None, propagator: Propagator | str | 
         PropcValueError: it is not floating point, or has more than one dimension.
     """
     _require_tensor(value, "cost", name)
-    rule = None if propagator is None else find(propagator)
+    rule = None if propagator is None else at_node(propagator, "cost", name, user_source())
     tracer = active_tracer()
     return value if tracer is None else tracer.cost(value, name, rule)
 
@@ -94,7 +94,7 @@ def node(value: Tensor, name: str | None = None, propagator: Propagator | str | 
         PropcValueError: the name is taken, or no propagator has this one.
     """
     _require_tensor(value, "node", name)
-    rule = None if propagator is None else find(propagator)
+    rule = None if propagator is None else at_node(propagator, "node", name, user_source())
     tracer = active_tracer()
     return value if tracer is None else tracer.node(value, name, rule)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir import Cost, Output, Route, Segment, Site, Token
+from propc.ir import Cost, Output, Resample, Route, Segment, Site, Token
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -59,6 +59,9 @@ def _interfaces(graph: PropagationGraph) -> Iterator[str]:
                 yield f"segment {node.name!r} has inputs or outputs that its code does not have"
             if len(node.dependence) != len(node.outputs):
                 yield f"segment {node.name!r} does not say what its outputs depend on"
+        elif isinstance(node, Resample):
+            if node.outputs != tuple(graph[ref.node].outputs[ref.port] for ref in node.inputs):
+                yield f"resample node {node.name!r} ({node.where}) does not keep the types of what it refits"
         elif isinstance(node, Site) and len(node.inputs) != len(node.spec.fields):
             yield f"site {node.name!r} ({node.where}) has {len(node.inputs)} inputs for {len(node.spec.fields)} φ"
 
@@ -87,8 +90,8 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
         if not route.by_autograd:
             yield from _between(graph, route)
             continue
-        if not isinstance(source, Cost):
-            yield f"the route from {route.source!r} does not begin at a cost"
+        if not isinstance(source, (Cost, Resample)):
+            yield f"the route from {route.source!r} does not begin at a cost or resample node"
             continue
         if not route.targets:
             yield f"the route from {route.source!r} ({source.where}) has no end"
@@ -101,9 +104,13 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
                 "not stand for its targets"
             )
         if sound and not wrong:
-            stray = _sites(mask, count) & ~graph.influence.values[source.inputs[0]].any
+            stray = _sites(mask, count)
+            for ref in source.inputs:
+                stray &= ~graph.influence.values[ref].any
             for name in graph.influence.named(stray):
-                yield f"the route {route.source} -> {name} ends at a site that does not influence the cost"
+                yield (
+                    f"the route {route.source} -> {name} ends at a site that does not influence the {source.kind.value}"
+                )
 
 
 def _between(graph: PropagationGraph, route: Route) -> Iterator[str]:

@@ -48,16 +48,7 @@ class Wiring:
     @cached_property
     def parents(self) -> dict[str, tuple[str, ...]]:
         """For each vertex the nearest ones before it, past whatever handles no messages."""
-        return self._before(set(self.vertices), set(self.vertices))
-
-    @cached_property
-    def last_sites(self) -> dict[str, tuple[str, ...]]:
-        """For each cost the sites from which a path meets no other site."""
-        sites = {name for name, node in self.nodes.items() if isinstance(node, Site)}
-        return self._before(sites, {name for name, node in self.nodes.items() if isinstance(node, Cost)})
-
-    def _before(self, known: set[str], wanted: set[str]) -> dict[str, tuple[str, ...]]:
-        """For each wanted node the nearest known ones before it."""
+        known = set(self.vertices)
         near: dict[Ref, tuple[str, ...]] = {}
         found: dict[str, tuple[str, ...]] = {}
         for name, node in self.nodes.items():
@@ -67,9 +58,10 @@ class Wiring:
                     near[Ref(name, port)] = _union(near[ref] for ref in read)
                 continue
             before = near[node.inputs[0]] if len(node.inputs) == 1 else _union(near[ref] for ref in node.inputs)
-            if name in wanted:
+            here = before
+            if name in known:
                 found[name] = before
-            here = (name,) if name in known else before
+                here = (name,)
             for port in range(max(1, len(node.outputs))):
                 near[Ref(name, port)] = here
         return found
@@ -113,9 +105,10 @@ class Wiring:
         return [name for each in target for name in self._meant(source, each, direction)]
 
     def _named(self, source: str, target: str, direction: str) -> Sequence[str]:
-        for exact in ([n.name for n in self._receivers if target == getattr(n, by, None)] for by in ("name", "path")):
-            if exact:
-                return exact
+        exact = [n.name for n in self._receivers if target == n.name]
+        exact = exact or [n.name for n in self._receivers if target == getattr(n, "path", None)]
+        if exact:
+            return exact
         return self._some(source, direction, [n.name for n in self._receivers if fnmatchcase(n.name, target)], target)
 
     def _some(self, source: str, direction: str, names: Iterable[str], target: Any) -> Sequence[str]:

@@ -23,10 +23,11 @@ from propc.ir import Cost, Input, Join, Named, Node, Parameter, Ref, Site, Tenso
 from propc.messages import EMPTY, Message, copied
 from propc.propagators.base import NodeView, note
 from propc.propagators.gated import no_cotangent, value_of
-from propc.runtime.executor import Executable, Step
+from propc.runtime.executor import Executable
 from propc.runtime.kept import Memory
 from propc.runtime.post import Directory, Post, several
 from propc.runtime.state import EstimatorState
+from propc.runtime.straight import Step
 from propc.wiring import BACKWARD, FORWARD, takes_messages
 
 Cotangents = dict[int, Tensor]

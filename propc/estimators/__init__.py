@@ -10,25 +10,31 @@ from propc.estimators.base import (
     resolve,
 )
 from propc.estimators.combine import Combine
+from propc.estimators.gaussian_shaping import GaussianResampling, GaussianShaping, ShapedTotalPropagation
 from propc.estimators.infer import Infer
-from propc.estimators.likelihood_ratio import LikelihoodRatio
-from propc.estimators.pathwise import Pathwise
+from propc.estimators.likelihood_ratio import LikelihoodRatio, require_batch
+from propc.estimators.pathwise import Pathwise, require_path
 from propc.estimators.total_propagation import TotalPropagation
 
 __all__ = [
     "Combine",
     "Custom",
     "Estimator",
+    "GaussianResampling",
+    "GaussianShaping",
     "Infer",
     "LeaveOneOut",
     "LikelihoodRatio",
     "MovingAverage",
     "NoBaseline",
     "Pathwise",
+    "ShapedTotalPropagation",
     "SiteView",
     "TotalPropagation",
     "estimator",
     "known_estimators",
     "register_estimator",
+    "require_batch",
+    "require_path",
     "resolve",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from propc.baselines import NoBaseline
 from propc.configure import Configurable
@@ -17,6 +17,9 @@ from propc.propagators.gated import Gated
 from propc.propagators.registry import find, known_propagators
 from propc.propagators.site import SitePropagator
 
+if TYPE_CHECKING:
+    from propc.passes.base import Pass
+
 
 @dataclass(frozen=True, slots=True)
 class SiteView:
@@ -25,7 +28,7 @@ class SiteView:
     Attributes:
         name, spec, shape, where: the site, its distribution, the shape of a draw, the user's line.
         batch: number of rows of the costs; None for scalar costs.
-        costs: names of the costs that it influences.
+        costs: names of the costs that it influences; a resample node stands for those behind it.
         blocked: those that no differentiable path reaches.
         rough: those that it also reaches through a comparison, rounding or an integer.
     """
@@ -50,17 +53,25 @@ class Estimator(Configurable, ABC):
 
     An estimator turns into a `SitePropagator` at each site; it refuses, with the site's name,
     where its mathematics does not hold.
+
+    Attributes:
+        keeps_name: print its own name also where its rule has that of another estimator.
     """
 
     name: ClassVar[str] = "estimator"
+    keeps_name: ClassVar[bool] = False
 
     @abstractmethod
-    def propagator(self, site: SiteView) -> tuple[SitePropagator, str]:
+    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
         """The rule at this site and why it was chosen.
 
         Raises:
             EstimatorError: it cannot work at this site.
         """
+
+    def passes(self, sites: tuple[str, ...]) -> tuple[Pass, ...]:
+        """Passes to run before rules are assigned, for the sites that have chosen it or an equal one."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -73,11 +84,15 @@ class Given(Estimator):
     def name(self) -> str:  # type: ignore[override]
         return self.rule.name
 
-    def propagator(self, site: SiteView) -> tuple[SitePropagator, str]:
-        if isinstance(self.rule, SitePropagator):
-            return self.rule, "asked for"
-        inlet = NoBaseline() if site.batch is not None and site.batch == site.spec.rows() else None
-        return Gated(self.rule, inlet), "asked for"
+    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
+        return at_site(self.rule, site), "asked for"
+
+
+def at_site(rule: Propagator, site: SiteView) -> SitePropagator:
+    """A propagator as a site can have it: one written as `forward` and `backward` behind a gate of autograd."""
+    if isinstance(rule, SitePropagator):
+        return rule
+    return Gated(rule, NoBaseline() if site.batch is not None and site.batch == site.spec.rows() else None)
 
 
 E = TypeVar("E", bound=type[Estimator])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from propc import propagators
 from propc.baselines import LeaveOneOut, baseline
@@ -11,6 +11,9 @@ from propc.errors import PropcValueError, message
 from propc.estimators.base import Estimator, SiteView, one_of, register_estimator, resolve
 from propc.estimators.likelihood_ratio import LikelihoodRatio, require_batch
 from propc.runtime.mixing import Weighting
+
+if TYPE_CHECKING:
+    from propc.passes.base import Pass
 
 
 @register_estimator("combine")
@@ -72,11 +75,21 @@ class Combine(Estimator):
         how = Weighting(self.target, self.per_coordinate, self.weights, self.k_interval, self.decay)
         return propagators.InverseVariance(parts, how), "asked for"
 
+    def passes(self, sites: tuple[str, ...]) -> tuple[Pass, ...]:
+        brought = [each for choice in self.estimators for each in resolve(choice).passes(sites)]
+        return tuple(each for i, each in enumerate(brought) if each not in brought[:i])
+
     def _part(self, part: Estimator, site: SiteView) -> propagators.SitePropagator:
         """The rule of one part; what a likelihood-ratio part lacks, the user's estimator lacks."""
         if isinstance(part, LikelihoodRatio):
             require_batch(self.name, baseline(part.baseline), site)
-        return part.propagator(site)[0]
+        rule = part.propagator(site)[0]
+        if not isinstance(rule, (propagators.Pathwise, propagators.LikelihoodRatio)):
+            raise site.error(
+                f"estimator {self.name!r} weighs pathwise and likelihood-ratio parts; {part.name!r} is {rule!r}",
+                "Leave it out, or weigh it in a propagator of your own.",
+            )
+        return rule
 
 
 def _within_halves(part: propagators.SitePropagator) -> propagators.SitePropagator:

@@ -1,12 +1,14 @@
 """What nodes do with messages, one propagator a file: at sites, at named nodes, at costs and in networks."""
 
 from propc.baselines import Baseline
+from propc.distributions import row_log_prob
 from propc.propagators.backprop import Backprop
 from propc.propagators.base import NodeView, Propagator
 from propc.propagators.chain import Chain
 from propc.propagators.clip import Clip
 from propc.propagators.detach import Detach, Stop
 from propc.propagators.gated import Gated
+from propc.propagators.gaussian import GaussianShaping
 from propc.propagators.inverse_variance import InverseVariance, total_propagation
 from propc.propagators.likelihood_ratio import LikelihoodRatio
 from propc.propagators.loss import Loss
@@ -20,6 +22,7 @@ from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.propagators.skip import Skip
 from propc.propagators.subtract_baseline import SubtractBaseline
 from propc.propagators.sum import Sum
+from propc.runtime.gates import token
 
 __all__ = [
     "Backprop",
@@ -29,6 +32,7 @@ __all__ = [
     "Detach",
     "Draw",
     "Gated",
+    "GaussianShaping",
     "InverseVariance",
     "LikelihoodRatio",
     "Loss",
@@ -49,5 +53,7 @@ __all__ = [
     "known_propagators",
     "propagator",
     "register_propagator",
+    "row_log_prob",
+    "token",
     "total_propagation",
 ]

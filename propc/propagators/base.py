@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.distributions import Distribution
 
     from propc.ir import Kind, Node, Source
+    from propc.passes import Pass
 
 Sent = Message | Iterable[Message] | None
 """What a propagator returns: one message, several with targets of their own, or nothing to send."""
@@ -123,7 +124,7 @@ class PartView(NodeView):
         self.record, self.inputs, self.batch = whole.record, whole.inputs, whole.batch
 
     @property
-    def value(self) -> Any:  # type: ignore[override]
+    def value(self) -> Any:
         return self._whole.value
 
     @value.setter
@@ -166,6 +167,7 @@ class Propagator(Configurable):
 
     Attributes:
         name: printed name; by default that of the class, in lower case.
+        draws: whether it draws from a distribution, so that it belongs to sites.
         sends: the fields of the messages that it makes, beside those that it hands on.
         keeps: the fields of the messages to `SELF`; they arrive at `forward` in the next call.
         targets: where messages go in the reverse pass; None is `PARENTS`.
@@ -173,6 +175,7 @@ class Propagator(Configurable):
     """
 
     name: ClassVar[str] = "propagator"
+    draws: ClassVar[bool] = False
     sends: tuple[Field, ...] = (GRAD, COST)
     keeps: tuple[Field, ...] = ()
     targets: Target = None
@@ -195,12 +198,16 @@ class Propagator(Configurable):
         """A module kept from call to call; the compiled object saves it and moves it."""
         return None
 
+    def passes(self, node: str) -> tuple[Pass, ...]:
+        """Compiler passes that do its work at the node of this name, if any; it is taken off the node then."""
+        return ()
+
     @property
     def idle(self) -> bool:
         """Whether it does nothing but hand on, so that the compiler may drop it."""
         cls = type(self)
         silent = cls.forward is Propagator.forward and cls.backward is Propagator.backward
-        return silent and self.targets is None and self.forward_targets is None
+        return silent and not self.passes("") and self.targets is None and self.forward_targets is None
 
     @property
     def local(self) -> bool:

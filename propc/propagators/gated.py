@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from propc.baselines import Baseline
 from propc.errors import EstimatorError, MessageError, message, nearest
 from propc.messages import EMPTY, Field, Message, Target
 from propc.propagators.base import NodeView, Propagator, Sent, note
-from propc.propagators.site import Baseline, Draw, SiteContext, SitePropagator, draw_detached
+from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ class Gated(SitePropagator):
         return self.inner.keeps
 
     @property
-    def targets(self) -> Target:  # type: ignore[override]
+    def targets(self) -> Target:
         return self.inner.targets
 
     @property
-    def forward_targets(self) -> Target:  # type: ignore[override]
+    def forward_targets(self) -> Target:
         return self.inner.forward_targets
 
     @property

@@ -56,6 +56,25 @@ def propagator(name: str, **options: Any) -> Propagator:
         raise PropcValueError(message(f"propagator {name!r} cannot be made with these options: {error}")) from error
 
 
+def at_node(choice: Any, kind: str, name: str | None, where: object = None) -> Propagator:
+    """A propagator for a node or a cost.
+
+    Raises:
+        PropcTypeError: no propagator, or one that only sites can have.
+    """
+    found = find(choice)
+    if getattr(found, "draws", False):
+        raise PropcTypeError(
+            message(
+                f"the propagator {found.name!r} draws from a distribution, which only sites have",
+                "Give it to propc.sample(..., estimator=).",
+                at=f"{kind} {name!r}" if name else "",
+                where=where,
+            )
+        )
+    return found
+
+
 def find(choice: Any) -> Propagator:
     """A propagator from an object, a class or a name.
 

@@ -65,6 +65,7 @@ class SitePropagator(Propagator, ABC):
         passes_path: whether a cotangent on the sample goes on to φ.
     """
 
+    draws: ClassVar[bool] = True
     passes_path: ClassVar[bool] = False
 
     @property

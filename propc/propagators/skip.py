@@ -26,5 +26,5 @@ class Skip(Propagator):
     over: int = 1
 
     @property
-    def targets(self) -> Target:  # type: ignore[override]
+    def targets(self) -> Target:
         return vars(self).get("targets", self.over + 1)
