@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 from propc.graph import PropagationGraph
@@ -24,22 +23,17 @@ def message_routes(graph: PropagationGraph) -> list[Route]:
     tokens = {name: Token(name) for name in graph.nodes}
     routes = []
     for name, rule in rules.items():
-        back, on = declared(graph.nodes[name], BACKWARD), declared(graph.nodes[name], FORWARD)
+        back, on = (declared(graph.nodes[name], direction) for direction in (BACKWARD, FORWARD))
         near = wiring.parents[name] if relays else ()
         after = wiring.children[name] if ahead else ()
-        ends: Sequence[str]
-        for kind, ends, fields in (
+        for kind, found, fields in (
             ("message", near if back is None else wiring.resolve(name, back, BACKWARD), rule.sends),
-            (
-                "forward",
-                after if on is None else wiring.resolve(name, on, FORWARD),
-                rule.sends,
-            ),
+            ("forward", after if on is None else wiring.resolve(name, on, FORWARD), rule.sends),
             ("kept", (name,) if rule.keeps else (), rule.keeps),
         ):
-            others = ends if kind == "kept" else tuple([end for end in ends if end != name])
-            if others:
-                routes.append(Route(name, tuple([tokens[end] for end in others]), None, _names(fields, network), kind))
+            ends = [end for end in found if end != name or kind == "kept"]
+            if ends:
+                routes.append(Route(name, tuple([tokens[end] for end in ends]), None, _names(fields, network), kind))
     return routes
 
 

@@ -138,13 +138,13 @@ class _Ready:
         self.touched.clear()
         last = self.sweeps[direction]
         initial = self._initial(sent, last)
-        start = self.memory.waiting() | self._initial(forward, self.sweeps[FORWARD])
+        start = self.memory.waiting(), self._initial(forward, self.sweeps[FORWARD])
         posts: list[Post] = []
         if direction == BACKWARD:
-            posts.append(self.sweeps[FORWARD].run(start))
+            posts.append(self.sweeps[FORWARD].run(*start))
             posts.append(last.run(initial))
         else:
-            posts.append(last.run(start, initial))
+            posts.append(last.run(*start, initial))
         self.memory.keep(posts)
         return Propagation(posts[-1].left(), self.views)
 

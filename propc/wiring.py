@@ -48,9 +48,9 @@ class Wiring:
     @cached_property
     def parents(self) -> dict[str, tuple[str, ...]]:
         """For each vertex the nearest ones before it, past whatever handles no messages."""
+        known = set(self.vertices)
         near: dict[Ref, tuple[str, ...]] = {}
         found: dict[str, tuple[str, ...]] = {}
-        known = set(self.vertices)
         for name, node in self.nodes.items():
             if isinstance(node, Segment):
                 for port, dependence in enumerate(node.dependence):
@@ -105,9 +105,10 @@ class Wiring:
         return [name for each in target for name in self._meant(source, each, direction)]
 
     def _named(self, source: str, target: str, direction: str) -> Sequence[str]:
-        for exact in ([n.name for n in self._receivers if target == getattr(n, by, None)] for by in ("name", "path")):
-            if exact:
-                return exact
+        exact = [n.name for n in self._receivers if target == n.name]
+        exact = exact or [n.name for n in self._receivers if target == getattr(n, "path", None)]
+        if exact:
+            return exact
         return self._some(source, direction, [n.name for n in self._receivers if fnmatchcase(n.name, target)], target)
 
     def _some(self, source: str, direction: str, names: Iterable[str], target: Any) -> Sequence[str]:

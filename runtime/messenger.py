@@ -158,7 +158,7 @@ class Messenger:
             session.forward.put(node.name, rule.forward(view, session.forward.take(node.name)))
         session.values[piece.makes[0]] = value_of(view)
         for token in piece.makes[1:]:
-            session.values[token] = view.value.new_zeros(view.value.shape[:1])
+            session.values[token] = view.inputs[0].new_zeros(view.value.shape[:1])  # the value may be an integer
         wanted = isinstance(node, Cost) or any(session.wants[i] for i in piece.reads)
         for slot in piece.makes:
             session.wants[slot] = wanted and _can_want(session.values[slot])

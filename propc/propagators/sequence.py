@@ -55,7 +55,7 @@ class Sequence(Propagator):
         return _union(part.keeps for part in self.parts)
 
     @property
-    def targets(self) -> Any:  # type: ignore[override]
+    def targets(self) -> Any:
         own = vars(self).get("targets")
         return own if own is not None else next((part.targets for part in self.parts if part.targets is not None), None)
 

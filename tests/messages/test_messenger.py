@@ -367,3 +367,25 @@ def test_objectives_and_laws_are_covered() -> None:
     """The cases above run every family."""
     assert {name.split("-")[0] for name in CASES} >= set(FAMILIES) == set(CONTINUOUS) | set(DISCRETE)
     assert set(OBJECTIVES) >= {"cos", "exp"}
+
+
+def test_a_discrete_site_by_messages() -> None:
+    """Its value is an integer; what arrives there as cost is not."""
+
+    class Score(propc.Propagator):
+        sends = (*propc.Propagator.sends, Field("word"))
+
+        def forward(self, node: NodeView, message: Message) -> None:
+            node.value = node.distribution.sample()
+            node.memory.score = node.distribution.log_prob(node.value)
+
+        def backward(self, node: NodeView, message: Message) -> Message:
+            return node.pull(node.memory.score, message.cost)
+
+    def program(theta: Tensor, batch: int) -> Tensor:
+        k = propc.sample(Categorical(logits=theta.expand(batch, -1)), "k")
+        return torch.cos(k.to(theta.dtype))
+
+    _, want = by_autograd(propc.compile(program, estimator=propc.estimator("lr", baseline=None)), THETA, 1)
+    for found in (by_autograd, by_messages):
+        torch.testing.assert_close(found(propc.compile(program, estimator=Score()), THETA, 1)[1], want)
