@@ -34,6 +34,8 @@ types: $(READY)  ## mypy, on an installed copy: it does not see the package-dir 
 bench: $(READY)  ## the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/step_time.py $(ARGS)
 	$(BIN)/python benchmarks/compile_time.py $(ARGS)
+	$(BIN)/python benchmarks/bookkeeping.py $(ARGS)
+	$(BIN)/python benchmarks/shaping.py $(ARGS)
 
 clean:  ## everything that these targets made, the environment too
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache runs

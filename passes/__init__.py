@@ -1,11 +1,16 @@
 """Compiler passes, one a file, each from a graph to a new graph. Importable as `propc.passes`."""
 
 from propc.passes.assign_propagators import AssignPropagators
+from propc.passes.attach import Attach
 from propc.passes.base import Pass, Pipeline, known_passes, register
 from propc.passes.deduplicate_stages import DeduplicateStages
+from propc.passes.drop_idle import DropIdle
 from propc.passes.expand_targets import ExpandTargets
 from propc.passes.find_influence import FindInfluence
+from propc.passes.force_targets import ForceTargets
 from propc.passes.fuse import Fuse
+from propc.passes.gaussian_shaping import GaussianShaping
+from propc.passes.prepare_estimators import PrepareEstimators
 from propc.passes.prune import Prune
 from propc.passes.route_messages import RouteMessages
 from propc.passes.schedule import Schedule
@@ -13,12 +18,17 @@ from propc.passes.split_costs import SplitCosts
 
 __all__ = [
     "AssignPropagators",
+    "Attach",
     "DeduplicateStages",
+    "DropIdle",
     "ExpandTargets",
     "FindInfluence",
+    "ForceTargets",
     "Fuse",
+    "GaussianShaping",
     "Pass",
     "Pipeline",
+    "PrepareEstimators",
     "Prune",
     "RouteMessages",
     "Schedule",

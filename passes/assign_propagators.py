@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 from propc.errors import PropcError, PropcValueError, PropcWarning, message, nearest
 from propc.estimators import Estimator, SiteView, known_estimators, resolve
+from propc.estimators.base import at_site
 from propc.graph import PropagationGraph
-from propc.ir import Cost, Site
+from propc.ir import Cost, Resample, Site
 from propc.passes.base import Pass, register
-from propc.propagators import InverseVariance, Plain, Propagator
+from propc.propagators import InverseVariance, Plain, SitePropagator
 
 
 @register("assign-propagators")
@@ -30,60 +31,80 @@ class AssignPropagators(Pass):
     estimator: Any = "infer"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
-        if isinstance(self.estimator, Mapping):
-            self._check_patterns(graph)
         views = site_views(graph)
-        sites = [self._assigned(graph, site, views[site.name]) for site in graph.sites]
+        chosen = choices(graph, self.estimator, views)
+        sites = [self._assigned(graph, site, views[site.name], chosen.get(site.name)) for site in graph.sites]
         return graph.with_nodes(*_with_donors(sites))
 
-    def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView) -> Site:
-        reach = graph.influence.phi[site.name]
-        if not reach.ancestors and not site.spec.holds_parameters():
+    def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView, choice: Estimator | None) -> Site:
+        if choice is None:
             return replace(site, rule=Plain(), estimator="plain", reason="no parameter before it wants a gradient")
-        try:
-            choice = self._choice(site, view)
-        except PropcError as error:
-            raise type(error)(message(str(error).rstrip("."), at=f"site {site.name!r}", where=site.where)) from None
         if not view.costs:  # then nothing is known of the batch, and `_without_cost` says what is wrong
             view = replace(view, batch=view.spec.rows())
-        rule, reason = choice.propagator(view)
+        given, reason = choice.propagator(view)
+        rule = at_site(given, view)
         if not view.costs and rule.per_sample:
             return _without_cost(graph, site, rule)
         if rule.passes_path and view.rough:
             _warn_rough(view)
         return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason)
 
-    def _choice(self, site: Site, view: SiteView) -> Estimator:
-        choice = site.requested
-        if choice is None and isinstance(self.estimator, Mapping):
-            choice = next((e for pattern, e in self.estimator.items() if fnmatchcase(site.name, pattern)), None)
-        elif choice is None and _is_function(self.estimator):
-            choice = self.estimator(view)
-        elif choice is None:
-            choice = self.estimator
-        return resolve("infer" if choice is None else choice)
 
-    def _check_patterns(self, graph: PropagationGraph) -> None:
-        names = [site.name for site in graph.sites]
-        for pattern in self.estimator:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise PropcValueError(
-                    message(
-                        f"the pattern {pattern!r} in estimator= matches no site of {graph.name!r}; a site in a branch "
-                        "that was not taken is not in the graph",
-                        nearest(pattern, names),
-                    )
+def choices(
+    graph: PropagationGraph, estimator: Any, views: Mapping[str, SiteView] | None = None
+) -> dict[str, Estimator]:
+    """The estimator of every site before which a parameter wants a gradient.
+
+    Raises:
+        PropcValueError: an unknown name, or a pattern that matches no site.
+        PropcTypeError: something that is no estimator.
+    """
+    if isinstance(estimator, Mapping):
+        _check_patterns(graph, estimator)
+    if views is None:
+        views = site_views(graph) if _is_function(estimator) else {}
+    return {
+        site.name: _choice(estimator, site, views.get(site.name))
+        for site in graph.sites
+        if graph.influence.phi[site.name].ancestors or site.spec.holds_parameters()
+    }
+
+
+def _choice(estimator: Any, site: Site, view: SiteView | None) -> Estimator:
+    try:
+        choice = site.requested
+        if choice is None and isinstance(estimator, Mapping):
+            choice = next((e for pattern, e in estimator.items() if fnmatchcase(site.name, pattern)), None)
+        elif choice is None and _is_function(estimator):
+            choice = estimator(view)
+        elif choice is None:
+            choice = estimator
+        return resolve("infer" if choice is None else choice)
+    except PropcError as error:
+        raise type(error)(message(str(error).rstrip("."), at=f"site {site.name!r}", where=site.where)) from None
+
+
+def _check_patterns(graph: PropagationGraph, estimator: Mapping[str, Any]) -> None:
+    names = [site.name for site in graph.sites]
+    for pattern in estimator:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise PropcValueError(
+                message(
+                    f"the pattern {pattern!r} in estimator= matches no site of {graph.name!r}; a site in a branch "
+                    "that was not taken is not in the graph",
+                    nearest(pattern, names),
                 )
+            )
 
 
 def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
     """What estimators get to know of each site."""
     influence = graph.influence
-    costs: dict[str, list[str]] = {name: [] for name in influence.sites}
-    blocked: dict[str, list[str]] = {name: [] for name in influence.sites}
-    rough: dict[str, list[str]] = {name: [] for name in influence.sites}
-    for cost in graph.of(Cost):
-        reach = influence.values[cost.inputs[0]]
+    costs: dict[str, list[str]] = {name: [] for name in influence.draws}
+    blocked: dict[str, list[str]] = {name: [] for name in influence.draws}
+    rough: dict[str, list[str]] = {name: [] for name in influence.draws}
+    for cost in (*graph.of(Cost), *graph.of(Resample)):
+        reach = influence.at(cost)
         for table, mask in ((costs, reach.any), (blocked, reach.any & ~reach.smooth), (rough, reach.rough)):
             for name in influence.named(mask):
                 table[name].append(cost.name)
@@ -102,16 +123,16 @@ def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
     }
 
 
-def _label(choice: Estimator, rule: Propagator) -> str:
+def _label(choice: Estimator, rule: SitePropagator) -> str:
     """The estimator at work: what `infer` and its like have chosen, else the user's choice."""
-    return rule.name if rule.name in known_estimators() else choice.name
+    return rule.name if rule.name in known_estimators() and not choice.keeps_name else choice.name
 
 
 def _is_function(choice: Any) -> bool:
     return callable(choice) and not isinstance(choice, (str, type, Estimator))
 
 
-def _without_cost(graph: PropagationGraph, site: Site, rule: Propagator) -> Site:
+def _without_cost(graph: PropagationGraph, site: Site, rule: SitePropagator) -> Site:
     """A site that needs costs and influences none: an error if it influences what is returned."""
     returned = [ref for ref in graph.output.inputs if graph.influence.reaches(site.name, ref)]
     if returned:

@@ -26,6 +26,9 @@ class Fuse(Pass):
         routes = []
         last: dict[object, tuple[Token, frozenset[Token]]] = {}
         for route in graph.routes:
+            if not route.by_autograd:
+                routes.append(route)
+                continue
             token, known = last.get(route.baseline, (None, frozenset()))
             targets = frozenset(route.targets)
             extends = token is not None and known <= targets

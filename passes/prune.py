@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from propc.graph import PropagationGraph
-from propc.ir import Expand, Route
+from propc.ir import Expand, Resample, Route, Site
 from propc.passes.base import Pass, register
 from propc.propagators import Plain
 
@@ -23,6 +23,10 @@ class Prune(Pass):
     name: ClassVar[str] = "prune"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        read = {ref for node in graph for ref in node.inputs}
+        unread = [node.name for node in graph.of(Resample) if read.isdisjoint(node.made)]
+        routes = tuple(route for route in graph.routes if route.source not in unread)
+        graph = replace(graph.without(*unread), routes=routes)
         live = _live_sites(graph)
         idle = [
             replace(
@@ -35,8 +39,8 @@ class Prune(Pass):
             for s in graph.sites
             if s.name not in live
         ]
-        routes = [_restricted(route, live) for route in graph.routes]
-        graph = replace(graph.with_nodes(*idle), routes=tuple(r for r in routes if r.targets))
+        routes = tuple(r for route in graph.routes if (r := _restricted(route, live)).targets)
+        graph = replace(graph.with_nodes(*idle), routes=routes)
         used = {ref.node for s in graph.sites for ref in s.tangents if ref is not None}
         return graph.without(*(e.name for e in graph.of(Expand) if e.name not in used))
 
@@ -44,19 +48,38 @@ class Prune(Pass):
 def _live_sites(graph: PropagationGraph) -> set[str]:
     """Sites whose cotangent on φ reaches a parameter, and which receive one."""
     influence = graph.influence
-    sent = {target.site for route in graph.routes for target in route.targets}
-    live: dict[str, bool] = {}
-    passing = 0  # live sites that hand cotangents on, as a mask
-    for i, site in enumerate(graph.sites):
-        rule, reach = site.rule, influence.phi[site.name]
-        wanted = bool(reach.leaves or reach.parents & passing or site.spec.holds_parameters())
-        gets = rule is not None and (rule.passes_path or site.name in sent)
-        live[site.name] = wanted and gets and not isinstance(rule, Plain)
-        if live[site.name] and rule is not None and rule.passes_path:
-            passing |= 1 << i
-    return {name for name, alive in live.items() if alive}
+    sends: dict[str, list[str]] = {}
+    for route in graph.routes:
+        if route.by_autograd:
+            sends.setdefault(route.source, []).extend(target.site for target in route.targets)
+    sent = {name for names in sends.values() for name in names}
+    live: set[str] = set()
+    passing = 0  # live sites and resample nodes that hand cotangents on, as a mask
+    for node in graph:
+        if not isinstance(node, (Site, Resample)):
+            continue
+        reach = influence.phi[node.name]
+        wanted = bool(reach.leaves or reach.parents & passing)
+        if isinstance(node, Resample):
+            passes = wanted or not live.isdisjoint(sends.get(node.name, ()))
+        elif passes := _is_live(node, wanted, node.name in sent):
+            live.add(node.name)
+            passes = node.rule is not None and node.rule.passes_path
+        if passes:
+            passing |= 1 << influence.index[node.name]
+    return live
+
+
+def _is_live(site: Site, wanted: bool, sent: bool) -> bool:
+    """Whether a gradient leaves a site, given that one is wanted by what is before it, and sent to it."""
+    rule = site.rule
+    if rule is None or isinstance(rule, Plain):
+        return False
+    return (wanted or site.spec.holds_parameters()) and (rule.passes_path or sent)
 
 
 def _restricted(route: Route, live: set[str]) -> Route:
+    if not route.by_autograd:
+        return route
     targets = tuple(t for t in route.targets if t.site in live)
     return route if len(targets) == len(route.targets) else replace(route, targets=targets)

@@ -1,4 +1,4 @@
-"""Route messages: every cost sends to every site that influences it and takes messages."""
+"""Route messages: which way each message goes, from costs to sites and between propagators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import ClassVar
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Route, Token
 from propc.passes.base import Pass, register
-from propc.propagators import Baseline
+from propc.passes.message_routes import message_routes
+from propc.passes.shaped_routes import shaped_routes
+from propc.propagators import Baseline, Loss
 
 
 @register("route-messages")
@@ -17,27 +19,39 @@ class RouteMessages(Pass):
     """Plan the routes; a cost reaches each site once, however many paths lead there.
 
     Tokens under the same baseline share a route, since they receive the same message.
+
+    A node with a propagator sends to the target that a pass forces on it, else to the message's own, else to
+    the propagator's `targets`, else to its parents (its children in the forward pass): the nearest nodes with
+    a propagator, past those without.
     """
 
     name: ClassVar[str] = "route-messages"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        return replace(graph, routes=(*self._from_costs(graph), *shaped_routes(graph), *message_routes(graph)))
+
+    def _from_costs(self, graph: PropagationGraph) -> list[Route]:
+        """Routes of the costs to the sites."""
+        if not graph.costs:
+            return []
         influence = graph.influence
         masks: dict[tuple[Baseline, int], int] = {}  # which sites take messages, by baseline and token
         for i, site in enumerate(graph.sites):
             for j, baseline in enumerate(site.rule.baselines if site.rule is not None else ()):
                 masks[baseline, j] = masks.get((baseline, j), 0) | 1 << i
         tokens = {key: [Token(name, key[1]) for name in influence.sites] for key in masks}
-        routes = []
+        routes: list[Route] = []
         for cost in graph.of(Cost):
             reached = influence.values[cost.inputs[0]].any
+            if isinstance(cost.rule, Loss) and not cost.rule.cumulative:
+                reached = influence.values[cost.inputs[0]].near
             grouped: dict[Baseline, list[Token]] = {}
             for key, mask in masks.items():
                 here = [tokens[key][i] for i in _bits(mask & reached)]
                 if here:
                     grouped.setdefault(key[0], []).extend(here)
             routes += [Route(cost.name, tuple(targets), baseline) for baseline, targets in grouped.items()]
-        return replace(graph, routes=tuple(routes))
+        return routes
 
 
 def _bits(mask: int) -> list[int]:

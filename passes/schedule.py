@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from propc.graph import PropagationGraph
+from propc.ir import Resample, Site
 from propc.ir import Schedule as Order
-from propc.ir import Site
 from propc.passes.base import Pass, register
 from propc.propagators import Plain
 
@@ -17,12 +17,17 @@ from propc.propagators import Plain
 class Schedule(Pass):
     """Run forward in program order, so that random numbers are drawn as the user wrote them.
 
-    The reverse pass meets the sites in the opposite order, in one call of the autograd engine:
-    every route is an autograd edge.
+    The reverse pass meets the sites and resample nodes in the opposite order, in one call of the autograd engine:
+    every route is an autograd edge. Where propagators send more than cotangents, it visits them and the sites one
+    by one instead.
     """
 
     name: ClassVar[str] = "schedule"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
-        reverse = tuple(n.name for n in graph.of(Site) if not isinstance(n.rule, Plain))[::-1]
-        return replace(graph, schedule=Order(tuple(graph.nodes), reverse, 1))
+        sites = {n.name for n in graph.of(Site) if not isinstance(n.rule, Plain)}
+        sites.update(n.name for n in graph.of(Resample))
+        general = graph.general or graph.program is None
+        met = sites.union(graph.wiring.vertices) if general else sites
+        reverse = tuple(name for name in reversed(graph.nodes) if name in met)
+        return replace(graph, schedule=Order(tuple(graph.nodes), reverse, 0 if general else 1))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch.fx
+
 from propc.cut import cut
+from propc.errors import PropcValueError, message
 from propc.graph import PropagationGraph
 from propc.passes.base import Pass, register
 from propc.terms import additive_terms, aside, with_terms
+from propc.tracing.program import Program, mark_of
 
 
 @register("split-costs")
@@ -23,5 +28,23 @@ class SplitCosts(Pass):
     name: ClassVar[str] = "split-costs"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        assert graph.program is not None
         terms, adders = additive_terms(graph.program)
+        _refuse_lost(graph.program, terms)
         return replace(graph, nodes=cut(with_terms(graph.program, terms, adders), aside(graph.program)))
+
+
+def _refuse_lost(program: Program, terms: Container[torch.fx.Node]) -> None:
+    """Refuse a cost with a propagator that no returned value adds: it would never send."""
+    for node in program.graph.nodes:
+        mark = mark_of(node)
+        if mark is not None and mark.kind == "cost" and mark.propagator is not None and node not in terms:
+            raise PropcValueError(
+                message(
+                    f"it has the propagator {mark.propagator.name!r} and is no addend of the returned value: it would "
+                    "never send",
+                    "Add it to what is returned, or return it by itself.",
+                    at=f"cost {mark.name!r}",
+                    where=node.meta["where"],
+                )
+            )

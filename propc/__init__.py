@@ -9,6 +9,7 @@ from propc.api import CompiledFunction, compile
 from propc.errors import (
     EstimatorError,
     GraphError,
+    MessageError,
     NonFiniteError,
     PropcError,
     PropcTypeError,
@@ -28,22 +29,36 @@ from propc.estimators import (
 )
 from propc.explain import Explanation
 from propc.graph import PropagationGraph
+from propc.messages import CHILDREN, PARENTS, SELF, Field, Message
+from propc.network import Network
+from propc.propagation import Propagation
+from propc.propagators import NodeView, Propagator, propagator, register_propagator
 from propc.sites import cost, node, opaque, sample
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CHILDREN",
+    "PARENTS",
+    "SELF",
     "Combine",
     "CompiledFunction",
     "Estimator",
     "EstimatorError",
     "Explanation",
+    "Field",
     "GraphError",
     "Infer",
     "LikelihoodRatio",
+    "Message",
+    "MessageError",
+    "Network",
+    "NodeView",
     "NonFiniteError",
     "Pathwise",
+    "Propagation",
     "PropagationGraph",
+    "Propagator",
     "PropcError",
     "PropcTypeError",
     "PropcValueError",
@@ -57,7 +72,9 @@ __all__ = [
     "node",
     "opaque",
     "passes",
+    "propagator",
     "propagators",
     "register_estimator",
+    "register_propagator",
     "sample",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, overload
 
 from torch import nn
@@ -13,7 +13,9 @@ from propc.compiler import Compiler
 from propc.errors import PropcTypeError, message
 from propc.explain import Explanation
 from propc.graph import PropagationGraph
+from propc.messages import Message
 from propc.options import Options
+from propc.propagation import Propagation
 from propc.tracing import active_tracer
 
 
@@ -39,6 +41,33 @@ class CompiledMethods:
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """A table of the sites of a call: distribution, estimator, why, messages, costs."""
         return Explanation(self._compiler().graph(self._owner(), args, kwargs))
+
+    def propagate(
+        self, direction: str, message: Message | Mapping[str, Message] | None = None, /, *args: Any, **kwargs: Any
+    ) -> Propagation:
+        """Run a call with these arguments and pass messages through its graph, without `backward()`.
+
+        The forward pass computes the values and sends the forward messages. ``"backward"`` goes on with the
+        reverse pass: nodes with a propagator handle what arrives, everything else hands cotangents on as
+        autograd would, and a site does what its estimator says.
+
+        Args:
+            direction: ``"forward"`` or ``"backward"``.
+            message: what waits at the beginning of that pass: a message for all nodes where it begins (the
+                first ones with a propagator; the returned costs and nodes), or one for each of some nodes, by
+                name. By default nothing; for ``"backward"`` 1/batch as ``grad`` at every cost, which
+                gives the gradient of the mean. ``grad`` may be a number.
+            *args, **kwargs: the call's arguments.
+
+        Returns:
+            what was left where nobody took it (``result.messages["beta"].grad`` is the gradient at the
+            argument ``beta``), the nodes with their memory (``result["x1"].memory``), and the returned value.
+
+        Raises:
+            MessageError: a message that cannot be sent or merged; names the node.
+            PropcValueError: an unknown direction or node.
+        """
+        return self._compiler().propagate(self._owner(), direction, message, args, kwargs)
 
     def estimator_parameters(self) -> Iterator[nn.Parameter]:
         """Learnable parameters of estimators (critics, control variates), for an optimizer."""
@@ -214,7 +243,16 @@ def _compile_class(cls: type[nn.Module], options: Options) -> type[nn.Module]:
     forward._propc_plain = plain  # type: ignore[attr-defined]
     cls.forward = forward
     cls._propc_made_of = plain, options  # type: ignore[attr-defined]
-    for name in ("_compiler", "_owner", "graph", "graphs", "explain", "estimator_parameters", "with_estimator"):
+    for name in (
+        "_compiler",
+        "_owner",
+        "graph",
+        "graphs",
+        "explain",
+        "estimator_parameters",
+        "propagate",
+        "with_estimator",
+    ):
         if name not in vars(cls):
             setattr(cls, name, getattr(_ModuleMethods, name))
     return cls

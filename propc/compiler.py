@@ -10,8 +10,9 @@ import operator
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,9 +23,12 @@ from propc.cut import cut
 from propc.errors import PropcTypeError, PropcWarning, message
 from propc.graph import PropagationGraph
 from propc.ir import Source
+from propc.messages import Message
 from propc.options import Options
 from propc.passes.base import Record
+from propc.propagation import Propagation, check_direction
 from propc.runtime.executor import Executable
+from propc.runtime.messenger import Messenger
 from propc.runtime.state import EstimatorState
 from propc.terms import aside, returned_costs, with_terms
 from propc.tracing import Tracer
@@ -36,6 +40,7 @@ from propc.tracing.program import Leaf, Program
 from propc.tracing.simplify import simplify
 from propc.tracing.source import is_hidden
 from propc.tracing.watch import State, Watch
+from propc.wiring import FORWARD
 
 GRAPHS_KEPT = 64  # compiled graphs that one compiled object keeps
 GRAPHS_WARNED = 16  # a warning at this many traces: an argument that should be a tensor
@@ -59,9 +64,15 @@ class Compiled:
 
     program: Program
     graph: PropagationGraph
-    executable: Executable
+    executable: Executable | Messenger
     held: tuple[Leaf, ...]
     keep: tuple[Any, ...]  # static arguments compared by identity must not be freed
+
+    @cached_property
+    def messenger(self) -> Messenger:
+        """The graph ready to run by messages."""
+        run = self.executable
+        return run if isinstance(run, Messenger) else Messenger(self.graph, run.state, run.validate)
 
     def fetch(self, owner: Any) -> list[Tensor] | None:
         """The held tensors as they are now; None if one of them is of another type than when traced."""
@@ -107,6 +118,25 @@ class Compiler:
         call = self.take_apart(owner, args, kwargs)
         compiled, held = self._find(call)
         return compiled.program.assemble(compiled.executable.run(call.tensors, held))
+
+    def propagate(
+        self,
+        owner: Any,
+        direction: str,
+        sent: Message | Mapping[str, Message] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Propagation:
+        """Run a call by messages alone."""
+        check_direction(direction)
+        call = self.take_apart(owner, args, kwargs)
+        compiled, held = self._find(call)
+        messenger = compiled.messenger
+        cotangents, starts = messenger.starts(sent, direction)
+        session = messenger.forward(call.tensors, held, starts if direction == FORWARD else {})
+        post = session.forward if direction == FORWARD else messenger.backward(session, cotangents, starts)
+        returned = [session.values[slot] for slot in messenger.executable.returned]
+        return Propagation(messenger.messages(post), session.views, compiled.program.assemble(returned))
 
     def graph(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PropagationGraph:
         """The graph of a call after all passes."""
@@ -178,7 +208,8 @@ class Compiler:
         with without_collection():
             program = self._trace(call)
             graph = self.options.pipeline().run(self._first(program))
-            executable = Executable(graph, self.state, self.options.validate)
+            run = Messenger if graph.general else Executable
+            executable = run(graph, self.state, self.options.validate)
         held = tuple(leaf for leaf in program.leaves if leaf.fetch is not None)
         keep = tuple(leaf for leaf in call.leaves if not isinstance(leaf, Tensor))
         return Compiled(program, graph, executable, held, keep)

@@ -95,7 +95,7 @@ class _Cutter:
             body=tuple(body),
             arguments=arguments,
             results=results,
-            dependence=_dependence(body, arguments, results),
+            dependence=dependence(body, arguments, results),
         )
         for port, node in enumerate(results):
             self.refs[node] = Ref(name, port)
@@ -151,13 +151,13 @@ def _site(common: dict[str, Any], mark: Mark) -> Site:
 
 _MADE = {
     "site": _site,
-    "node": lambda common, mark: Named(**common),
-    "term": lambda common, mark: Cost(**common, path=mark.name),
+    "node": lambda common, mark: Named(**common, rule=mark.propagator),
+    "term": lambda common, mark: Cost(**common, path=mark.name, rule=mark.propagator),
 }
 _NO_TENSOR = TensorType((), torch.uint8, torch.device("cpu"))  # a port that carries a tuple; nobody looks at it
 
 
-def _dependence(
+def dependence(
     body: Iterable[torch.fx.Node], arguments: tuple[torch.fx.Node, ...], results: tuple[torch.fx.Node, ...]
 ) -> tuple[Dependence, ...]:
     """Which inputs reach which outputs, and through what kind of path."""

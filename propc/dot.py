@@ -14,7 +14,7 @@ import pydot
 from propc import looks
 from propc.errors import PropcValueError, message, nearest
 from propc.fold import Box, boxes
-from propc.ir import Expand, Input, Join, Parameter, Token
+from propc.ir import Expand, Input, Join, Parameter, Route, Token
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -125,12 +125,20 @@ def _messages(graph: PropagationGraph, drawn: Mapping[str, str]) -> Iterator[Lin
     joins = {join.name: join for join in graph.joins}
     kinds: dict[str, str] = {}
     for route in graph.routes:
+        if not route.by_autograd:
+            yield from _between_propagators(route)
+            continue
         kinds.update((token.site, route.kind) for token in route.through)
         for name in _members(route.through if drawn else route.targets, joins, drawn):
             yield name, route.source, route.kind
     for name in drawn:
         for member in _members(joins[name].members, joins, drawn):
             yield member, name, kinds[name]
+
+
+def _between_propagators(route: Route) -> Iterator[Link]:
+    for target in (token.site for token in route.targets):
+        yield (route.source, target, route.kind) if route.kind != "message" else (target, route.source, route.kind)
 
 
 def _members(tokens: Iterable[Token], joins: Mapping[str, Join], drawn: Mapping[str, str]) -> Iterator[str]:
@@ -161,6 +169,7 @@ def _between_boxes(links: Iterable[Link], home: Mapping[str, str]) -> Iterator[L
         if tail not in home or head not in home:
             continue
         link = home[tail], home[head], kind
-        if link[0] != link[1] and link not in seen:
+        inside = link[0] == link[1] and kind != "kept"
+        if not inside and link not in seen:
             seen.add(link)
             yield link

@@ -35,6 +35,10 @@ class GraphError(PropcValueError):
     """A propagation graph that breaks an invariant; raised by `verify()`."""
 
 
+class MessageError(PropcValueError, AttributeError):
+    """A message that cannot be sent, merged or read: an unknown field or target, a cycle, two senders of one."""
+
+
 class NonFiniteError(PropcValueError):
     """A NaN or infinite cost, or a distribution parameter outside its support."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from propc.graph import PropagationGraph
-from propc.ir import Site
+from propc.ir import Cost, Resample, Site
 from propc.propagators import Plain
 from propc.text import distribution, runs
 
@@ -42,13 +42,15 @@ class Explanation:
     @property
     def rows(self) -> list[dict[str, str]]:
         """The table as records, with the keys of `HEADERS`."""
-        costs: dict[str, list[str]] = {site.name: [] for site in self.graph.sites}
-        for cost in self.graph.costs:
-            for name in self.graph.influence.upstream(cost.inputs[0]):
-                costs[name].append(cost.name)
+        influence = self.graph.influence
+        costs: dict[str, list[str]] = {name: [] for name in influence.draws}
+        for receiver in self.graph:
+            if isinstance(receiver, (Cost, Resample)):
+                for name in influence.named(influence.at(receiver).any):
+                    costs[name].append(receiver.name)
         sent: dict[str, list[str]] = {site.name: [] for site in self.graph.sites}
         for route in self.graph.routes:
-            for target in route.targets:
+            for target in (t for t in route.targets if t.site in sent):
                 sent[target.site].append(route.source)
         return [self._row(site, sent[site.name], costs[site.name]) for site in self.graph.sites]
 

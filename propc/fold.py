@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Parameter, Segment, Site
+from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Parameter, Resample, Segment, Site
 from propc.text import constant, operations_of
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ def _units(graph: PropagationGraph) -> Iterator[Unit]:
     """Stages in program order: segments with the site, cost or named value that they feed."""
     unit: list[Node] = []
     for node in graph:
-        if isinstance(node, (Segment, Expand, Site, Cost, Named, Opaque)):
+        if isinstance(node, (Segment, Expand, Site, Resample, Cost, Named, Opaque)):
             unit.append(node)
-        if isinstance(node, (Site, Cost, Named, Opaque)):
+        if isinstance(node, (Site, Resample, Cost, Named, Opaque)):
             yield tuple(unit)
             unit = []
 
@@ -92,7 +92,9 @@ def _detail(node: Node) -> Hashable:
         return node.stage.name if node.stage is not None else tuple(operations_of(node))
     if isinstance(node, Site):
         return node.spec.text, node.estimator
-    return (node.target, node.exact) if isinstance(node, Expand) else None
+    if isinstance(node, Expand):
+        return node.target, node.exact
+    return node.propagator.name if node.propagator is not None else None
 
 
 def _longest_run(kinds: Sequence[int], start: int) -> tuple[int, int]:

@@ -29,9 +29,11 @@ from propc.ir import (
     Site,
     TensorType,
 )
+from propc.messages import Field, field_table
 from propc.tracing.guards import random_states, restore_random
 from propc.tracing.operations import is_rough_backward
 from propc.tracing.program import Program
+from propc.wiring import Wiring
 
 N = TypeVar("N", bound=Node)
 
@@ -42,7 +44,7 @@ class PropagationGraph:
 
     Attributes:
         name: the function's name.
-        program: the trace that it was cut from.
+        program: the trace that it was cut from; None where it was built by hand.
         nodes: the node records by name, in program order, which is a topological order.
         routes: the planned ways of messages, from costs to sites; set by route-messages.
         joins: sums of tokens that costs share; set by fuse.
@@ -50,7 +52,7 @@ class PropagationGraph:
     """
 
     name: str
-    program: Program = field(repr=False)
+    program: Program | None = field(repr=False)
     nodes: Mapping[str, Node] = field(repr=False)
     routes: tuple[Route, ...] = ()
     joins: tuple[Join, ...] = ()
@@ -97,6 +99,27 @@ class PropagationGraph:
     def influence(self) -> Influence:
         """Which sites reach which values; derived, hence never stale."""
         return find_influence(self.nodes)
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """Who can send messages to whom; derived, hence never stale."""
+        return Wiring(self.nodes)
+
+    @property
+    def general(self) -> bool:
+        """Whether some messages are more than cotangents, so that autograd alone cannot carry them."""
+        rules = ((self.nodes[name], self.nodes[name].propagator) for name in self.wiring.vertices)
+        return any(isinstance(node, Cost) or (rule is not None and not rule.local) for node, rule in rules)
+
+    @cached_property
+    def fields(self) -> dict[str, Field]:
+        """The fields that messages may have, as the propagators declare them.
+
+        Raises:
+            MessageError: two of them declare one field differently.
+        """
+        rules = ((name, self.nodes[name].propagator) for name in self.wiring.vertices)
+        return field_table((name, (*rule.sends, *rule.keeps)) for name, rule in rules if rule is not None)
 
     @cached_property
     def batch(self) -> int | None:

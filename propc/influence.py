@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from propc.ir import Expand, Input, Named, Node, Opaque, Output, Parameter, Ref, Segment, Site
+from propc.ir import Expand, Input, Node, Opaque, Output, Parameter, Ref, Resample, Segment, Site
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
     """What reaches a value; bit i of a mask is site i in program order.
 
+    A resample node has a bit of its own, behind those of the sites, and stands for all sites before it.
+
     Attributes:
         any: sites, along any path.
         smooth: sites, along a path that autograd can follow, through other sites too.
         rough: sites, along a path that jumps (comparison, rounding, integers).
         parents: sites, along a smooth path that meets no other site.
+        near: sites, along any path that meets no other site.
         leaves: inputs and parameters that want a gradient, along such a path.
         ancestors: inputs and parameters that want a gradient, along any path.
     """
@@ -27,6 +30,7 @@ class Reach:
     parents: int = 0
     leaves: int = 0
     ancestors: int = 0
+    near: int = 0
 
     def __or__(self, other: Reach) -> Reach:
         return Reach(
@@ -36,34 +40,43 @@ class Reach:
             self.parents | other.parents,
             self.leaves | other.leaves,
             self.ancestors | other.ancestors,
+            self.near | other.near,
         )
 
 
 @dataclass(frozen=True)
 class Influence:
-    """Reach of every value of a graph; `phi` is that of all inputs of each site together."""
+    """Reach of every value of a graph; `phi` is that of all inputs of each site or resample node together.
+
+    `draws` are the owners of the bits: the sites, then the resample nodes.
+    """
 
     sites: tuple[str, ...]
+    draws: tuple[str, ...]
     leaves: tuple[str, ...]
     values: Mapping[Ref, Reach]
     phi: Mapping[str, Reach]
     index: Mapping[str, int] = field(repr=False)
 
     def upstream(self, value: Ref) -> tuple[str, ...]:
-        """The sites that influence a value, in program order."""
+        """The sites that influence a value, in program order, then resample nodes."""
         return self.named(self.values[value].any)
 
+    def at(self, node: Node) -> Reach:
+        """What reaches a node, through all its inputs."""
+        return _union(node, self.values)
+
     def named(self, mask: int) -> tuple[str, ...]:
-        """The sites in a mask."""
+        """The sites and resample nodes in a mask."""
         found = []
         while mask:
             low = mask & -mask
-            found.append(self.sites[low.bit_length() - 1])
+            found.append(self.draws[low.bit_length() - 1])
             mask ^= low
         return tuple(found)
 
     def reaches(self, site: str, value: Ref) -> bool:
-        """Whether a site influences a value."""
+        """Whether a site or resample node influences a value."""
         return bool(self.values[value].any >> self.index[site] & 1)
 
 
@@ -71,7 +84,8 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
     """Walk the graph once, in program order."""
     sites = tuple(n.name for n in nodes.values() if isinstance(n, Site))
     leaves = tuple(n.name for n in nodes.values() if isinstance(n, (Input, Parameter)) and n.outputs[0].requires_grad)
-    index = {name: i for i, name in enumerate(sites)}
+    draws = sites + tuple(n.name for n in nodes.values() if isinstance(n, Resample))
+    index = {name: i for i, name in enumerate(draws)}
     bits = {name: 1 << i for i, name in enumerate(leaves)}
     values: dict[Ref, Reach] = {}
     phi: dict[str, Reach] = {}
@@ -86,18 +100,25 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
             phi[node.name] = joined
             own = 1 << index[node.name]
             values[Ref(node.name)] = Reach(
-                joined.any | own, joined.smooth | own, joined.rough, own, 0, joined.ancestors
+                joined.any | own, joined.smooth | own, joined.rough, own, 0, joined.ancestors, own
             )
+        elif isinstance(node, Resample):
+            joined = phi[node.name] = _union(node, values)
+            own = 1 << index[node.name]
+            for ref in node.made:
+                values[ref] = Reach(own, own, 0, own, 0, joined.ancestors)
         elif isinstance(node, Opaque):
             joined = _union(node, values)
             for port in range(len(node.outputs)):
-                values[Ref(node.name, port)] = Reach(any=joined.any, rough=joined.any, ancestors=joined.ancestors)
+                values[Ref(node.name, port)] = Reach(
+                    any=joined.any, rough=joined.any, ancestors=joined.ancestors, near=joined.near
+                )
         elif isinstance(node, Expand):
             for port in range(len(node.outputs)):
                 values[Ref(node.name, port)] = Reach()
         elif not isinstance(node, Output):
-            values[Ref(node.name)] = values[node.inputs[0]] if isinstance(node, Named) else _union(node, values)
-    return Influence(sites, leaves, values, phi, index)
+            values[Ref(node.name)] = values[node.inputs[0]] if len(node.inputs) == 1 else _union(node, values)
+    return Influence(sites, draws, leaves, values, phi, index)
 
 
 def _union(node: Node, values: Mapping[Ref, Reach]) -> Reach:
@@ -111,16 +132,17 @@ def _through(node: Segment, values: dict[Ref, Reach]) -> None:
     """Carry reach through a segment, by what each output depends on."""
     reaches = [values[ref] for ref in node.inputs]
     for port, dependence in enumerate(node.dependence):
-        every = smooth = rough = parents = leaves = ancestors = 0
+        every = smooth = rough = parents = leaves = ancestors = near = 0
         for i, reach in enumerate(reaches):
             if dependence.any >> i & 1:
                 every |= reach.any
                 rough |= reach.rough
                 ancestors |= reach.ancestors
+                near |= reach.near
             if dependence.smooth >> i & 1:
                 smooth |= reach.smooth
                 parents |= reach.parents
                 leaves |= reach.leaves
             if dependence.rough >> i & 1:
                 rough |= reach.any
-        values[Ref(node.name, port)] = Reach(every, smooth, rough, parents, leaves, ancestors)
+        values[Ref(node.name, port)] = Reach(every, smooth, rough, parents, leaves, ancestors, near)

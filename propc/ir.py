@@ -7,6 +7,7 @@ Routes, the planned ways of messages in the reverse pass, are a second set of ed
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,10 @@ import torch
 if TYPE_CHECKING:
     import torch.fx
 
+    from propc.baselines import Baseline
     from propc.distributions import DistributionSpec
-    from propc.propagators.base import Baseline, Propagator
+    from propc.propagators.base import Propagator
+    from propc.propagators.site import SitePropagator
 
 
 class Kind(str, Enum):
@@ -28,6 +31,7 @@ class Kind(str, Enum):
     SEGMENT = "segment"
     EXPAND = "expand"
     SITE = "site"
+    RESAMPLE = "resample"
     NODE = "node"
     OPAQUE = "opaque"
     COST = "cost"
@@ -85,6 +89,11 @@ class Node:
         return KIND_OF[type(self)]
 
     @property
+    def made(self) -> tuple[Ref, ...]:
+        """Its values, one for each output."""
+        return tuple(Ref(self.name, port) for port in range(len(self.outputs)))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the first output; ``()`` where there is none."""
         return self.outputs[0].shape if self.outputs else ()
@@ -96,7 +105,7 @@ class Node:
 
     @property
     def propagator(self) -> Propagator | None:
-        """What the node does in the forward and the reverse pass; sites have one."""
+        """What the node does in the forward and the reverse pass: sites, named nodes and costs can have one."""
         return None
 
 
@@ -182,7 +191,7 @@ class Site(Node):
 
     spec: DistributionSpec
     requested: Any = None
-    rule: Propagator | None = None
+    rule: SitePropagator | None = None
     estimator: str = ""
     reason: str = ""
     tangents: tuple[Ref | None, ...] = ()
@@ -193,8 +202,42 @@ class Site(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resample(Node):
+    """Draws anew from the Gaussian fitted to the rows of its inputs; inserted by gaussian-shaping.
+
+    The inputs are fitted jointly; the outputs have their types. To what is before it the node is a
+    cost, which sends shaped messages; to what is behind it, a site.
+
+    Attributes:
+        sites: those that may take its messages; empty for all before it.
+        shrinkage: share of the covariance that is replaced by its mean variance times the identity.
+        jitter: what is added to the variances.
+    """
+
+    sites: tuple[str, ...] = ()
+    shrinkage: float = 0.0
+    jitter: float = 1e-6
+
+    @property
+    def width(self) -> int:
+        """Dimensions of the Gaussian: elements of a row of all inputs."""
+        return sum(math.prod(kind.shape[1:]) for kind in self.outputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Named(Node):
-    """A deterministic value that the user named with `propc.node`."""
+    """A value that the user named with `propc.node`, or a node of a `propc.Network`, which has no value.
+
+    `rule` is what was given as ``propagator=``; None hands cotangents on as autograd does. `forced` is the
+    target that a pass forces on its messages in the reverse pass.
+    """
+
+    rule: Propagator | None = None
+    forced: Any = None
+
+    @property
+    def propagator(self) -> Propagator | None:
+        return self.rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,10 +271,17 @@ class Join:
 class Cost(Node):
     """A per-sample loss term, [batch]; its value is unchanged, its gradient sends messages.
 
-    `path` says where it stands: a name, or the place in the returned value.
+    `path` says where it stands: a name, or the place in the returned value. `rule` is what was given as
+    ``propagator=``; None sends its weight on as cotangent, and weight × (value − baseline) along its routes.
     """
 
     path: str
+    rule: Propagator | None = None
+    forced: Any = None
+
+    @property
+    def propagator(self) -> Propagator | None:
+        return self.rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,27 +292,40 @@ class Output(Node):
     paths: tuple[str, ...] = ()
 
 
+BETWEEN = ("message", "forward", "kept")
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The planned way of a message: from a cost to tokens of sites, under one baseline.
+    """The planned way of a message, by its kind.
 
-    `fields` names what travels. `through` are the tokens and joins that the runtime uses for
-    `targets`; set by fuse.
+    A ``score`` leads from a cost to tokens of sites, under one baseline; a ``shaped`` one from a
+    resample node to tokens of the sites before it; a ``message`` from a node with a
+    propagator to nodes with one, in the reverse pass; a ``forward`` likewise in the forward pass; a ``kept``
+    to the node itself, at the next call.
+
+    `fields` names what travels. `through` are the tokens and joins that the runtime uses for the
+    `targets` of a score; set by fuse.
     """
 
     source: str
     targets: tuple[Token, ...]
-    baseline: Baseline
+    baseline: Baseline | None = None
     fields: tuple[str, ...] = ("cost",)
     kind: str = "score"
     through: tuple[Token, ...] = ()
+
+    @property
+    def by_autograd(self) -> bool:
+        """Whether it is an edge of autograd; the others lead from one propagator to another."""
+        return self.kind not in BETWEEN
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """Names in the order of execution: forward steps, then the sites as the reverse pass meets them.
 
-    All reverse steps run in `engine_calls` calls of the autograd engine.
+    All reverse steps run in `engine_calls` calls of the autograd engine; 0 where nodes are visited one by one.
     """
 
     forward: tuple[str, ...] = ()
@@ -276,6 +339,7 @@ KIND_OF: dict[type, Kind] = {
     Segment: Kind.SEGMENT,
     Expand: Kind.EXPAND,
     Site: Kind.SITE,
+    Resample: Kind.RESAMPLE,
     Named: Kind.NODE,
     Opaque: Kind.OPAQUE,
     Cost: Kind.COST,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from propc.fold import Box
-from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Segment, Site
-from propc.text import directions, distribution, operations_of, runs
+from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Resample, Segment, Site
+from propc.text import directions, distribution, operations_of, refit, runs
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -19,11 +19,15 @@ Look = dict[str, Any]
 Rule = Callable[["PropagationGraph", Any], Look]
 
 INK, QUIET, LINE, FAINT, PALE, PAPER = "#1a202c", "#718096", "#a0aec0", "#cbd5e0", "#f7fafc", "#ffffff"
-PINK, TEAL = ("#b83280", "#fdeaf4"), ("#2c7a7b", "#e6fffa")
+PINK, TEAL, BLUE = ("#b83280", "#fdeaf4"), ("#2c7a7b", "#e6fffa"), ("#2b6cb0", "#e6f1fb")
 ESTIMATORS = {
     "rp": ("#2f855a", "#e8f7ee"),
     "lr": ("#c05621", "#fdf0e4"),
     "tp": ("#6b46c1", "#f1ebfd"),
+    "gs": BLUE,
+    "gs-tp": BLUE,
+    "gr": BLUE,
+    "shaped": BLUE,
     "plain": (QUIET, "#edf2f7"),
     "": (QUIET, PAPER),
 }
@@ -108,11 +112,11 @@ def edge_look(kind: str) -> Look:
         return {"weight": "8"}
     if kind == "tangent":
         return {"color": TEAL[0], "style": "dotted", "weight": "4"}
+    ahead = {"arrowhead": "open"} if kind in ("forward", "kept") else {"dir": "back", "arrowtail": "open"}
     return {
         "color": _message_colour(kind),
         "style": "dashed",
-        "dir": "back",
-        "arrowtail": "open",
+        **ahead,
         "weight": "0",
         "tooltip": quoted(f"{kind} message"),
     }
@@ -147,7 +151,7 @@ def _cost(graph: PropagationGraph, cost: Cost) -> Look:
         "fillcolor": PINK[1],
         "penwidth": "1.6",
         "margin": '"0.01,0.05"',
-        "label": _lines([_head(cost)]),
+        "label": _lines([_head(cost), *_rule(cost)]),
     }
 
 
@@ -157,7 +161,12 @@ def _segment(graph: PropagationGraph, segment: Segment) -> Look:
 
 
 def _named(graph: PropagationGraph, node: Named) -> Look:
-    return {"style": '"filled,rounded"', "color": INK, "penwidth": "1.6", "label": _lines([_head(node)])}
+    return {"style": '"filled,rounded"', "color": INK, "penwidth": "1.6", "label": _lines([_head(node), *_rule(node)])}
+
+
+def _rule(node: Node) -> list[str]:
+    """The propagator of a named node or a cost."""
+    return [_text(node.propagator.name, bold=True)] if node.propagator is not None else []
 
 
 def _opaque(graph: PropagationGraph, node: Opaque) -> Look:
@@ -178,6 +187,17 @@ def _expand(graph: PropagationGraph, node: Expand) -> Look:
     }
 
 
+def _resample(graph: PropagationGraph, node: Resample) -> Look:
+    return {
+        "shape": "octagon",
+        "color": BLUE[0],
+        "fillcolor": BLUE[1],
+        "penwidth": "1.6",
+        "margin": '"0.03,0.03"',
+        "label": _lines([_text(node.name, size=12, bold=True), _text(refit(node), BLUE[0])]),
+    }
+
+
 def _output(graph: PropagationGraph, node: Output) -> Look:
     return {"style": '"filled,rounded"', "color": INK, "label": _lines([_text("return", bold=True)])}
 
@@ -189,6 +209,7 @@ _RULES: dict[type[Node], Rule] = {
     Named: _named,
     Opaque: _opaque,
     Expand: _expand,
+    Resample: _resample,
     Output: _output,
 }
 
@@ -234,6 +255,8 @@ def _role(graph: PropagationGraph, node: Node) -> tuple[str, str]:
     if isinstance(node, Site):
         rule = node.estimator or "site"
         return _text(distribution(graph, node)), _text(rule, _colours(node.estimator)[0], bold=True)
+    if isinstance(node, Resample):
+        return _text(refit(node)), _text(node.kind.value, BLUE[0], bold=True)
     return "", _text(node.kind.value, PINK[0] if isinstance(node, Cost) else QUIET, bold=True)
 
 

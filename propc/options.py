@@ -14,6 +14,7 @@ from propc.passes import (
     FindInfluence,
     Fuse,
     Pipeline,
+    PrepareEstimators,
     Prune,
     RouteMessages,
     Schedule,
@@ -49,6 +50,7 @@ class Options:
             (
                 SplitCosts(),
                 FindInfluence(),
+                PrepareEstimators(self.estimator),
                 AssignPropagators(self.estimator),
                 ExpandTargets(),
                 RouteMessages(),

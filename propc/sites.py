@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from propc.errors import PropcTypeError, message
+from propc.propagators.base import Propagator
+from propc.propagators.registry import at_node
 from propc.tracing import active_tracer
 from propc.tracing.source import user_source
 
@@ -29,7 +31,8 @@ def sample(dist: Distribution, name: str | None = None, estimator: Any = None) -
         dist: any `torch.distributions.Distribution`, nested and user-written ones
             included. Its leading batch dimension holds the independent samples.
         name: the site's name, unique in the program; numbered by default.
-        estimator: overrides `compile`'s choice at this site: a name or an estimator.
+        estimator: overrides `compile`'s choice at this site: an estimator or a `propc.Propagator`, or the
+            name of one.
 
     Returns:
         The draw, of shape ``dist.batch_shape + dist.event_shape``.
@@ -53,40 +56,47 @@ def sample(dist: Distribution, name: str | None = None, estimator: Any = None) -
     return dist.rsample() if dist.has_rsample else dist.sample()
 
 
-def cost(value: Tensor, name: str | None = None) -> Tensor:
+def cost(value: Tensor, name: str | None = None, propagator: Propagator | str | None = None) -> Tensor:
     """Name a per-sample loss term, shape [batch]; returns the value.
 
     A named cost that enters the returned value additively becomes a cost of its own: the
     sites before it, and only these, receive its messages.
 
+    Args:
+        value: floating point, [batch] or a scalar.
+        name: the cost's name, unique in the program; numbered by default.
+        propagator: a `propc.Propagator`, or the name of one, that decides what the cost sends: it receives
+            the user's weights as ``grad``, and sends ``grad`` to what the cost was computed from and ``cost``
+            to the sites. By default the weights, and weight × value.
+
     Raises:
-        PropcTypeError: the value is not a tensor.
+        PropcTypeError: the value is not a tensor, or the propagator none.
         PropcValueError: it is not floating point, or has more than one dimension.
     """
     _require_tensor(value, "cost", name)
+    rule = None if propagator is None else at_node(propagator, "cost", name, user_source())
     tracer = active_tracer()
-    return value if tracer is None else tracer.cost(value, name)
+    return value if tracer is None else tracer.cost(value, name, rule)
 
 
-def node(value: Tensor, name: str | None = None, propagator: Any = None) -> Tensor:
+def node(value: Tensor, name: str | None = None, propagator: Propagator | str | None = None) -> Tensor:
     """Name a deterministic value, for example as a weighting target; returns the value.
 
+    Args:
+        value: any tensor.
+        name: the node's name, unique in the program; numbered by default.
+        propagator: a `propc.Propagator`, or the name of one, that handles the messages at this node: the
+            cotangent on its value, and whatever other nodes send to it. Outside a compiled function it is
+            not used.
+
     Raises:
-        PropcTypeError: the value is not a tensor, or a propagator was given; sites have propagators,
-            named values do not yet.
+        PropcTypeError: the value is not a tensor, or the propagator none.
+        PropcValueError: the name is taken, or no propagator has this one.
     """
-    if propagator is not None:
-        raise PropcTypeError(
-            message(
-                "a named value cannot carry a propagator yet",
-                "Leave the argument out.",
-                at=f"node {name!r}",
-                where=user_source(),
-            )
-        )
     _require_tensor(value, "node", name)
+    rule = None if propagator is None else at_node(propagator, "node", name, user_source())
     tracer = active_tracer()
-    return value if tracer is None else tracer.node(value, name)
+    return value if tracer is None else tracer.node(value, name, rule)
 
 
 def opaque(fn: Callable[..., R]) -> Callable[..., R]:

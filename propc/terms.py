@@ -160,7 +160,9 @@ def with_terms(program: Program, terms: dict[torch.fx.Node, str], adders: Iterab
         copy = old_to_new[node]
         with graph.inserting_after(copy):
             cost = graph.call_function(operations.marked, (copy,))
-        cost.meta.update(copy.meta, mark=Mark("term", name), rough=False, context=None)
+        known = mark_of(copy)
+        rule = known.propagator if known is not None and known.kind == "cost" else None
+        cost.meta.update(copy.meta, mark=Mark("term", name, propagator=rule), rough=False, context=None)
         copy.replace_all_uses_with(cost, delete_user_cb=adding.__contains__)
         results[node] = cost
     unmarked: dict[torch.fx.Node, torch.fx.Node] = {}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Ref, Route, Segment, Site
+from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Ref, Resample, Route, Segment, Site
 from propc.tracing import operations
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ def directions(node: Expand) -> str:
     return f"{node.directions} {'exact' if node.exact else 'random'} direction{plural} of {node.target}"
 
 
+def refit(node: Resample) -> str:
+    """The Gaussian that a resample node draws from."""
+    shrunk = f", shrinkage {node.shrinkage:g}" if node.shrinkage else ""
+    return f"Gaussian of {node.width} dimension{'' if node.width == 1 else 's'}{shrunk}"
+
+
 def runs(names: Iterable[str], separator: str = ", ") -> str:
     """Names in a row, those that count up or down by one as ``first..last``."""
     found: list[list[str]] = []
@@ -139,8 +145,10 @@ def _does(graph: PropagationGraph, node: Node) -> str:
         return _site(graph, node)
     if isinstance(node, Expand):
         return f"expand({reads}) {{{directions(node)}}}"
+    if isinstance(node, Resample):
+        return f"resample({reads}) {{{refit(node)}}}"
     assert isinstance(node, (Cost, Named, Opaque))
-    return f"{node.kind.value}({reads})"
+    return f"{node.kind.value}({reads})" + (f" by {node.propagator.name}" if node.propagator is not None else "")
 
 
 def _site(graph: PropagationGraph, site: Site) -> str:
@@ -154,13 +162,16 @@ def _route(route: Route) -> tuple[str, str]:
     ends = runs(map(str, route.targets))
     through = ", ".join(str(t) for t in route.through if t not in route.targets)
     way = f" through {through}" if through else ""
+    if route.fields == (route.kind,):
+        return route.source, f"-> {ends}{way}  [{route.kind}]"
     fields = ", ".join(route.fields)
-    return route.source, f"-> {ends}{way}  [{route.kind}: {fields}, {type(route.baseline).__name__}]"
+    baseline = f", {type(route.baseline).__name__}" if route.baseline is not None else ""
+    return route.source, f"-> {ends}{way}  [{route.kind}: {fields}{baseline}]"
 
 
 def _schedule(graph: PropagationGraph) -> list[tuple[str, str]]:
     order = graph.schedule
-    calls = "1 call" if order.engine_calls == 1 else f"{order.engine_calls} calls"
-    reverse = f"{runs(order.reverse)}  [{calls} of autograd]" if order.reverse else "plain autograd"
+    how = {0: "by messages", 1: "1 call of autograd"}.get(order.engine_calls, f"{order.engine_calls} calls of autograd")
+    reverse = f"{runs(order.reverse)}  [{how}]" if order.reverse else "plain autograd"
     forward = "as above" if order.forward == tuple(graph.nodes) else runs(order.forward)
     return [("forward", forward), ("reverse", reverse)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir import Cost, Output, Segment, Site, Token
+from propc.ir import Cost, Output, Resample, Route, Segment, Site, Token
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -36,7 +36,7 @@ def _values(graph: PropagationGraph) -> Iterator[str]:
             source = graph.nodes.get(ref.node)
             if source is None:
                 yield f"{node.kind.value} {node.name!r} ({node.where}) reads {ref}, which does not exist"
-            elif ref.port >= len(source.outputs):
+            elif ref.port >= max(1, len(source.outputs)):
                 yield (
                     f"{node.kind.value} {node.name!r} ({node.where}) reads {ref}, but {ref.node!r} has "
                     f"{len(source.outputs)} output(s)"
@@ -59,6 +59,9 @@ def _interfaces(graph: PropagationGraph) -> Iterator[str]:
                 yield f"segment {node.name!r} has inputs or outputs that its code does not have"
             if len(node.dependence) != len(node.outputs):
                 yield f"segment {node.name!r} does not say what its outputs depend on"
+        elif isinstance(node, Resample):
+            if node.outputs != tuple(graph[ref.node].outputs[ref.port] for ref in node.inputs):
+                yield f"resample node {node.name!r} ({node.where}) does not keep the types of what it refits"
         elif isinstance(node, Site) and len(node.inputs) != len(node.spec.fields):
             yield f"site {node.name!r} ({node.where}) has {len(node.inputs)} inputs for {len(node.spec.fields)} φ"
 
@@ -84,8 +87,11 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
             yield f"join {join.name!r}: {wrong}"
     for route in graph.routes:
         source = graph.nodes.get(route.source)
-        if not isinstance(source, Cost):
-            yield f"the route from {route.source!r} does not begin at a cost"
+        if not route.by_autograd:
+            yield from _between(graph, route)
+            continue
+        if not isinstance(source, (Cost, Resample)):
+            yield f"the route from {route.source!r} does not begin at a cost or resample node"
             continue
         if not route.targets:
             yield f"the route from {route.source!r} ({source.where}) has no end"
@@ -98,9 +104,26 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
                 "not stand for its targets"
             )
         if sound and not wrong:
-            stray = _sites(mask, count) & ~graph.influence.values[source.inputs[0]].any
+            stray = _sites(mask, count)
+            for ref in source.inputs:
+                stray &= ~graph.influence.values[ref].any
             for name in graph.influence.named(stray):
-                yield f"the route {route.source} -> {name} ends at a site that does not influence the cost"
+                yield (
+                    f"the route {route.source} -> {name} ends at a site that does not influence the {source.kind.value}"
+                )
+
+
+def _between(graph: PropagationGraph, route: Route) -> Iterator[str]:
+    """A route between propagators ends at nodes that its pass visits later."""
+    place = graph.wiring.place
+    for target in (token.site for token in route.targets):
+        if route.source not in place or target not in place:
+            yield f"the route {route.source} -> {target} leads from or to a node that does not exist"
+            continue
+        further = place[target] - place[route.source]
+        sound = further == 0 if route.kind == "kept" else further > 0 if route.kind == "forward" else further < 0
+        if not sound:
+            yield f"the {route.kind} route {route.source} -> {target} is a cycle"
 
 
 def _sites(mask: int, count: int) -> int:

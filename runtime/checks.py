@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from propc.distributions import Relative
 from propc.errors import GraphError, NonFiniteError, message
 from propc.graph import PropagationGraph
-from propc.ir import Cost, Parameter, Ref, Site
+from propc.ir import Cost, Parameter, Ref, Resample, Site
 
 Bounds = Sequence[tuple[int, constraints.Constraint | Relative]]
 
@@ -100,7 +100,7 @@ def check_rows(
     before = replay(draws)
     after = replay({ref: _with_other_row(value, batch) for ref, value in draws.items()})
     for node in graph:
-        if isinstance(node, (Site, Cost)):
+        if isinstance(node, (Site, Resample, Cost)):
             for ref in node.inputs:
                 if not _same_rows(before[ref], after[ref], batch):
                     raise GraphError(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 
 from propc.graph import PropagationGraph
 from propc.ir import (
@@ -27,14 +27,19 @@ from propc.ir import (
     Output,
     Parameter,
     Ref,
+    Resample,
     Route,
     Segment,
     Site,
     Token,
 )
-from propc.propagators import SiteContext
+from propc.propagators import Baseline, SiteContext
+from propc.propagators.base import Propagator
+from propc.propagators.gated import through
 from propc.runtime import checks
 from propc.runtime.gates import attach, guard, join
+from propc.runtime.kept import Memory
+from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
 
 Values = list[Any]
@@ -52,6 +57,7 @@ class Executable:
 
     def __init__(self, graph: PropagationGraph, state: EstimatorState, validate: bool = True) -> None:
         self.graph, self.state, self.validate = graph, state, validate
+        self.memory = Memory(graph, state)
         self.slots: dict[Ref | Token, int] = {}
         for node in graph:
             self._allocate(node)
@@ -77,9 +83,9 @@ class Executable:
         seed = torch.default_generator.get_state() if self.validate else None
         values = self._forward(inputs, held, keep=not self.checked)
         if seed is not None:
-            self._check_costs(values, inputs, held, seed)
+            self.check_costs(values, inputs, held, seed)
             if not self.checked and any(s.rule is not None and s.rule.per_sample for s in self.graph.sites):
-                self._check_rows(values)
+                self.check_rows(values)
         self.checked = True
         return [values[slot] for slot in self.returned]
 
@@ -108,9 +114,8 @@ class Executable:
         """For each step of the plan, the values that nobody reads after it."""
         last: dict[int, int] = {}
         for i, (node, _) in enumerate(self.plan):
-            made = [Ref(node.name, port) for port in range(len(node.outputs))]
             reads = (*node.inputs, *(t for t in getattr(node, "tangents", ()) if t is not None))
-            last.update({self.slots[ref]: i for ref in (*made, *reads)})
+            last.update({self.slots[ref]: i for ref in (*node.made, *reads)})
         done: list[list[int]] = [[] for _ in self.plan]
         for slot, i in last.items():
             if slot not in self.returned:
@@ -128,17 +133,20 @@ class Executable:
         assert site.rule is not None
         memory = site.rule.state(site.spec)
         state = None if memory is None else self.state.part(site.name, lambda: memory)
-        return SiteContext(site.name, site.spec, site.spec.builder(), self.graph.batch, state)
+        context = SiteContext(site.name, site.spec, site.spec.builder(), self.graph.batch, state)
+        return replace(context, view=lambda: self.memory.view(site))
 
     def _step(self, node: Node) -> Step | None:
         if isinstance(node, Segment):
             return self._segment(node)
         if isinstance(node, Site):
             return self._site(node)
+        if isinstance(node, Resample):
+            return self._resample(node)
         if isinstance(node, Cost):
             return self._cost(node)
         if isinstance(node, Named):
-            return self._copy(node)
+            return self._copy(node) if node.rule is None or node.rule.idle else self._gate(node, node.rule)
         if isinstance(node, Opaque):
             return self._opaque(node)
         if isinstance(node, Expand):
@@ -188,12 +196,8 @@ class Executable:
         if not routes:
             return self._copy(node)
         prepared = [
-            (
-                r.baseline,
-                self.state.part(key, r.baseline.state) if r.baseline.stateful else None,
-                self._join(r.through),
-            )
-            for key, r in zip(_state_keys(node, routes), routes)
+            (baseline, state, self._join(route.through))
+            for (baseline, state), route in zip(self.baselines(node, routes), routes)
         ]
 
         def step(values: Values) -> None:
@@ -202,6 +206,27 @@ class Executable:
             with torch.no_grad():
                 centered = tuple(baseline.center(fixed, state) for baseline, state, _ in prepared)
             values[out] = attach(cost, centered, tuple(inlet(values) for _, _, inlet in prepared))
+
+        return step
+
+    def baselines(self, node: Cost, routes: Sequence[Route]) -> list[tuple[Baseline, nn.Module | None]]:
+        """The baseline of each of a cost's routes, with what it keeps."""
+        found: list[tuple[Baseline, nn.Module | None]] = []
+        for key, route in zip(_state_keys(node, routes), routes):
+            assert route.baseline is not None
+            stateful = route.baseline.stateful
+            found.append((route.baseline, self.state.part(key, route.baseline.state) if stateful else None))
+        return found
+
+    def _resample(self, node: Resample) -> Step:
+        reads, first = self._reads(node), self.slots[Ref(node.name)]
+        last = first + len(node.outputs)
+        inlets = [self._join(route.through) for route in self.routes.get(node.name, ())]
+        on_cpu = node.outputs[0].device.type == "cpu"
+
+        def step(values: Values) -> None:
+            check = self.validate and (on_cpu or not self.checked)
+            values[first:last] = refit(node, [values[i] for i in reads], [inlet(values) for inlet in inlets], check)
 
         return step
 
@@ -219,6 +244,14 @@ class Executable:
             return joined
 
         return read
+
+    def _gate(self, node: Named, rule: Propagator) -> Step:
+        (read,), out, view = self._reads(node), self.slots[Ref(node.name)], self.memory.view
+
+        def step(values: Values) -> None:
+            values[out] = through(rule, view(node), values[read])
+
+        return step
 
     def _copy(self, node: Node) -> Step:
         (read,), out = self._reads(node), self.slots[Ref(node.name)]
@@ -278,7 +311,7 @@ class Executable:
 
     # -- checking -----------------------------------------------------------------------
 
-    def _check_costs(self, values: Values, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> None:
+    def check_costs(self, values: Values, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> None:
         """Look for NaN and infinity among the returned costs; if there are, run again to find their source."""
         for slot in self.returned:
             value = values[slot]
@@ -300,8 +333,9 @@ class Executable:
     def _named(self, values: Values) -> dict[Ref, Any]:
         return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}
 
-    def _check_rows(self, values: Values) -> None:
-        draws = {Ref(s.name): values[self.slots[Ref(s.name)]] for s in self.graph.sites}
+    def check_rows(self, values: Values) -> None:
+        drawn = (*self.graph.sites, *self.graph.of(Resample))
+        draws = {ref: values[self.slots[ref]] for node in drawn for ref in node.made}
         checks.check_rows(self.graph, lambda changed: self._replay(values, changed), draws)
 
     def _replay(self, first: Values, draws: Mapping[Ref, Tensor]) -> dict[Ref, Any]:
@@ -315,9 +349,10 @@ class Executable:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             for node, step in self.plan:
-                if isinstance(node, Site):
-                    slot = self.slots[Ref(node.name)]
-                    values[slot] = _apart(draws[Ref(node.name)], first[slot].requires_grad)
+                if isinstance(node, (Site, Resample)):
+                    for ref in node.made:
+                        slot = self.slots[ref]
+                        values[slot] = _apart(draws[ref], first[slot].requires_grad)
                 elif isinstance(node, Opaque):
                     start = self.slots[Ref(node.name)]
                     values[start : start + len(node.outputs)] = first[start : start + len(node.outputs)]

@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from propc.configure import Configurable
 from propc.errors import EstimatorError, message
 
 if TYPE_CHECKING:
-    from propc.propagators.base import SiteContext
     from propc.propagators.inverse_variance import InverseVariance
+    from propc.propagators.site import SiteContext
 
 
 @dataclass(frozen=True)
-class Weighting:
+class Weighting(Configurable):
     """Which variance decides, and over which samples.
 
     Attributes:

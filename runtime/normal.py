@@ -11,8 +11,8 @@ from torch.autograd import Function
 from propc.runtime.mixing import mix
 
 if TYPE_CHECKING:
-    from propc.propagators.base import SiteContext
     from propc.propagators.inverse_variance import InverseVariance
+    from propc.propagators.site import SiteContext
 
 
 class NormalScore(Function):

@@ -202,9 +202,9 @@ def test_every_estimator_is_documented() -> None:
     """In the README's table, under a heading of its own, and no more than there are."""
     known = {name for name in propc.estimators.known_estimators() if is_builtin(name)}
     page = (ROOT / "docs" / "estimators.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^## `(\w+)`", page, flags=re.M)) == known
+    assert set(re.findall(r"^## `([\w-]+)`", page, flags=re.M)) == known
     readme = prose(ROOT / "README.md")
-    assert set(re.findall(r'^\| `"(\w+)"`', readme, flags=re.M)) == known
+    assert set(re.findall(r'^\| `"([\w-]+)"`', readme, flags=re.M)) == known
 
 
 def is_builtin(name: str) -> bool:
@@ -214,7 +214,7 @@ def is_builtin(name: str) -> bool:
 def test_options_are_documented() -> None:
     """Every option of an estimator stands in its section of the reference."""
     page = (ROOT / "docs" / "estimators.md").read_text(encoding="utf-8")
-    sections = dict(re.findall(r"^## `(\w+)`(.*?)(?=^## |\Z)", page, flags=re.M | re.S))
+    sections = dict(re.findall(r"^## `([\w-]+)`(.*?)(?=^## |\Z)", page, flags=re.M | re.S))
     for name, text in sections.items():
         for option in fields(propc.estimator(name)):
             assert f"`{option.name}`" in text, f"docs/estimators.md, {name}: {option.name}"

@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli, Normal
 
 import propc
 from propc.estimators import LikelihoodRatio, Pathwise, SiteView
-from propc.propagators import Propagator
+from propc.propagators import SitePropagator
 
 
 @propc.register_estimator("my-estimator")
@@ -32,7 +32,7 @@ class MyEstimator(propc.Estimator):
         if self.width < 0:
             raise propc.PropcValueError(f"option width={self.width!r} must not be negative.")
 
-    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
+    def propagator(self, site: SiteView) -> tuple[SitePropagator, str]:
         """The rule at this site and why; refuses where it cannot work."""
         if site.batch is None:
             raise site.error("a cost is a scalar", "Return the cost with shape [batch].")

@@ -1,71 +1,51 @@
-"""A propagator, to copy: rename it, change `draw`, say where it works, and check it against a closed form."""
+"""A propagator, to copy: rename it, say what it sends and what it does, and check it against plain PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
-
 import torch
 from torch import Tensor
-from torch.distributions import Normal
 
 import propc
-from propc.distributions import row_log_prob
-from propc.estimators import LeaveOneOut, SiteView
-from propc.estimators.likelihood_ratio import require_batch
-from propc.propagators import Baseline, Draw, Propagator, SiteContext
-from propc.runtime.gates import token
+from propc import Field, Message, NodeView
+
+NORM = Field("norm", shape=())  # a field of your own: its name, how two of them merge, its shape
 
 
-@dataclass(frozen=True)
-class MyPropagator(Propagator):
-    """Draws without gradient; the message at the token goes through `log_prob` to φ."""
+@propc.register_propagator("mine")
+class MyPropagator(propc.Propagator):
+    """Halves the cotangent on its node, and tells the node below how long it was."""
 
-    name: ClassVar[str] = "mine"
-    passes_path: ClassVar[bool] = False  # True if a cotangent on the sample goes on to φ
-    baseline: Baseline = field(default_factory=LeaveOneOut)
+    sends = (propc.messages.GRAD, NORM)
+    targets = propc.PARENTS  # or a name, a pattern, a kind, a number
 
-    @property
-    def baselines(self) -> tuple[Baseline, ...]:
-        """One for each token; () for a propagator that needs no costs."""
-        return (self.baseline,)
+    def forward(self, node: NodeView, message: Message) -> Message:
+        """The node's value is known; keep what `backward` needs."""
+        node.memory.size = node.value.shape[0]
+        return message
 
-    def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
-        """The sample, and a token through which the costs' messages reach φ."""
-        dist = site.build(phi)
-        with torch.no_grad():
-            value = dist.sample()
-        return Draw(value, (token(row_log_prob(dist, value)),))
+    def backward(self, node: NodeView, message: Message) -> Message:
+        """What arrived is one message; what is returned goes on."""
+        return message.replace(grad=0.5 * message.grad, norm=message.grad.norm() * node.memory.size)
 
 
-@propc.register_estimator("mine")
-@dataclass(frozen=True)
-class MyEstimator(propc.Estimator):
-    """How the propagator comes to its sites. Unbiased."""
-
-    name: ClassVar[str] = "mine"
-
-    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
-        """The rule at this site and why; refuses where it cannot work."""
-        require_batch(self.name, LeaveOneOut(), site)
-        return MyPropagator(), "asked for"
-
-
-@propc.compile(estimator="mine")
-def program(theta: Tensor) -> Tensor:
-    """E[x²] = θ² + 1, with gradient 2θ."""
-    x = propc.sample(Normal(theta.expand(200_000), 1.0), "x")
-    return x.square()
+@propc.compile
+def program(x: Tensor, weight: Tensor) -> Tensor:
+    """Two layers with a node behind each."""
+    hidden = propc.node(torch.tanh(x @ weight), "below", propagator="mine")
+    return propc.node(hidden @ weight, "above", propagator="mine").square().sum(-1)
 
 
 def check() -> None:
-    """Per-sample gradients against the closed form, in standard errors."""
-    theta = torch.full((200_000,), 0.7, requires_grad=True)  # one θ a row gives per-sample gradients
-    (draws,) = torch.autograd.grad(program(theta).sum(), theta)
-    error = draws.std() / len(draws) ** 0.5
-    assert (draws.mean() - 1.4).abs() < 5 * error
-    assert (draws.mean() - 1.5).abs() > 5 * error  # the check can tell a biased estimate
+    """The gradient against plain PyTorch with the same factors."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(8, 3), torch.randn(3, 3, requires_grad=True)
+    (found,) = torch.autograd.grad(program(x, weight).sum(), weight)
+    hidden = torch.tanh(x @ weight)
+    above = 2 * (hidden @ weight).detach() * 0.5
+    by_hand = torch.autograd.grad(hidden, weight, 0.5 * above @ weight.detach().T)[0] + hidden.detach().T @ above
+    assert torch.allclose(found, by_hand, atol=1e-5)
+    result = program.propagate("backward", Message(grad=1.0), x, weight)
+    assert result.messages["below"].norm > 0  # nobody below takes it: handed back
 
 
 if __name__ == "__main__":

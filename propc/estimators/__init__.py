@@ -1,5 +1,6 @@
 """The user's choices: names, options and what each estimator promises. One a file."""
 
+from propc.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
 from propc.estimators.base import (
     Estimator,
     SiteView,
@@ -8,27 +9,32 @@ from propc.estimators.base import (
     register_estimator,
     resolve,
 )
-from propc.estimators.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
 from propc.estimators.combine import Combine
+from propc.estimators.gaussian_shaping import GaussianResampling, GaussianShaping, ShapedTotalPropagation
 from propc.estimators.infer import Infer
-from propc.estimators.likelihood_ratio import LikelihoodRatio
-from propc.estimators.pathwise import Pathwise
+from propc.estimators.likelihood_ratio import LikelihoodRatio, require_batch
+from propc.estimators.pathwise import Pathwise, require_path
 from propc.estimators.total_propagation import TotalPropagation
 
 __all__ = [
     "Combine",
     "Custom",
     "Estimator",
+    "GaussianResampling",
+    "GaussianShaping",
     "Infer",
     "LeaveOneOut",
     "LikelihoodRatio",
     "MovingAverage",
     "NoBaseline",
     "Pathwise",
+    "ShapedTotalPropagation",
     "SiteView",
     "TotalPropagation",
     "estimator",
     "known_estimators",
     "register_estimator",
+    "require_batch",
+    "require_path",
     "resolve",
 ]

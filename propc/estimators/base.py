@@ -5,12 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from propc.baselines import NoBaseline
+from propc.configure import Configurable
 from propc.distributions import DistributionSpec
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
 from propc.ir import Source
 from propc.propagators.base import Propagator
+from propc.propagators.gated import Gated
+from propc.propagators.registry import find, known_propagators
+from propc.propagators.site import SitePropagator
+
+if TYPE_CHECKING:
+    from propc.passes.base import Pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +28,7 @@ class SiteView:
     Attributes:
         name, spec, shape, where: the site, its distribution, the shape of a draw, the user's line.
         batch: number of rows of the costs; None for scalar costs.
-        costs: names of the costs that it influences.
+        costs: names of the costs that it influences; a resample node stands for those behind it.
         blocked: those that no differentiable path reaches.
         rough: those that it also reaches through a comparison, rounding or an integer.
     """
@@ -40,14 +48,18 @@ class SiteView:
 
 
 @dataclass(frozen=True)
-class Estimator(ABC):
+class Estimator(Configurable, ABC):
     """How gradients pass a site: the user's choice. Options are dataclass fields.
 
-    An estimator turns into a `Propagator` at each site; it refuses, with the site's name,
+    An estimator turns into a `SitePropagator` at each site; it refuses, with the site's name,
     where its mathematics does not hold.
+
+    Attributes:
+        keeps_name: print its own name also where its rule has that of another estimator.
     """
 
     name: ClassVar[str] = "estimator"
+    keeps_name: ClassVar[bool] = False
 
     @abstractmethod
     def propagator(self, site: SiteView) -> tuple[Propagator, str]:
@@ -56,6 +68,31 @@ class Estimator(ABC):
         Raises:
             EstimatorError: it cannot work at this site.
         """
+
+    def passes(self, sites: tuple[str, ...]) -> tuple[Pass, ...]:
+        """Passes to run before rules are assigned, for the sites that have chosen it or an equal one."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Given(Estimator):
+    """A propagator that the user gave in place of an estimator."""
+
+    rule: Propagator
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.rule.name
+
+    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
+        return at_site(self.rule, site), "asked for"
+
+
+def at_site(rule: Propagator, site: SiteView) -> SitePropagator:
+    """A propagator as a site can have it: one written as `forward` and `backward` behind a gate of autograd."""
+    if isinstance(rule, SitePropagator):
+        return rule
+    return Gated(rule, NoBaseline() if site.batch is not None and site.batch == site.spec.rows() else None)
 
 
 E = TypeVar("E", bound=type[Estimator])
@@ -108,8 +145,10 @@ def resolve(choice: Any) -> Estimator:
     """
     if isinstance(choice, Estimator):
         return choice
+    if isinstance(choice, Propagator):
+        return Given(choice)
     if isinstance(choice, str):
-        return estimator(choice)
+        return Given(find(choice)) if choice not in _TABLE and choice in known_propagators() else estimator(choice)
     if isinstance(choice, type) and issubclass(choice, Estimator):
         return choice()
     raise PropcTypeError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from propc import propagators
+from propc.baselines import LeaveOneOut, baseline
 from propc.errors import PropcValueError, message
 from propc.estimators.base import Estimator, SiteView, one_of, register_estimator, resolve
-from propc.estimators.baselines import LeaveOneOut, baseline
 from propc.estimators.likelihood_ratio import LikelihoodRatio, require_batch
 from propc.runtime.mixing import Weighting
+
+if TYPE_CHECKING:
+    from propc.passes.base import Pass
 
 
 @register_estimator("combine")
@@ -56,7 +59,7 @@ class Combine(Estimator):
         for choice in self.estimators:
             resolve(choice)
 
-    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
+    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         parts = tuple(self._part(resolve(e), site) for e in self.estimators)
         if self.weights == "crossfit":
             parts = tuple(_within_halves(part) for part in parts)
@@ -72,14 +75,18 @@ class Combine(Estimator):
         how = Weighting(self.target, self.per_coordinate, self.weights, self.k_interval, self.decay)
         return propagators.InverseVariance(parts, how), "asked for"
 
-    def _part(self, part: Estimator, site: SiteView) -> propagators.Propagator:
+    def passes(self, sites: tuple[str, ...]) -> tuple[Pass, ...]:
+        brought = [each for choice in self.estimators for each in resolve(choice).passes(sites)]
+        return tuple(each for i, each in enumerate(brought) if each not in brought[:i])
+
+    def _part(self, part: Estimator, site: SiteView) -> propagators.SitePropagator:
         """The rule of one part; what a likelihood-ratio part lacks, the user's estimator lacks."""
         if isinstance(part, LikelihoodRatio):
             require_batch(self.name, baseline(part.baseline), site)
         return part.propagator(site)[0]
 
 
-def _within_halves(part: propagators.Propagator) -> propagators.Propagator:
+def _within_halves(part: propagators.SitePropagator) -> propagators.SitePropagator:
     """A part whose leave-one-out baseline keeps the two halves of the batch apart."""
     if isinstance(part, propagators.LikelihoodRatio) and part.baseline == LeaveOneOut():
         return propagators.LikelihoodRatio(LeaveOneOut(halves=True))

@@ -24,7 +24,7 @@ class Infer(Estimator):
 
     name: ClassVar[str] = "infer"
 
-    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
+    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         if site.spec.has_rsample and not site.blocked:
             return Pathwise().propagator(site)[0], "rsample, and a differentiable path to every cost"
         baseline = "loo" if site.batch is None or site.batch > 1 else None

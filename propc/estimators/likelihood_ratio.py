@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from propc import propagators
+from propc.baselines import LeaveOneOut, baseline
 from propc.estimators.base import Estimator, SiteView, register_estimator
-from propc.estimators.baselines import LeaveOneOut, baseline
 from propc.propagators import Baseline
 
 
@@ -37,7 +37,7 @@ class LikelihoodRatio(Estimator):
     def __post_init__(self) -> None:
         baseline(self.baseline)
 
-    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
+    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         chosen = baseline(self.baseline)
         require_batch(self.name, chosen, site)
         return propagators.LikelihoodRatio(chosen), "asked for"

@@ -27,7 +27,7 @@ class Pathwise(Estimator):
 
     name: ClassVar[str] = "rp"
 
-    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
+    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         require_path(self.name, site)
         return propagators.Pathwise(), "asked for"
 

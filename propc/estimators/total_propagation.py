@@ -55,7 +55,7 @@ class TotalPropagation(Estimator):
     def __post_init__(self) -> None:
         self._combination()
 
-    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
+    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         return self._combination().propagator(site)
 
     def _combination(self) -> Combine:

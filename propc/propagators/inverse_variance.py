@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from propc.distributions import DistributionSpec, row_log_prob
 from propc.errors import EstimatorError, message
-from propc.propagators.base import Baseline, Draw, Propagator, SiteContext, draw_detached
+from propc.propagators.likelihood_ratio import LikelihoodRatio
+from propc.propagators.pathwise import Pathwise
+from propc.propagators.registry import register_propagator
+from propc.propagators.site import Baseline, Draw, SiteContext, SitePropagator, draw_detached
 from propc.runtime.gates import token
 from propc.runtime.mixing import Mix, PastVariances, Weighting
 from propc.runtime.normal import NormalTotal
@@ -20,7 +23,7 @@ from propc.runtime.redraw import redrawn
 
 
 @dataclass(frozen=True)
-class InverseVariance(Propagator):
+class InverseVariance(SitePropagator):
     """Every part computes its cotangent on φ; they are combined with weights ∝ 1/variance.
 
     Attributes:
@@ -31,15 +34,23 @@ class InverseVariance(Propagator):
 
     name: ClassVar[str] = "inverse-variance"
     passes_path: ClassVar[bool] = True
-    parts: tuple[Propagator, ...]
+    parts: tuple[SitePropagator, ...]
     weighting: Weighting
     donor: str | None = None
+
+    def named_parts(self) -> Mapping[str, Any]:
+        return {**{part.name: part for part in self.parts}, "weighting": self.weighting}
+
+    def with_parts(self, **parts: Any) -> InverseVariance:
+        known = {**self.named_parts(), **parts}
+        weighting = known.pop("weighting")
+        return replace(self, parts=tuple(part for part in known.values() if part is not None), weighting=weighting)
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:
         return tuple(b for part in self.parts for b in part.baselines)
 
-    def state(self, spec: DistributionSpec) -> nn.Module | None:
+    def state(self, node: Any) -> nn.Module | None:
         return PastVariances() if self.weighting.weights == "past" else None
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
@@ -73,6 +84,17 @@ class InverseVariance(Propagator):
         fixed = value.detach()
         inlets = [token(row_log_prob(d, fixed)) for d, part in zip(dists, self.parts) if not part.passes_path]
         return Draw(value, tuple(inlets))
+
+
+@register_propagator("tp")
+def total_propagation(baseline: Any = "loo", **weighting: Any) -> InverseVariance:
+    """Total propagation as a propagator: pathwise and likelihood ratio, by inverse variance.
+
+    Args:
+        baseline: of the likelihood ratio.
+        **weighting: options of the weights, as of the estimator `tp`.
+    """
+    return InverseVariance((Pathwise(), LikelihoodRatio(baseline)), Weighting(**weighting))
 
 
 def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from propc.baselines import Baseline, baseline
 from propc.distributions import row_log_prob
-from propc.propagators.base import Baseline, Draw, Propagator, SiteContext, draw_detached
+from propc.propagators.registry import register_propagator
+from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
 from propc.runtime.gates import token
 from propc.runtime.normal import NormalScore
 
 
+@register_propagator("lr")
 @dataclass(frozen=True)
-class LikelihoodRatio(Propagator):
-    """Draws without gradient; message m at the token gives the cotangent m · ∇_φ log p(x; φ)."""
+class LikelihoodRatio(SitePropagator):
+    """Draws without gradient; message m at the token gives the cotangent m · ∇_φ log p(x; φ).
+
+    Attributes:
+        baseline: a `Baseline`, or what makes one: ``"loo"``, ``"moving_average"``, None, a callable.
+    """
 
     name: ClassVar[str] = "lr"
-    baseline: Baseline
+    baseline: Any = "loo"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "baseline", baseline(self.baseline))
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:

@@ -9,11 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from propc.propagators.base import Draw, Propagator, SiteContext
+from propc.propagators.registry import register_propagator
+from propc.propagators.site import Draw, SiteContext, SitePropagator
 
 
+@register_propagator("rp")
 @dataclass(frozen=True)
-class Pathwise(Propagator):
+class Pathwise(SitePropagator):
     """Draws with `rsample` and cuts nothing: plain autograd does the rest."""
 
     name: ClassVar[str] = "rp"

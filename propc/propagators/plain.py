@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from propc.propagators.base import Draw, Propagator, SiteContext, draw_detached
+from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
 
 
 @dataclass(frozen=True)
-class Plain(Propagator):
+class Plain(SitePropagator):
     """Only draws. Assigned where no parameter lies behind the site, or no cost after it."""
 
     name: ClassVar[str] = "plain"

@@ -30,12 +30,14 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Mark:
-    """What the user marked: a site (with `spec`), a node, a cost or a black box."""
+    """What the user marked: a site (with `spec` and `estimator`), a node or a cost (perhaps with a
+    `propagator`), or a black box."""
 
     kind: str
     name: str
     spec: DistributionSpec | None = None
     estimator: Any = None
+    propagator: Any = None
 
 
 @dataclass(frozen=True)

@@ -108,14 +108,14 @@ class Tracer(Recorder):
         dtype, device = self._drawn[key]
         return torch.empty(spec.sample_shape, dtype=dtype, device=device)
 
-    def node(self, value: Tensor, name: str | None) -> Tensor:
+    def node(self, value: Tensor, name: str | None, propagator: Any = None) -> Tensor:
         """Record a named deterministic value."""
         with torch._C.DisableTorchFunction():
-            mark = Mark("node", self._name(name, "node"))
+            mark = Mark("node", self._name(name, "node"), propagator=propagator)
             value = self._lift(value)
             return self._mark(mark, (self._node(value),), value.clone(), (value,))
 
-    def cost(self, value: Tensor, name: str | None) -> Tensor:
+    def cost(self, value: Tensor, name: str | None, propagator: Any = None) -> Tensor:
         """Record a named cost."""
         with torch._C.DisableTorchFunction():
             label = self._name(name, "cost")
@@ -132,7 +132,7 @@ class Tracer(Recorder):
                     )
                 )
             value = self._lift(value)
-            return self._mark(Mark("cost", label), (self._node(value),), value.clone(), (value,))
+            return self._mark(Mark("cost", label, propagator=propagator), (self._node(value),), value.clone(), (value,))
 
     def opaque(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a black box; its outputs' shapes come from one run on zeros."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from propc.errors import PropcTypeError, PropcValueError, message, nearest
-from propc.propagators.base import Baseline
+
+
+class Baseline(ABC):
+    """What a cost subtracts from its value before it is sent as a message.
+
+    A baseline must not see the sample that it is subtracted for, else the estimate is biased.
+    """
+
+    stateful: ClassVar[bool] = False
+
+    @abstractmethod
+    def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
+        """Cost minus baseline: [batch] → [batch]. `cost` is detached."""
+
+    def state(self) -> nn.Module | None:
+        """The memory it keeps from call to call, if any."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""What a propagation gives back, and the names of its directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from propc.errors import PropcValueError, message, nearest
+from propc.messages import Message
+from propc.propagators.base import NodeView
+from propc.wiring import BACKWARD, FORWARD
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """What a propagation gave.
+
+    Attributes:
+        messages: what nobody took: by node, or by the path of a tensor of the program.
+        nodes: the nodes as their propagators left them, with their ``memory`` and ``value``.
+        value: what the program returned; None for a network.
+    """
+
+    messages: Mapping[str, Message]
+    nodes: Mapping[str, NodeView] = field(repr=False)
+    value: Any = None
+
+    def __getitem__(self, name: str) -> NodeView:
+        if name not in self.nodes:
+            raise PropcValueError(message(f"no propagator visited a node {name!r}", nearest(name, self.nodes)))
+        return self.nodes[name]
+
+
+def check_direction(direction: str) -> None:
+    """Check the name of a direction.
+
+    Raises:
+        PropcValueError: an unknown one; the nearest is named.
+    """
+    if direction not in (FORWARD, BACKWARD):
+        raise PropcValueError(message(f"unknown direction {direction!r}", nearest(str(direction), (FORWARD, BACKWARD))))

@@ -1,0 +1,90 @@
+"""The table of propagators by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from propc.errors import PropcTypeError, PropcValueError, message, nearest
+from propc.propagators.base import Propagator
+
+P = TypeVar("P", bound=Callable[..., Propagator])
+_TABLE: dict[str, Callable[..., Propagator]] = {}
+
+
+def register_propagator(name: str) -> Callable[[P], P]:
+    """Decorator of a propagator class, or of a function that makes one: known by `name` in ``propagator=``.
+
+    Raises:
+        PropcValueError: the name is taken by another.
+    """
+
+    def register(make: P) -> P:
+        known = _TABLE.get(name)
+        if known is not None and getattr(known, "__qualname__", "") != getattr(make, "__qualname__", ""):
+            raise PropcValueError(message(f"the propagator name {name!r} is taken", "Choose another."))
+        _TABLE[name] = make
+        if isinstance(make, type):
+            make.name = name  # type: ignore[attr-defined]
+        return make
+
+    return register
+
+
+def known_propagators() -> tuple[str, ...]:
+    """The registered names, sorted."""
+    return tuple(sorted(_TABLE))
+
+
+def propagator(name: str, **options: Any) -> Propagator:
+    """A propagator by name with options, such as ``propagator("clip", limit=1.0)``.
+
+    Raises:
+        PropcValueError: unknown name or option; the message lists the known ones and the nearest.
+    """
+    if name not in _TABLE:
+        raise PropcValueError(message(f"unknown propagator {name!r}", nearest(str(name), _TABLE)))
+    make = _TABLE[name]
+    known = [f.name for f in fields(make) if f.init] if is_dataclass(make) else None
+    for option in options:
+        if known is not None and option not in known:
+            raise PropcValueError(message(f"unknown option {option!r} of propagator {name!r}", nearest(option, known)))
+    return make(**options)
+
+
+def at_node(choice: Any, kind: str, name: str | None, where: object = None) -> Propagator:
+    """A propagator for a node or a cost.
+
+    Raises:
+        PropcTypeError: no propagator, or one that only sites can have.
+    """
+    found = find(choice)
+    if getattr(found, "draws", False):
+        raise PropcTypeError(
+            message(
+                f"the propagator {found.name!r} draws from a distribution, which only sites have",
+                "Give it to propc.sample(..., estimator=).",
+                at=f"{kind} {name!r}" if name else "",
+                where=where,
+            )
+        )
+    return found
+
+
+def find(choice: Any) -> Propagator:
+    """A propagator from an object, a class or a name.
+
+    Raises:
+        PropcTypeError: anything else.
+        PropcValueError: an unknown name.
+    """
+    if isinstance(choice, Propagator):
+        return choice
+    if isinstance(choice, str):
+        return propagator(choice)
+    if isinstance(choice, type) and issubclass(choice, Propagator):
+        return choice()
+    raise PropcTypeError(
+        message(f"a propagator is a Propagator or the name of one; got {choice!r}", f"Known: {', '.join(_TABLE)}.")
+    )

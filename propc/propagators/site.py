@@ -1,0 +1,123 @@
+"""Propagators of sites: how a site draws, and how cotangents and cost messages reach φ through autograd."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from propc.baselines import Baseline
+from propc.distributions import DistributionSpec
+from propc.messages import Message
+from propc.propagators.base import NodeView, Propagator, Sent
+
+
+@dataclass
+class SiteContext:
+    """What a propagator gets to know of its site.
+
+    Attributes:
+        name: the site.
+        spec: its distribution without tensors.
+        build: φ → distribution, without running a constructor.
+        batch: number of rows; None where the costs have no batch.
+        state: the module that `Propagator.state` gave.
+        weights: mixing weights of other sites in this call, by site.
+        normal: places of loc and scale among φ where the distribution is a Normal.
+        view: makes the site's node as a `Propagator` sees it.
+    """
+
+    name: str
+    spec: DistributionSpec
+    build: Callable[[Sequence[Tensor]], Distribution]
+    batch: int | None
+    state: nn.Module | None = None
+    weights: dict[str, list[Tensor]] = field(default_factory=dict)
+    view: Callable[[], NodeView] | None = None
+    normal: tuple[int, int] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.normal = self.spec.normal()
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A site's outputs: the sample and its tokens, zeros of shape [batch], one for each channel."""
+
+    value: Tensor
+    tokens: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class SitePropagator(Propagator, ABC):
+    """How a site draws, and how the cotangent on its sample and the messages at its tokens reach φ.
+
+    The reverse pass is written as the autograd graph of what `draw` returns: the cotangent
+    that autograd delivers at a token is the sum, over the costs routed to it, of weight times
+    (cost − baseline), [batch]. `forward` and `backward` follow from that.
+
+    Attributes:
+        passes_path: whether a cotangent on the sample goes on to φ.
+    """
+
+    draws: ClassVar[bool] = True
+    passes_path: ClassVar[bool] = False
+
+    @property
+    def baselines(self) -> tuple[Baseline, ...]:
+        """One for each token; empty where the site receives no messages."""
+        return ()
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether costs must be given for each sample of the batch."""
+        return bool(self.baselines)
+
+    def state(self, node: Any) -> nn.Module | None:
+        """Memory kept from call to call, for the site's `DistributionSpec`."""
+        return None
+
+    @abstractmethod
+    def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
+        """Draw a sample and connect it to φ.
+
+        Args:
+            site: the site.
+            phi: its tensors, in the order of ``site.spec.fields``.
+            tangents: for each φ its tangents [P, *φ.shape] towards the weighting target, or None.
+        """
+
+    def forward(self, node: NodeView, message: Message) -> Sent:
+        """Draw; what `backward` needs stays in the node's memory."""
+        record: Any = node.record
+        context = SiteContext(node.name, record.spec, record.spec.builder(), node.batch, node.state)
+        with torch.enable_grad():
+            drawn = self.draw(context, node.inputs, [None] * len(node.inputs))
+        node.memory.drawn = drawn
+        node.value = drawn.value.detach()
+        return message
+
+    def backward(self, node: NodeView, message: Message) -> Sent:
+        """Cotangents on φ from ``grad`` and ``cost``."""
+        drawn: Draw = node.memory.drawn
+        ends = [(drawn.value, message.get("grad")), *((token, message.get("cost")) for token in drawn.tokens)]
+        live = [(end, sent) for end, sent in ends if sent is not None and end.requires_grad]
+        wanted = [(name, phi) for name, phi in zip(node.fields, node.inputs) if phi.requires_grad]
+        if not live or not wanted:
+            return None
+        outputs, cotangents = zip(*live)
+        grads = torch.autograd.grad(
+            outputs, [phi for _, phi in wanted], cotangents, allow_unused=True, retain_graph=True
+        )
+        return Message({name: grad for (name, _), grad in zip(wanted, grads) if grad is not None})
+
+
+def draw_detached(dist: Distribution) -> Tensor:
+    """A draw without gradient; through `rsample` where there is one, which needs no host check."""
+    with torch.no_grad():
+        return dist.rsample() if dist.has_rsample else dist.sample()

@@ -1,0 +1,399 @@
+"""Running a graph by messages: every node apart, the ways between them in the open.
+
+Where all messages are cotangents, autograd carries them in one call (`propc.runtime.executor`). Here the
+same steps run one by one, each on leaves of its own; the reverse pass visits the nodes in the opposite
+order, takes each step's vector-Jacobian product, and calls the propagators of those that have one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from propc.errors import EstimatorError, MessageError, PropcValueError, message, nearest
+from propc.graph import PropagationGraph
+from propc.ir import Cost, Input, Join, Named, Node, Parameter, Ref, Site, TensorType, Token
+from propc.messages import EMPTY, Message, copied
+from propc.propagators.base import NodeView, Sent
+from propc.runtime.executor import Executable, Step
+from propc.runtime.kept import Memory
+from propc.runtime.post import Directory, Post
+from propc.runtime.state import EstimatorState
+from propc.wiring import BACKWARD, FORWARD, takes_messages
+
+Cotangents = dict[int, Tensor]
+Initial = dict[str, Message]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A node's step with the places of what it reads and makes; no step where a propagator does the work."""
+
+    node: Node
+    step: Step | None
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    wants: tuple[bool, ...]
+
+
+@dataclass
+class Session:
+    """One call: its values, what each step was run on, and the messages."""
+
+    values: list[Any]
+    forward: Post
+    tape: dict[str, tuple[list[Any], list[Any]]] = field(default_factory=dict)
+    views: dict[str, NodeView] = field(default_factory=dict)
+
+
+class Messenger:
+    """A graph ready to run by messages.
+
+    Args:
+        graph: after all passes.
+        state: what estimators and nodes keep from call to call.
+        validate: check parameters and costs.
+    """
+
+    def __init__(self, graph: PropagationGraph, state: EstimatorState, validate: bool = True) -> None:
+        self.graph, self.memory = graph, Memory(graph, state)
+        self.executable = Executable(_unfused(graph), state, validate)
+        self.slots = self.executable.slots
+        self.directories = {d: Directory(graph, d) for d in (FORWARD, BACKWARD)}
+        self.routes = self.executable.routes
+        self.pieces = [self._piece(node, step) for node, step in self.executable.plan]
+
+    def run(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> list[Tensor]:
+        """One forward pass; the returned tensors, whose gradients come back by messages."""
+        leaves = [*inputs, *held]
+        found = _Propagated.apply(self, len(inputs), *leaves)
+        return list(found)
+
+    def forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], initial: Mapping[str, Message]) -> Session:
+        """Run the program and the forward messages."""
+        session = Session([None] * len(self.slots), Post(self.directories[FORWARD]))
+        for slot, tensor in zip((*self.executable.inputs, *self.executable.held), (*inputs, *held)):
+            session.values[slot] = tensor.detach()
+        for name, sent in (*self.memory.waiting().items(), *initial.items()):
+            session.forward.deliver("the caller", session.forward.directory.checked(name, sent), (name,))
+        seed = torch.default_generator.get_state()
+        with torch.enable_grad():
+            for piece in self.pieces:
+                if piece.step is None:
+                    self._visit_forward(piece, session)
+                else:
+                    _run_apart(piece, session)
+        self._check(session, inputs, held, seed)
+        self.memory.keep([session.forward])
+        return session
+
+    def _check(self, session: Session, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> None:
+        run = self.executable
+        if run.validate:
+            run.check_costs(session.values, inputs, held, seed)
+            if not run.checked and any(s.rule is not None and s.rule.per_sample for s in self.graph.sites):
+                run.check_rows(session.values)
+        run.checked = True
+
+    def backward(self, session: Session, cotangents: Mapping[int, Tensor], initial: Mapping[str, Message]) -> Post:
+        """Run the reverse pass.
+
+        Args:
+            cotangents: on values, by place.
+            initial: messages that wait at nodes from the beginning.
+
+        Returns:
+            the messages; what leaves have received remains, under their paths.
+        """
+        post = Post(self.directories[BACKWARD])
+        for name, sent in initial.items():
+            post.deliver("the caller", post.directory.checked(name, sent), (name,))
+        arrived = _Cotangents(cotangents)
+        with torch.no_grad():
+            for piece in reversed(self.pieces):
+                self._visit_backward(piece, session, arrived, post)
+            self._leaves(arrived, post)
+        self.memory.keep([session.forward, post])
+        return post
+
+    # -- building -----------------------------------------------------------------------
+
+    def _piece(self, node: Node, step: Step) -> Piece:
+        refs: list[Ref | Token] = [*node.inputs, *(t for t in getattr(node, "tangents", ()) if t is not None)]
+        wants = [self._wants(ref) for ref in refs if isinstance(ref, Ref)]
+        tokens = [token for route in self.routes.get(node.name, ()) for token in route.targets]
+        made: list[Ref | Token] = [Ref(node.name, port) for port in range(len(node.outputs))]
+        if isinstance(node, Site) and node.rule is not None:
+            made += [Token(node.name, index) for index in range(len(node.rule.baselines))]
+        by_rule = takes_messages(node)
+        if by_rule and isinstance(node, Cost):
+            tokens = []
+        return Piece(
+            node,
+            None if by_rule else step,
+            tuple(self.slots[ref] for ref in (*refs, *tokens)),
+            tuple(self.slots[ref] for ref in made),
+            (*wants, *(True for _ in tokens)),
+        )
+
+    def _wants(self, ref: Ref) -> bool:
+        kind = self.graph[ref.node].outputs[ref.port]
+        return kind.requires_grad and (kind.dtype.is_floating_point or kind.dtype.is_complex)
+
+    # -- visiting -----------------------------------------------------------------------
+
+    def _visit_forward(self, piece: Piece, session: Session) -> None:
+        node = piece.node
+        rule = node.propagator
+        assert rule is not None
+        view = session.views[node.name] = self.memory.view(node)
+        view.inputs = [_leaf(session.values[i], wants) for i, wants in zip(piece.reads, piece.wants)]
+        if not isinstance(node, Site):
+            view.value = session.values[piece.reads[0]]
+        session.forward.put(node.name, rule.forward(view, session.forward.take(node.name)))
+        session.values[piece.makes[0]] = view.value
+        for token in piece.makes[1:]:
+            session.values[token] = view.value.new_zeros(view.value.shape[:1])
+
+    def _visit_backward(self, piece: Piece, session: Session, arrived: _Cotangents, post: Post) -> None:
+        name = piece.node.name
+        waiting = post.take(name) if name in post.waiting else EMPTY
+        if piece.step is not None:
+            _take_in(piece, waiting, arrived, post)
+            _pull(piece, session, arrived)
+            return
+        view, rule = session.views[name], piece.node.propagator
+        assert rule is not None
+        own = {
+            key: found for key, slot in zip(("grad", "cost"), piece.makes) if (found := arrived.pop(slot)) is not None
+        }
+        if own:
+            post.waiting.setdefault(name, []).insert(0, ("its readers", Message(own)))
+        if waiting:
+            post.waiting.setdefault(name, []).append(("messages", waiting))
+        sent = rule.backward(view, post.take(name))
+        for each in _several(sent):
+            self._send(piece, each, arrived, post)
+
+    def _send(self, piece: Piece, sent: Any, arrived: _Cotangents, post: Post) -> None:
+        """Cotangents go to what the node reads, a cost's message to its sites, the rest along routes."""
+        node = piece.node
+        if not isinstance(sent, Message) or sent.target is not None:
+            post.put(node.name, sent)
+            return
+        own: tuple[str, ...] = node.spec.fields if isinstance(node, Site) else ("grad",)
+        for key, slot in zip(own, piece.reads):
+            if key in sent:
+                arrived.add(slot, _fitting(sent[key], self._type(node, key), node, key))
+        if isinstance(node, Cost) and "cost" in sent:
+            own = (*own, "cost")
+            routes = self.routes.get(node.name, [])
+            for route, (baseline, state) in zip(routes, self.executable.baselines(node, routes)):
+                centered = baseline.center(sent["cost"], state)
+                for token in route.targets:
+                    arrived.add(self.slots[token], centered)
+        rest = sent.without(*own)
+        if rest:
+            post.put(node.name, rest)
+
+    def _type(self, node: Node, key: str) -> tuple[int, ...]:
+        ref = node.inputs[node.spec.fields.index(key) if isinstance(node, Site) else 0]
+        return self.graph[ref.node].outputs[ref.port].shape
+
+    def _leaves(self, arrived: _Cotangents, post: Post) -> None:
+        """What has arrived at inputs and parameters remains there."""
+        for node in self.graph:
+            if isinstance(node, (Input, Parameter)):
+                found = arrived.pop(self.slots[Ref(node.name)])
+                sent = post.waiting.pop(node.name, [])
+                if found is not None:
+                    sent = [("its readers", Message(grad=found)), *sent]
+                if sent:
+                    post.remaining.setdefault(node.name, []).extend(sent)
+
+    # -- for users ----------------------------------------------------------------------
+
+    def starts(self, sent: Message | Mapping[str, Message] | None, direction: str) -> tuple[Cotangents, Initial]:
+        """What waits at the beginning of a pass: cotangents on the returned values, and messages at nodes.
+
+        Raises:
+            PropcValueError: an unknown node.
+        """
+        if sent is None:
+            return (self._mean(), {}) if direction == BACKWARD else ({}, {})
+        if not isinstance(sent, Message):
+            return {}, {name: self._addressed(name, each) for name, each in sent.items()}
+        cotangents = {}
+        if direction == BACKWARD and "grad" in sent:
+            cotangents = {slot: _spread(sent["grad"], *end) for slot, end in self._returned()}
+            sent = sent.without("grad")
+        near = self.graph.wiring.parents if direction == FORWARD else self.graph.wiring.children
+        return cotangents, {name: self._addressed(name, sent) for name in near if not near[name]}
+
+    def _mean(self) -> Cotangents:
+        """Those of the mean over the batch of every returned cost."""
+        found = {}
+        for slot, (node, kind) in self._returned():
+            if len(kind.shape) < 2:
+                found[slot] = _spread(1.0 / max(1, math.prod(kind.shape)), node, kind)
+        return found
+
+    def _returned(self) -> Iterator[tuple[int, tuple[Node, TensorType]]]:
+        output = self.graph.output
+        for slot, kind in zip(self.executable.returned, output.outputs):
+            if kind.dtype.is_floating_point:
+                yield slot, (output, kind)
+
+    def _addressed(self, name: str, sent: Message) -> Message:
+        """A copy of an initial message; a cotangent in it may be a number."""
+        known = {n.name: n for n in self.graph if isinstance(n, (Named, Cost, Site))}
+        if name not in known:
+            raise PropcValueError(message(f"no node {name!r} takes messages", nearest(name, known)))
+        node, made = known[name], copied(sent)
+        return made.replace(grad=_spread(made["grad"], node, node.outputs[0])) if "grad" in made else made
+
+    def messages(self, post: Post) -> dict[str, Message]:
+        """What remained, by node or by the path of a leaf."""
+        paths = {n.name: n.path for n in self.graph if isinstance(n, (Input, Parameter))}
+        taken = [*paths.values()]
+        left = post.left()
+        return {paths[k] if k in paths and taken.count(paths[k]) == 1 else k: sent for k, sent in left.items()}
+
+
+class _Cotangents:
+    """Sums of cotangents on values, by place."""
+
+    def __init__(self, start: Mapping[int, Tensor]) -> None:
+        self.found: dict[int, Tensor] = dict(start)
+
+    def add(self, slot: int, cotangent: Tensor) -> None:
+        known = self.found.get(slot)
+        self.found[slot] = cotangent if known is None else known + cotangent
+
+    def pop(self, slot: int) -> Tensor | None:
+        return self.found.pop(slot, None)
+
+
+class _Propagated(Function):
+    """The returned values of a program; a gradient that arrives at them is carried on by messages."""
+
+    @staticmethod
+    def forward(ctx: Any, messenger: Messenger, count: int, *leaves: Tensor) -> tuple[Tensor, ...]:
+        session = messenger.forward(leaves[:count], leaves[count:], {})
+        ctx.messenger, ctx.session = messenger, session
+        ctx.set_materialize_grads(False)
+        returned = [session.values[slot] for slot in messenger.executable.returned]
+        found = tuple(value.view_as(value) for value in returned)
+        ctx.mark_non_differentiable(*(v for v in found if not v.dtype.is_floating_point))
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise EstimatorError(
+                message(
+                    f"{ctx.messenger.graph.name!r} has propagators whose messages autograd does not carry; they give "
+                    "first derivatives only",
+                    "Leave out create_graph=True.",
+                )
+            )
+        messenger: Messenger = ctx.messenger
+        returned = messenger.executable.returned
+        cotangents: dict[int, Tensor] = {slot: grad for slot, grad in zip(returned, grads) if grad is not None}
+        post = messenger.backward(ctx.session, cotangents, {})
+        left = post.left()
+        leaves = [*messenger.graph.of(Input), *messenger.graph.of(Parameter)]
+        return (None, None, *(left.get(leaf.name, EMPTY).get("grad") for leaf in leaves))
+
+
+def _unfused(graph: PropagationGraph) -> PropagationGraph:
+    """The graph with a join for each route, since no cost can share one with another here."""
+    joins, routes = [], []
+    for i, route in enumerate(r for r in graph.routes if r.by_autograd):
+        joins.append(Join(f"join{i}", route.targets))
+        routes.append(replace(route, through=(Token(f"join{i}"),)))
+    return replace(graph, routes=tuple(routes), joins=tuple(joins))
+
+
+def _leaf(value: Any, wants: bool) -> Any:
+    return value.detach().requires_grad_() if wants and isinstance(value, Tensor) else value
+
+
+def _run_apart(piece: Piece, session: Session) -> None:
+    """Run a step on leaves of its own, and keep them with what it made of them."""
+    assert piece.step is not None
+    values = session.values
+    before = [values[i] for i in piece.reads]
+    leaves = [_leaf(value, wants) for value, wants in zip(before, piece.wants)]
+    for i, leaf in zip(piece.reads, leaves):
+        values[i] = leaf
+    piece.step(values)
+    made = [values[i] for i in piece.makes]
+    session.tape[piece.node.name] = leaves, made
+    for i, value in zip(piece.reads, before):
+        values[i] = value
+    for i, value in zip(piece.makes, made):
+        values[i] = value.detach() if isinstance(value, Tensor) else value
+
+
+def _take_in(piece: Piece, waiting: Message, arrived: _Cotangents, post: Post) -> None:
+    """What has been sent to a node without a propagator of its own: cotangents and costs; the rest remains."""
+    taken = [key for key in ("grad", "cost") if key in waiting]
+    for key, slot in zip(("grad", "cost"), piece.makes):
+        if key in waiting:
+            arrived.add(slot, waiting[key])
+    rest = waiting.without(*taken[: len(piece.makes)])
+    if rest:
+        post.remaining.setdefault(piece.node.name, []).append(("messages", rest))
+
+
+def _pull(piece: Piece, session: Session, arrived: _Cotangents) -> None:
+    """Carry cotangents from what a step made to what it read."""
+    leaves, made = session.tape[piece.node.name]
+    ends = [(value, arrived.pop(slot)) for value, slot in zip(made, piece.makes)]
+    live = [(v, g) for v, g in ends if g is not None and isinstance(v, Tensor) and v.requires_grad]
+    wanted = [(i, leaf) for i, leaf in zip(piece.reads, leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not live or not wanted:
+        return
+    outputs, cotangents = zip(*live)
+    grads = torch.autograd.grad(outputs, [leaf for _, leaf in wanted], cotangents, allow_unused=True, retain_graph=True)
+    for (slot, _), grad in zip(wanted, grads):
+        if grad is not None:
+            arrived.add(slot, grad)
+
+
+def _several(sent: Sent) -> Iterable[Any]:
+    if sent is None:
+        return ()
+    return (sent,) if isinstance(sent, Message) or not isinstance(sent, Iterable) else sent
+
+
+def _fitting(cotangent: Any, shape: tuple[int, ...], node: Node, key: str) -> Tensor:
+    """A cotangent of the shape of the value that it is on.
+
+    Raises:
+        MessageError: it has another.
+    """
+    if not isinstance(cotangent, Tensor) or tuple(cotangent.shape) != shape:
+        got = list(cotangent.shape) if isinstance(cotangent, Tensor) else type(cotangent).__name__
+        raise MessageError(
+            message(
+                f"it sends the cotangent {key!r} as {got}; the value has shape {list(shape)}",
+                "A cotangent has the shape of its value.",
+                at=f"{node.kind.value} {node.name!r}",
+                where=node.where,
+            )
+        )
+    return cotangent
+
+
+def _spread(cotangent: Any, node: Node, kind: TensorType) -> Tensor:
+    """A cotangent of a value's shape, from one or a number."""
+    made = torch.as_tensor(cotangent, dtype=kind.dtype, device=kind.device)
+    return made.expand(kind.shape) if not made.dim() else _fitting(made, kind.shape, node, "grad")
