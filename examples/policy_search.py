@@ -30,11 +30,12 @@ from tqdm import tqdm
 
 import propc
 
-EPISODE = 40  # real steps, four seconds
+EPISODE = 50  # real steps, four seconds
 RANDOM_EPISODES = 2  # before the first trial
 FUNCTIONS = 30  # drawn from the model for each gradient; particles share them in equal groups
 TESTS = 100  # real episodes that only measure the policy
-CAUGHT = 0.25  # m: an episode succeeds whose last second stays this close to upright, on average
+LAST = 12  # steps, the last second
+CAUGHT = 0.4  # m: an episode succeeds if in its last second the tip is this close to upright, on average
 
 Row = dict[str, Any]
 
@@ -51,6 +52,7 @@ class Settings:
     particles: int
     rate: float
     clip: float
+    visited: float
     repeats: int
     workers: int
     out: Path
@@ -67,17 +69,21 @@ def rollout(policy: Policy, model: Functions, state: Tensor, horizon: int) -> Te
     return total
 
 
-def particles(count: int, data: Episodes) -> Tensor:
-    """Where rollouts start, [count, 4]: one half at the start of an episode, the other in mid-episode."""
-    visited = data.states.flatten(0, 1)
-    half = visited[torch.randint(len(visited), (count // 2,))]
-    states = torch.cat([system.start(count - count // 2), half])
-    return states[torch.randperm(count)]
+def particles(settings: Settings, data: Episodes) -> Tensor:
+    """Where rollouts start, [particles, 4]: some at states of real episodes, the others where episodes start.
+
+    From visited states the policy learns to hold the pole before it has learned to swing it up.
+    """
+    states = data.states.flatten(0, 1)
+    count = round(settings.visited * settings.particles)
+    visited = states[torch.randint(len(states), (count,))]
+    start = torch.cat([visited, system.start(settings.particles - count)])
+    return start[torch.randperm(settings.particles)]  # every drawn function gets its share of both
 
 
 def expected_cost(cost: Any, policy: Policy, model: Dynamics, data: Episodes, settings: Settings) -> Tensor:
     """Mean cost of fresh particles that follow freshly drawn functions; `cost` is `rollout` under an estimator."""
-    start = particles(settings.particles, data)
+    start = particles(settings, data)
     return cost(policy, model.draw(FUNCTIONS), start, horizon=settings.horizon).mean()
 
 
@@ -101,7 +107,7 @@ def join(episodes: Sequence[Episodes]) -> Episodes:
 def measure(policy: Policy) -> Row:
     """Mean cost of a real episode, and the share of episodes that swing the pole up and hold it."""
     states = system.run(policy, TESTS, EPISODE).states[1:]
-    last_second = system.tip_distance(states[-10:]).sqrt().mean(0)
+    last_second = system.tip_distance(states[-LAST:]).sqrt().mean(0)
     return {
         "cost": system.cost(states).sum(0).mean().item(),
         "caught": (last_second < CAUGHT).float().mean().item(),
@@ -229,14 +235,17 @@ def plot(trials: Sequence[Row], noise: Sequence[Row], settings: Settings, path: 
 def read(argv: Sequence[str] | None) -> Settings:
     """The command line."""
     options = parser("policy_search", __doc__)
-    options.add_argument("--estimators", nargs="+", default=["rp", "lr", "tp"], help="names that propc knows")
+    options.add_argument(
+        "--estimators", nargs="+", default=["rp", "lr", "tp", "gs", "gs-tp"], help="any that propc knows"
+    )
     options.add_argument("--seeds", type=int, default=2)
-    options.add_argument("--trials", type=int, default=6, help="real episodes after the random ones")
+    options.add_argument("--trials", type=int, default=5, help="real episodes after the random ones")
     options.add_argument("--steps", type=int, default=150, help="gradient steps a trial")
     options.add_argument("--horizon", type=int, default=25, help="steps of a rollout of the model")
     options.add_argument("--particles", type=int, default=210, help=f"a multiple of {FUNCTIONS}")
     options.add_argument("--rate", type=float, default=0.03, help="Adam's step size, annealed in every trial")
     options.add_argument("--clip", type=float, default=1.0, help="largest norm of a gradient")
+    options.add_argument("--visited", type=float, default=0.5, help="share of rollouts that start in mid-episode")
     options.add_argument("--repeats", type=int, default=20, help="gradients per variance")
     options.add_argument("--workers", type=int, default=2, help="processes")
     args = vars(options.parse_args(argv))
@@ -257,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_results([*trials, *noise], settings.out)
     plot(trials, noise, settings, settings.out / "learning.png")
     policy, model, data = load(checkpoint(settings))
-    start = particles(settings.particles, data)
+    start = particles(settings, data)
     write_graph(rollout.graph(policy, model.draw(FUNCTIONS), start, horizon=3), settings.out)
     print(f"Table, plot, graph and policies are in {settings.out}")
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 FORCE = 10.0  # N, the most that the motor gives
 GRAVITY = 9.82
-CART, POLE = 0.5, 0.2  # kg; the pole's mass is at its tip
-LENGTH = 0.6  # m
+CART, POLE = 0.5, 0.1  # kg; the pole's mass is at its tip
+LENGTH = 1.0  # m
 FRICTION = 0.1  # N s / m, of the cart on its rail
-PERIOD = 0.1  # s from one action to the next
-SUBSTEPS = 20  # of the integration, in a period
+PERIOD = 0.08  # s from one action to the next
+SUBSTEPS = 10  # of the integration, in a period
 START_STD = 0.1  # of every coordinate
 NOISE_STD = (0.01, 0.05, 0.01, 0.05)  # of what is added to the state after a period
-COST_WIDTH = 1.0  # m
+COST_WIDTH = 1.5  # m
 
 
 class Episodes(NamedTuple):
