@@ -1,5 +1,6 @@
 """The examples run, write what they promise, and what they show is true."""
 
+import importlib
 import json
 import os
 import shutil
@@ -104,3 +105,65 @@ def test_custom_pass(tmp_path):
         assert "<b>rp</b>" in text
         assert ("<b>lr</b>" in text) == (name == "lr-far-from-end")
         assert ("x0.clipped" in text) == (name == "clip-cotangents")
+
+
+def test_policy_search(tmp_path):
+    out = tmp_path / "out"
+    run("policy_search", out)
+    assert_wrote(out, "table.txt", "results.json", "learning.png", "tp-0.pt", "tp-0-first.pt")
+    trials = [row for row in rows(out) if "trial" in row]
+    variances = {(row["estimator"], row["stage"]): row["variance"] for row in rows(out) if "stage" in row}
+    names = {"rp", "lr", "tp", "gs", "gs-tp"}
+    assert {(row["estimator"], row["trial"]) for row in trials} == {(name, trial) for name in names for trial in (0, 1)}
+    assert len({row["cost"] for row in trials if row["trial"] == 0}) == 1  # all start from the same policy
+    assert len({row["cost"] for row in trials if row["trial"] == 1}) == len(names)
+    for stage in ("first", "trained"):
+        assert variances["tp", stage] < variances["lr", stage] / 10
+
+
+@pytest.fixture
+def cartpole(monkeypatch):
+    """The example's modules, in float32, for which they are written."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield importlib.import_module
+    torch.set_default_dtype(before)
+
+
+def test_cartpole_keeps_its_energy(cartpole, monkeypatch):
+    """Without friction, force and noise, mechanical energy stays what it was."""
+    system = cartpole("cartpole.system")
+    monkeypatch.setattr(system, "FRICTION", 0.0)
+    monkeypatch.setattr(system, "NOISE_STD", (0.0,) * 4)
+    monkeypatch.setattr(system, "SUBSTEPS", 1000)
+
+    def energy(state):
+        _, velocity, angle, spin = state.unbind(-1)
+        across = velocity + system.LENGTH * spin * angle.cos()
+        up = system.LENGTH * spin * angle.sin()
+        kinetic = 0.5 * system.CART * velocity.square() + 0.5 * system.POLE * (across.square() + up.square())
+        return kinetic - system.POLE * system.GRAVITY * system.LENGTH * angle.cos()
+
+    state = torch.tensor([[0.0, 0.5, 2.0, 1.0], [0.3, -1.0, 0.5, -4.0]])
+    later = state
+    for _ in range(5):
+        later = system.step(later, torch.zeros(2, 1))
+    assert (later - state).abs().max() > 1
+    torch.testing.assert_close(energy(later), energy(state), rtol=0, atol=0.02)
+
+
+def test_learned_dynamics(cartpole):
+    """Fitted to enough episodes, the model predicts the mean and finds the noise."""
+    system, dynamics, policy = (cartpole(f"cartpole.{name}") for name in ("system", "dynamics", "policy"))
+    model = dynamics.Dynamics()
+    model.fit(system.run(policy.random_policy, 20, 40))
+    states, actions = system.run(policy.random_policy, 10, 40)
+    state, after, action = states[:-1].flatten(0, 1), states[1:].flatten(0, 1), actions.flatten(0, 1)
+    drawn = model.draw(10)
+    error = drawn(state, system.observe(state), action) - after
+    noise = torch.tensor(system.NOISE_STD)
+    assert (drawn.noise > 0.8 * noise).all()
+    assert (drawn.noise < 3 * noise).all()
+    assert (error.std(0) < 4 * noise).all()
+    assert (error.std(0) < 0.5 * (after - state).std(0)).all()
