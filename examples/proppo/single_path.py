@@ -33,7 +33,6 @@ ESTIMATORS = {
     "tp at site": "tp",
 }
 MEASURED = {"rp": "rp", "lr": "lr", AS_PROPPO: "tp at beta"}  # names in chaotic_rnn.PROPPO
-BETAS = (1.5, 2.0, 2.5, 3.0, 3.5)
 
 
 def measure(betas: Sequence[float], horizons: Sequence[int], batch: int, repeats: int) -> list[chaotic_rnn.Row]:
@@ -64,7 +63,7 @@ def tabulate(rows: Sequence[chaotic_rnn.Row], batch: int, repeats: int) -> Table
     """One line for every estimator, a section for every horizon and beta."""
     table = Table(title=f"Single path: gradient in beta, batch {batch}, {repeats} estimates; (z): in standard errors")
     for column in ("H", "beta", "exact", "estimator", "mean ± s.e.", "bias (z)", "variance ± s.e.", "Proppo's", "(z)"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=column == "estimator")
     first, *_, last = ESTIMATORS
     for row in rows:
         of_cell = (str(row["horizon"]), f"{row['beta']:g}", f"{row['exact']:.4f}")
@@ -106,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = report.parser("proppo/single_path", __doc__)
     options.add_argument("--repeats", type=int, default=300, help="estimates per cell")
     args = options.parse_args(argv)
-    betas, horizons, batch, repeats = BETAS, (10, 30, 100), 1000, args.repeats
+    betas, horizons, batch, repeats = chaotic_rnn.BETAS, (10, 30, 100), 1000, args.repeats
     if args.smoke:
         betas, horizons, batch, repeats = (1.5, 2.5), (3, 10), 1000, 50
     args.out.mkdir(parents=True, exist_ok=True)
