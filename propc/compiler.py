@@ -135,7 +135,7 @@ class Compiler:
         cotangents, starts = messenger.starts(sent, direction)
         session = messenger.forward(call.tensors, held, starts if direction == FORWARD else {})
         post = session.forward if direction == FORWARD else messenger.backward(session, cotangents, starts)
-        returned = [session.values[slot] for slot in messenger.executable.returned]
+        returned = [session.tape.values[slot] for slot in messenger.executable.returned]
         return Propagation(messenger.messages(post), session.views, compiled.program.assemble(returned))
 
     def graph(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PropagationGraph:

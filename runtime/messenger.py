@@ -23,6 +23,7 @@ from propc.ir import Cost, Input, Join, Named, Node, Parameter, Ref, Site, Tenso
 from propc.messages import EMPTY, Message, copied
 from propc.propagators.base import NodeView, note
 from propc.propagators.gated import no_cotangent, value_of
+from propc.runtime.apart import Cotangents, Piece, Tape
 from propc.runtime.executor import Executable
 from propc.runtime.kept import Memory
 from propc.runtime.post import Directory, Post, several
@@ -30,28 +31,16 @@ from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Step
 from propc.wiring import BACKWARD, FORWARD, takes_messages
 
-Cotangents = dict[int, Tensor]
+Start = dict[int, Tensor]
 Initial = dict[str, Message]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A node's step with the places of what it reads and makes; no step where a propagator does the work."""
-
-    node: Node
-    step: Step | None
-    reads: tuple[int, ...]
-    makes: tuple[int, ...]
 
 
 @dataclass
 class Session:
-    """One call: its values and which of them want a cotangent, what each step was run on, and the messages."""
+    """One call: its values, the messages of its forward pass, and its nodes with propagators."""
 
-    values: list[Any]
-    wants: list[bool]
+    tape: Tape
     forward: Post
-    tape: dict[str, tuple[list[Any], list[Any]]] = field(default_factory=dict)
     views: dict[str, NodeView] = field(default_factory=dict)
 
 
@@ -81,9 +70,10 @@ class Messenger:
     def forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], initial: Mapping[str, Message]) -> Session:
         """Run the program and the forward messages."""
         self.executable.begin()
-        session = Session([None] * len(self.slots), [False] * len(self.slots), Post(self.directories[FORWARD]))
+        session = Session(Tape(len(self.slots)), Post(self.directories[FORWARD]))
+        tape = session.tape
         for slot, tensor in zip((*self.executable.inputs, *self.executable.held), (*inputs, *held)):
-            session.values[slot], session.wants[slot] = tensor.detach(), tensor.requires_grad
+            tape.values[slot], tape.wants[slot] = tensor.detach(), tensor.requires_grad
         for name, sent in (*self.memory.waiting().items(), *initial.items()):
             session.forward.deliver("the caller", session.forward.directory.checked(name, sent), (name,))
         seed = torch.default_generator.get_state()
@@ -92,7 +82,7 @@ class Messenger:
                 if piece.step is None:
                     self._visit_forward(piece, session)
                 else:
-                    _run_apart(piece, session)
+                    tape.run(piece)
         self._check(session, inputs, held, seed)
         self.memory.keep([session.forward])
         return session
@@ -100,12 +90,12 @@ class Messenger:
     def _check(self, session: Session, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> None:
         run = self.executable
         if run.validate:
-            run.check_costs(session.values, inputs, held, seed)
+            run.check_costs(session.tape.values, inputs, held, seed)
             if not run.checked and any(s.rule is not None and s.rule.per_sample for s in self.graph.sites):
-                run.check_rows(session.values)
+                run.check_rows(session.tape.values)
         run.checked = True
 
-    def backward(self, session: Session, cotangents: Mapping[int, Tensor], initial: Mapping[str, Message]) -> Post:
+    def backward(self, session: Session, cotangents: Start, initial: Mapping[str, Message]) -> Post:
         """Run the reverse pass.
 
         Args:
@@ -118,7 +108,7 @@ class Messenger:
         post = Post(self.directories[BACKWARD])
         for name, sent in initial.items():
             post.deliver("the caller", post.directory.checked(name, sent), (name,))
-        arrived = _Cotangents(cotangents)
+        arrived = Cotangents(cotangents)
         with torch.no_grad():
             for piece in reversed(self.pieces):
                 self._visit_backward(piece, session, arrived, post)
@@ -147,28 +137,27 @@ class Messenger:
     # -- visiting -----------------------------------------------------------------------
 
     def _visit_forward(self, piece: Piece, session: Session) -> None:
-        node = piece.node
+        node, tape = piece.node, session.tape
         rule = node.propagator
         assert rule is not None
         view = session.views[node.name] = self.memory.view(node)
-        view.inputs = [_leaf(session.values[i], session.wants[i]) for i in piece.reads]
+        view.inputs = [tape.leaf(i) for i in piece.reads]
         if not isinstance(node, Site):
-            view.value = session.values[piece.reads[0]]
+            view.value = tape.values[piece.reads[0]]
         with _named(view):
             session.forward.put(node.name, rule.forward(view, session.forward.take(node.name)))
-        session.values[piece.makes[0]] = value_of(view)
-        for token in piece.makes[1:]:
-            session.values[token] = view.inputs[0].new_zeros(view.value.shape[:1])  # the value may be an integer
-        wanted = isinstance(node, Cost) or any(session.wants[i] for i in piece.reads)
-        for slot in piece.makes:
-            session.wants[slot] = wanted and _can_want(session.values[slot])
+        value = value_of(view)
+        inlets = [view.inputs[0].new_zeros(value.shape[:1]) for _ in piece.makes[1:]]  # the value may be an integer
+        wanted = isinstance(node, Cost) or any(tape.wants[i] for i in piece.reads)
+        for slot, made in zip(piece.makes, (value, *inlets)):
+            tape.values[slot] = made
+            tape.wants[slot] = wanted and (made.dtype.is_floating_point or made.dtype.is_complex)
 
-    def _visit_backward(self, piece: Piece, session: Session, arrived: _Cotangents, post: Post) -> None:
+    def _visit_backward(self, piece: Piece, session: Session, arrived: Cotangents, post: Post) -> None:
         name = piece.node.name
-        waiting = post.take(name) if name in post.waiting else EMPTY
         if piece.step is not None:
-            _take_in(piece, waiting, arrived, post)
-            _pull(piece, session, arrived)
+            _take_in(piece, post.take(name), arrived, post)
+            session.tape.pull(piece, arrived)
             return
         view, rule = session.views[name], piece.node.propagator
         assert rule is not None
@@ -177,14 +166,12 @@ class Messenger:
         }
         if own:
             post.waiting.setdefault(name, []).insert(0, ("its readers", Message(own)))
-        if waiting:
-            post.waiting.setdefault(name, []).append(("messages", waiting))
         with _named(view):
             sent = rule.backward(view, post.take(name))
             for each in several(sent):
                 self._send(piece, each, arrived, post)
 
-    def _send(self, piece: Piece, sent: Any, arrived: _Cotangents, post: Post) -> None:
+    def _send(self, piece: Piece, sent: Any, arrived: Cotangents, post: Post) -> None:
         """Cotangents go to what the node reads, a cost's message to its sites, the rest along routes."""
         node = piece.node
         if not isinstance(sent, Message) or sent.target is not None:
@@ -211,7 +198,7 @@ class Messenger:
         ref = node.inputs[node.spec.fields.index(key) if isinstance(node, Site) else 0]
         return self.graph[ref.node].outputs[ref.port].shape
 
-    def _leaves(self, arrived: _Cotangents, post: Post) -> None:
+    def _leaves(self, arrived: Cotangents, post: Post) -> None:
         """What has arrived at inputs and parameters remains there."""
         for node in self.graph:
             if isinstance(node, (Input, Parameter)):
@@ -224,7 +211,7 @@ class Messenger:
 
     # -- for users ----------------------------------------------------------------------
 
-    def starts(self, sent: Message | Mapping[str, Message] | None, direction: str) -> tuple[Cotangents, Initial]:
+    def starts(self, sent: Message | Mapping[str, Message] | None, direction: str) -> tuple[Start, Initial]:
         """What waits at the beginning of a pass: cotangents on the returned values, and messages at nodes.
 
         Raises:
@@ -241,7 +228,7 @@ class Messenger:
         near = self.graph.wiring.parents if direction == FORWARD else self.graph.wiring.children
         return cotangents, {name: self._addressed(name, sent) for name in near if not near[name]}
 
-    def _mean(self) -> Cotangents:
+    def _mean(self) -> Start:
         """Those of the mean over the batch of every returned cost."""
         found = {}
         for slot, (node, kind) in self._returned():
@@ -271,20 +258,6 @@ class Messenger:
         return {paths[k] if k in paths and taken.count(paths[k]) == 1 else k: sent for k, sent in left.items()}
 
 
-class _Cotangents:
-    """Sums of cotangents on values, by place."""
-
-    def __init__(self, start: Mapping[int, Tensor]) -> None:
-        self.found: dict[int, Tensor] = dict(start)
-
-    def add(self, slot: int, cotangent: Tensor) -> None:
-        known = self.found.get(slot)
-        self.found[slot] = cotangent if known is None else known + cotangent
-
-    def pop(self, slot: int) -> Tensor | None:
-        return self.found.pop(slot, None)
-
-
 class _Propagated(Function):
     """The returned values of a program; a gradient that arrives at them is carried on by messages."""
 
@@ -293,9 +266,9 @@ class _Propagated(Function):
         session = messenger.forward(leaves[:count], leaves[count:], {})
         ctx.messenger, ctx.session = messenger, session
         ctx.set_materialize_grads(False)
-        returned = [session.values[slot] for slot in messenger.executable.returned]
+        returned = [session.tape.values[slot] for slot in messenger.executable.returned]
         found = tuple(value.view_as(value) for value in returned)
-        wanted = [session.wants[slot] for slot in messenger.executable.returned]
+        wanted = [session.tape.wants[slot] for slot in messenger.executable.returned]
         ctx.mark_non_differentiable(*(value for value, wants in zip(found, wanted) if not wants))
         return found
 
@@ -311,7 +284,7 @@ class _Propagated(Function):
             )
         messenger: Messenger = ctx.messenger
         returned = messenger.executable.returned
-        cotangents: dict[int, Tensor] = {slot: grad for slot, grad in zip(returned, grads) if grad is not None}
+        cotangents: Start = {slot: grad for slot, grad in zip(returned, grads) if grad is not None}
         post = messenger.backward(ctx.session, cotangents, {})
         left = post.left()
         leaves = [*messenger.graph.of(Input), *messenger.graph.of(Parameter)]
@@ -339,56 +312,15 @@ def _unfused(graph: PropagationGraph) -> PropagationGraph:
     return replace(graph, routes=tuple(routes), joins=tuple(joins))
 
 
-def _can_want(value: Tensor) -> bool:
-    return value.dtype.is_floating_point or value.dtype.is_complex
-
-
-def _leaf(value: Any, wants: bool) -> Any:
-    return value.detach().requires_grad_() if wants and isinstance(value, Tensor) else value
-
-
-def _run_apart(piece: Piece, session: Session) -> None:
-    """Run a step on leaves of its own, and keep them with what it made of them."""
-    assert piece.step is not None
-    values = session.values
-    before = [values[i] for i in piece.reads]
-    leaves = [_leaf(values[i], session.wants[i]) for i in piece.reads]
-    for i, leaf in zip(piece.reads, leaves):
-        values[i] = leaf
-    piece.step(values)
-    made = [values[i] for i in piece.makes]
-    session.tape[piece.node.name] = leaves, made
-    for i, value in zip(piece.reads, before):
-        values[i] = value
-    for i, value in zip(piece.makes, made):
-        session.wants[i] = isinstance(value, Tensor) and value.requires_grad
-        values[i] = value.detach() if isinstance(value, Tensor) else value
-
-
-def _take_in(piece: Piece, waiting: Message, arrived: _Cotangents, post: Post) -> None:
+def _take_in(piece: Piece, waiting: Message, arrived: Cotangents, post: Post) -> None:
     """What has been sent to a node without a propagator of its own: cotangents and costs; the rest remains."""
-    taken = [key for key in ("grad", "cost") if key in waiting]
-    for key, slot in zip(("grad", "cost"), piece.makes):
+    taken = dict(zip(("grad", "cost"), piece.makes))
+    for key, slot in taken.items():
         if key in waiting:
             arrived.add(slot, waiting[key])
-    rest = waiting.without(*taken[: len(piece.makes)])
+    rest = waiting.without(*taken)
     if rest:
         post.remaining.setdefault(piece.node.name, []).append(("messages", rest))
-
-
-def _pull(piece: Piece, session: Session, arrived: _Cotangents) -> None:
-    """Carry cotangents from what a step made to what it read."""
-    leaves, made = session.tape[piece.node.name]
-    ends = [(value, arrived.pop(slot)) for value, slot in zip(made, piece.makes)]
-    live = [(v, g) for v, g in ends if g is not None and isinstance(v, Tensor) and v.requires_grad]
-    wanted = [(i, leaf) for i, leaf in zip(piece.reads, leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    if not live or not wanted:
-        return
-    outputs, cotangents = zip(*live)
-    grads = torch.autograd.grad(outputs, [leaf for _, leaf in wanted], cotangents, allow_unused=True, retain_graph=True)
-    for (slot, _), grad in zip(wanted, grads):
-        if grad is not None:
-            arrived.add(slot, grad)
 
 
 def _fitting(cotangent: Any, shape: tuple[int, ...], node: Node, key: str) -> Tensor:
