@@ -236,9 +236,7 @@ def plot(trials: Sequence[Row], noise: Sequence[Row], settings: Settings, path: 
 def read(argv: Sequence[str] | None) -> Settings:
     """The command line."""
     options = parser("policy_search", __doc__)
-    options.add_argument(
-        "--estimators", nargs="+", default=["rp", "lr", "tp"], help="any that propc knows"
-    )
+    options.add_argument("--estimators", nargs="+", default=["rp", "lr", "tp"], help="any that propc knows")
     options.add_argument("--seeds", type=int, default=2)
     options.add_argument("--trials", type=int, default=5, help="real episodes after the random ones")
     options.add_argument("--steps", type=int, default=150, help="gradient steps a trial")
