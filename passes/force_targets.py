@@ -32,8 +32,9 @@ class ForceTargets(Pass):
     targets: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
-        known = [node for node in (*graph.of(Named), *graph.of(Cost)) if node.rule is not None]
-        changed = {}
+        nodes: list[Named | Cost] = [*graph.of(Named), *graph.of(Cost)]
+        known = [node for node in nodes if node.rule is not None]
+        changed: dict[str, Named | Cost] = {}
         for pattern, target in self.targets.items():
             matched = [node for node in known if fnmatchcase(node.name, pattern)]
             if not matched:

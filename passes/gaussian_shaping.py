@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
 from propc.graph import PropagationGraph
-from propc.ir import Named, Node, Ref, Resample, Site
+from propc.ir import Named, Node, Ref, Resample, Segment, Site
 from propc.passes.base import Pass, register
 from propc.passes.rewiring import Rewiring
 
@@ -73,8 +73,8 @@ class GaussianShaping(Pass):
         for name in costs:
             reach = graph.influence.values[graph[name].inputs[0]]
             heard = wanted is None or any(_fits(site, wanted) for site in graph.influence.named(reach.any))
-            names = tuple(site for site in graph.influence.named(reach.parents) if isinstance(graph[site], Site))
-            if heard and names:
+            names = _frontier(graph, graph[name]) if heard else ()
+            if names:
                 found.setdefault(names, []).append(name)  # type: ignore[union-attr]
         return found
 
@@ -115,6 +115,26 @@ class GaussianShaping(Pass):
                     where=last.where,
                 )
             )
+
+
+def _frontier(graph: PropagationGraph, cost: Node) -> tuple[str, ...]:
+    """The sites that reach a cost without another site between, in program order."""
+    found: set[str] = set()
+    seen: set[Ref] = set()
+    pending = list(cost.inputs)
+    while pending:
+        ref = pending.pop()
+        if ref in seen:
+            continue
+        seen.add(ref)
+        node = graph[ref.node]
+        if isinstance(node, (Site, Resample)):
+            found.add(node.name)
+        elif isinstance(node, Segment):
+            pending += [r for i, r in enumerate(node.inputs) if node.dependence[ref.port].any >> i & 1]
+        else:
+            pending += node.inputs
+    return tuple(sorted(found.intersection(graph.influence.sites), key=graph.influence.index.__getitem__))
 
 
 def _check(graph: PropagationGraph, node: Resample) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 from propc.graph import PropagationGraph
 from propc.ir import Route, Token
 from propc.messages import COST, GRAD, Field
 from propc.propagators import Gated, Propagator
-from propc.wiring import BACKWARD, FORWARD
+from propc.wiring import BACKWARD, FORWARD, declared
 
 
 def message_routes(graph: PropagationGraph) -> list[Route]:
@@ -24,20 +23,15 @@ def message_routes(graph: PropagationGraph) -> list[Route]:
     tokens = {name: Token(name) for name in graph.nodes}
     routes = []
     for name, rule in rules.items():
-        forced = getattr(graph.nodes[name], "forced", None)
-        back = rule.targets if forced is None else forced
+        back, on = (declared(graph.nodes[name], direction) for direction in (BACKWARD, FORWARD))
         near = wiring.parents[name] if relays else ()
         after = wiring.children[name] if ahead else ()
-        ends: Sequence[str]
-        for kind, ends, fields in (
+        for kind, found, fields in (
             ("message", near if back is None else wiring.resolve(name, back, BACKWARD), rule.sends),
-            (
-                "forward",
-                after if rule.forward_targets is None else wiring.resolve(name, rule.forward_targets, FORWARD),
-                rule.sends,
-            ),
+            ("forward", after if on is None else wiring.resolve(name, on, FORWARD), rule.sends),
             ("kept", (name,) if rule.keeps else (), rule.keeps),
         ):
+            ends = [end for end in found if end != name or kind == "kept"]
             if ends:
                 routes.append(Route(name, tuple([tokens[end] for end in ends]), None, _names(fields, network), kind))
     return routes

@@ -10,7 +10,7 @@ from propc.ir import Cost, Route, Token
 from propc.passes.base import Pass, register
 from propc.passes.message_routes import message_routes
 from propc.passes.shaped_routes import shaped_routes
-from propc.propagators import Baseline, Loss
+from propc.propagators import Baseline, Loss, Propagator
 
 
 @register("route-messages")
@@ -43,7 +43,7 @@ class RouteMessages(Pass):
         routes: list[Route] = []
         for cost in graph.of(Cost):
             reached = influence.values[cost.inputs[0]].any
-            if isinstance(cost.rule, Loss) and not cost.rule.cumulative:
+            if not _is_cumulative(cost.rule):
                 reached = influence.values[cost.inputs[0]].near
             grouped: dict[Baseline, list[Token]] = {}
             for key, mask in masks.items():
@@ -52,6 +52,14 @@ class RouteMessages(Pass):
                     grouped.setdefault(key[0], []).extend(here)
             routes += [Route(cost.name, tuple(targets), baseline) for baseline, targets in grouped.items()]
         return routes
+
+
+def _is_cumulative(rule: Propagator | None) -> bool:
+    """Whether a cost is sent to all sites that influence it."""
+    if isinstance(rule, Loss):
+        return rule.cumulative
+    parts = {} if rule is None else rule.named_parts()
+    return all(_is_cumulative(part) for part in parts.values() if isinstance(part, Propagator))
 
 
 def _bits(mask: int) -> list[int]:

@@ -27,7 +27,7 @@ class Schedule(Pass):
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         sites = {n.name for n in graph.of(Site) if not isinstance(n.rule, Plain)}
         sites.update(n.name for n in graph.of(Resample))
-        general = graph.general or graph.program is None
+        general = graph.program is None or graph.general
         met = sites.union(graph.wiring.vertices) if general else sites
-        reverse = tuple(name for name in reversed(graph.nodes) if name in met)
+        reverse = tuple(name for name in reversed(tuple(graph.nodes)) if name in met)
         return replace(graph, schedule=Order(tuple(graph.nodes), reverse, 0 if general else 1))

@@ -52,7 +52,7 @@ class LeaveOneOut(Baseline):
 def _centered(costs: Tensor) -> Tensor:
     """[groups, samples] minus the mean of the other samples in the group."""
     count = costs.shape[1]
-    return (costs - costs.mean(1, keepdim=True)) * (count / (count - 1))
+    return (costs - costs.mean(1, keepdim=True)).mul_(count / (count - 1))
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ class Compiler:
 
     def take_apart(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Flatten the arguments and make the key of their graph."""
-        leaves, tree = pytree.tree_flatten((args, kwargs))
+        leaves, tree = _flatten(args, kwargs)
         tensors, kinds, statics = [], [], []
         for leaf in leaves:
             if isinstance(leaf, Tensor):
@@ -315,6 +315,23 @@ def _restore(reference: Any, options: Options, name: str, state: EstimatorState)
     compiler = Compiler(fn, options, name)
     compiler.state = state
     return compiler
+
+
+def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+    """The leaves of a call's arguments; quickly where each argument is one."""
+    leaves = [*args, *kwargs.values()]
+    if all(isinstance(leaf, _LEAVES) for leaf in leaves):
+        return leaves, _flat(len(args), tuple(kwargs))
+    return pytree.tree_flatten((args, kwargs))
+
+
+_LEAVES = (Tensor, int, float, str, type(None))
+
+
+@functools.lru_cache
+def _flat(count: int, names: tuple[str, ...]) -> pytree.TreeSpec:
+    """The tree of a call whose arguments are all leaves."""
+    return pytree.tree_flatten(((0,) * count, dict.fromkeys(names)))[1]
 
 
 def _static_key(leaf: Any) -> Any:

@@ -49,7 +49,7 @@ def _configured(thing: C, option: str, value: Any) -> C:
     if option in parts:
         return thing.with_parts(**{option: _part(parts[option], value)})
     if is_dataclass(thing) and option in (f.name for f in fields(thing)):
-        return replace(thing, **{option: value})  # type: ignore[return-value]
+        return replace(thing, **{option: value})
     owners = [name for name, part in parts.items() if option in _all_options(part)]
     if len(owners) == 1:
         (owner,) = owners

@@ -35,8 +35,12 @@ class GraphError(PropcValueError):
     """A propagation graph that breaks an invariant; raised by `verify()`."""
 
 
-class MessageError(PropcValueError, AttributeError):
+class MessageError(PropcValueError):
     """A message that cannot be sent, merged or read: an unknown field or target, a cycle, two senders of one."""
+
+
+class MissingFieldError(MessageError, AttributeError):
+    """A field that is read of a message that does not have it."""
 
 
 class NonFiniteError(PropcValueError):

@@ -85,7 +85,7 @@ def title(graph: PropagationGraph) -> str:
     kinds = sorted({route.kind for route in graph.routes})
     legend = [_text(f"● {name}", _colours(name)[0], 10) for name in estimators]
     legend += [_text(f"┄ {kind} message", _message_colour(kind), 10) for kind in kinds]
-    head = f"{_text(graph.name, size=14, bold=True)}{_text(batch, QUIET)}"
+    head = _text(graph.name, size=14, bold=True) + (_text(batch, QUIET) if batch else "")
     lines = [head, "   ".join(legend), " "] if legend else [head, " "]
     return "<" + "".join(f'{line}<br align="left"/>' for line in lines) + ">"
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import torch.utils._pytree as pytree
 from torch import Tensor
 
-from propc.errors import MessageError, PropcValueError, message, nearest
+from propc.errors import MessageError, MissingFieldError, PropcValueError, message, nearest
 
 Merge = str | Callable[[Any, Any], Any]
 MERGES = ("sum", "list", "replace", "lock")
@@ -40,13 +41,14 @@ class Field:
 
     Attributes:
         name: an identifier.
-        merge: ``"sum"``; ``"list"``, a tuple in the order of arrival; ``"replace"``, the last to arrive;
-            ``"lock"``, an error; or a function of two values, such as ``torch.mul``.
+        merge: ``"sum"``; ``"list"``, a tuple in the order of arrival, those that arrive as tuples joined;
+            ``"replace"``, the last to arrive; ``"lock"``, an error; or a function of two values, such as
+            ``torch.mul``.
         shape: what is known of it when the graph is compiled: sizes, ``"batch"`` for the number of rows,
             None for a size, or for all of it, that is not known.
 
     Raises:
-        PropcValueError: an unknown way of merging.
+        PropcValueError: an unknown way of merging, or a name that no field can have.
     """
 
     name: str
@@ -54,6 +56,10 @@ class Field:
     shape: tuple[int | str | None, ...] | None = None
 
     def __post_init__(self) -> None:
+        if not str(self.name).isidentifier() or hasattr(Message, self.name):
+            raise PropcValueError(
+                message(f"a field cannot be named {self.name!r}", "Take an identifier that no method of Message has.")
+            )
         if not callable(self.merge) and self.merge not in MERGES:
             raise PropcValueError(
                 message(f"field {self.name!r} merges by {self.merge!r}", nearest(str(self.merge), MERGES))
@@ -62,12 +68,6 @@ class Field:
     def __str__(self) -> str:
         how = self.merge if isinstance(self.merge, str) else getattr(self.merge, "__name__", "function")
         return f"{self.name} by {how}"
-
-
-GRAD = Field("grad")
-"""The cotangent on a node's value: ∂(loss)/∂value, of the value's shape."""
-COST = Field("cost", shape=("batch",))
-"""Σ over the costs sent here of weight × (cost − baseline), [batch]."""
 
 
 class Message(Mapping[str, Any]):
@@ -94,21 +94,26 @@ class Message(Mapping[str, Any]):
 
     def to(self, target: Target) -> Message:
         """The same message with a target of its own, which is one of those that its sender declares."""
-        made = Message(self._fields)
-        object.__setattr__(made, "target", target)
-        return made
+        return self._to(target, self._fields)
 
     def replace(self, **fields: Any) -> Message:
         """The message with these fields changed or added."""
-        return Message(self._fields, **fields)
+        return self._to(self.target, {**self._fields, **fields})
 
     def without(self, *names: str) -> Message:
         """The message without these fields."""
-        return Message({k: v for k, v in self._fields.items() if k not in names})
+        return self._to(self.target, {k: v for k, v in self._fields.items() if k not in names})
 
     def only(self, *names: str) -> Message:
         """The message with no other fields than these."""
-        return Message({k: v for k, v in self._fields.items() if k in names})
+        return self._to(self.target, {k: v for k, v in self._fields.items() if k in names})
+
+    @staticmethod
+    def _to(target: Target, fields: Mapping[str, Any]) -> Message:
+        made = Message(fields)
+        if target is not None:
+            object.__setattr__(made, "target", target)
+        return made
 
     def __getitem__(self, name: str) -> Any:
         try:
@@ -128,8 +133,8 @@ class Message(Mapping[str, Any]):
         except KeyError:
             raise self._missing(name) from None
 
-    def _missing(self, name: str) -> MessageError:
-        return MessageError(message(f"the message has no field {name!r}", nearest(name, self._fields)))
+    def _missing(self, name: str) -> MissingFieldError:
+        return MissingFieldError(message(f"the message has no field {name!r}", nearest(name, self._fields)))
 
     def __contains__(self, name: object) -> bool:
         return name in self._fields
@@ -152,6 +157,10 @@ class Message(Mapping[str, Any]):
 
 
 EMPTY = Message()
+GRAD = Field("grad")
+"""The cotangent on a node's value: ∂(loss)/∂value, of the value's shape."""
+COST = Field("cost", shape=("batch",))
+"""Σ over the costs sent here of weight × (cost − baseline), [batch]."""
 
 
 def _shown(value: Any) -> str:
@@ -164,7 +173,7 @@ def copied(sent: Message) -> Message:
 
 
 def _apart(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf), value)
 
 
 def merged(arrived: Sequence[tuple[str, Message]], fields: Mapping[str, Field], at: str) -> Message:
@@ -184,7 +193,7 @@ def merged(arrived: Sequence[tuple[str, Message]], fields: Mapping[str, Field], 
         for name, value in sent.items():
             rule = fields[name].merge
             if rule == "list":
-                found[name] = (*found.get(name, ()), value)
+                found[name] = (*found.get(name, ()), *(value if isinstance(value, tuple) else (value,)))
             elif name not in found or rule == "replace":
                 found[name] = value
             elif rule == "lock":

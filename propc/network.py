@@ -79,13 +79,19 @@ class Network(nn.Module):
         """The propagation graph after all passes."""
         return self._compiled().graph
 
-    def propagate(self, direction: str, message: Message | Mapping[str, Message] | None = None) -> Propagation:
+    def propagate(
+        self,
+        direction: str,
+        message: Message | Mapping[str, Message] | None = None,
+        forward: Message | Mapping[str, Message] | None = None,
+    ) -> Propagation:
         """Pass messages through the network.
 
         Args:
             direction: ``"forward"``; or ``"backward"``, which goes forward first, then back.
             message: what waits at the beginning: a message for all nodes where the pass begins, or one for
                 each of some nodes, by name.
+            forward: likewise, where the forward pass begins that comes before a reverse pass.
 
         Returns:
             what was left, and the nodes.
@@ -94,7 +100,10 @@ class Network(nn.Module):
             MessageError: a message that cannot be sent or merged.
             PropcValueError: an unknown direction or node.
         """
-        return self._compiled().propagate(direction, message)
+        return self._compiled().propagate(direction, message, forward)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ready": None}  # compiled anew in the copy
 
     def _compiled(self) -> _Ready:
         if self._ready is None:
@@ -109,6 +118,7 @@ class Network(nn.Module):
 
 
 NOWHERE = Source("", 0)
+Initial = Message | Mapping[str, Message] | None
 
 
 class _Ready:
@@ -121,24 +131,24 @@ class _Ready:
         self.views = {view.name: view for view in views}
         self.sweeps = {d: Sweep(Directory(graph, d), views) for d in (FORWARD, BACKWARD)}
 
-    def propagate(self, direction: str, sent: Message | Mapping[str, Message] | None) -> Propagation:
+    def propagate(self, direction: str, sent: Initial, forward: Initial) -> Propagation:
         check_direction(direction)
         for view in self.touched:
             view.clear()
         self.touched.clear()
         last = self.sweeps[direction]
         initial = self._initial(sent, last)
-        start = self.memory.waiting()
+        start = self.memory.waiting(), self._initial(forward, self.sweeps[FORWARD])
         posts: list[Post] = []
         if direction == BACKWARD:
-            posts.append(self.sweeps[FORWARD].run(start))
+            posts.append(self.sweeps[FORWARD].run(*start))
             posts.append(last.run(initial))
         else:
-            posts.append(last.run({**start, **initial}))
+            posts.append(last.run(*start, initial))
         self.memory.keep(posts)
         return Propagation(posts[-1].left(), self.views)
 
-    def _initial(self, sent: Message | Mapping[str, Message] | None, sweep: Sweep) -> dict[str, Message]:
+    def _initial(self, sent: Initial, sweep: Sweep) -> dict[str, Message]:
         if sent is None:
             return {}
         if isinstance(sent, Message):

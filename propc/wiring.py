@@ -18,6 +18,8 @@ BACKWARD, FORWARD = "backward", "forward"
 def takes_messages(node: Node) -> bool:
     """Whether a node handles messages of its own: it has a propagator, and autograd cannot do its work."""
     rule = node.propagator
+    if isinstance(node, Named) and not node.outputs:  # of a network, where drop-idle leaves out what it can
+        return rule is not None
     if isinstance(node, (Named, Cost)):
         return rule is not None and not rule.idle
     return isinstance(node, Site) and rule is not None and not rule.local
@@ -46,9 +48,9 @@ class Wiring:
     @cached_property
     def parents(self) -> dict[str, tuple[str, ...]]:
         """For each vertex the nearest ones before it, past whatever handles no messages."""
+        known = set(self.vertices)
         near: dict[Ref, tuple[str, ...]] = {}
         found: dict[str, tuple[str, ...]] = {}
-        known = set(self.vertices)
         for name, node in self.nodes.items():
             if isinstance(node, Segment):
                 for port, dependence in enumerate(node.dependence):
@@ -81,7 +83,7 @@ class Wiring:
         """
         found = sorted(set(self._meant(source, target, direction)), key=self.place.__getitem__)
         for name in found:
-            if name != source or target != SELF:
+            if name != source or not holds_self(target):
                 self._ahead(source, name, direction)
         return tuple(found)
 
@@ -103,7 +105,8 @@ class Wiring:
         return [name for each in target for name in self._meant(source, each, direction)]
 
     def _named(self, source: str, target: str, direction: str) -> Sequence[str]:
-        exact = [n.name for n in self._receivers if target in (n.name, getattr(n, "path", None))]
+        exact = [n.name for n in self._receivers if target == n.name]
+        exact = exact or [n.name for n in self._receivers if target == getattr(n, "path", None)]
         if exact:
             return exact
         return self._some(source, direction, [n.name for n in self._receivers if fnmatchcase(n.name, target)], target)
@@ -149,6 +152,20 @@ class Wiring:
 
     def _error(self, source: str, finding: str, fix: str) -> MessageError:
         return MessageError(message(finding, fix, at=f"node {source!r}", where=self.nodes[source].where))
+
+
+def declared(node: Node, direction: str) -> Target:
+    """What a node's messages are sent to without a target of their own: forced by a pass, or its propagator's."""
+    rule = node.propagator
+    if direction == FORWARD:
+        return None if rule is None else rule.forward_targets
+    forced = getattr(node, "forced", None)
+    return rule.targets if forced is None and rule is not None else forced
+
+
+def holds_self(target: Target) -> bool:
+    """Whether a target is, or is among others, `SELF`."""
+    return target is SELF or (isinstance(target, (list, tuple)) and any(map(holds_self, target)))
 
 
 def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

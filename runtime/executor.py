@@ -33,7 +33,7 @@ from propc.ir import (
     Site,
     Token,
 )
-from propc.propagators import Baseline, SiteContext
+from propc.propagators import Baseline, SiteContext, SitePropagator
 from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
@@ -41,9 +41,7 @@ from propc.runtime.gates import attach, guard, join
 from propc.runtime.kept import Memory
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
-
-Values = list[Any]
-Step = Callable[[Values], None]
+from propc.runtime.straight import Call, Step, Straight, Values
 
 
 class Executable:
@@ -72,14 +70,14 @@ class Executable:
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
         plan = [(graph[name], self._step(graph[name])) for name in graph.schedule.forward]
         self.plan: list[tuple[Node, Step]] = [(node, step) for node, step in plan if step is not None]
-        self.steps = list(zip((step for _, step in self.plan), self._last_reads()))
+        steps = [step for _, step in self.plan]
+        self.keeping = Straight([(step, ()) for step in steps])
+        self.straight = Straight(list(zip(steps, self._last_reads())))
         self.checked = False
 
     def run(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> list[Tensor]:
         """One forward pass; the returned tensors in flattened order."""
-        if self.fresh:
-            shared: dict[str, list[Tensor]] = {}
-            self.contexts.update({k: replace(c, weights=shared) for k, c in self.contexts.items()})
+        self.begin()
         seed = torch.default_generator.get_state() if self.validate else None
         values = self._forward(inputs, held, keep=not self.checked)
         if seed is not None:
@@ -89,6 +87,12 @@ class Executable:
         self.checked = True
         return [values[slot] for slot in self.returned]
 
+    def begin(self) -> None:
+        """Forget the mixing weights of the last call."""
+        if self.fresh:
+            shared: dict[str, list[Tensor]] = {}
+            self.contexts.update({k: replace(c, weights=shared) for k, c in self.contexts.items()})
+
     def _forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], keep: bool) -> Values:
         """Run all steps; without `keep`, each value is let go after its last reader."""
         values: Values = [None] * len(self.slots)
@@ -96,15 +100,11 @@ class Executable:
             values[slot] = tensor
         for slot, tensor in zip(self.held, held):
             values[slot] = tensor
-        step: Step | None = None
+        line = self.keeping if keep else self.straight
         try:
-            for step, done in self.steps:
-                step(values)
-                if not keep:
-                    for slot in done:
-                        values[slot] = None
+            line.run(values)
         except Exception as error:
-            self._annotate(error, step)
+            self._annotate(error, line.failed(error))
             raise
         return values
 
@@ -160,35 +160,28 @@ class Executable:
 
     def _segment(self, node: Segment) -> Step:
         assert node.stage is not None
-        run, reads = node.stage.module.forward, self._reads(node)
-        if not node.outputs:
-            return lambda values: run(*[values[i] for i in reads])
-        first = self.slots[Ref(node.name)]
-        last = first + len(node.outputs)
-
-        def step(values: Values) -> None:
-            values[first:last] = run(*[values[i] for i in reads])
-
-        return step
+        first = self.slots[Ref(node.name)] if node.outputs else 0
+        return Call(node.stage.module.forward, self._reads(node), range(first, first + len(node.outputs)))
 
     def _site(self, node: Site) -> Step:
-        rule, name, reads, out = node.rule, node.name, self._reads(node), self.slots[Ref(node.name)]
+        rule, name, count, out = node.rule, node.name, len(node.inputs), self.slots[Ref(node.name)]
         assert rule is not None
-        tokens = slice(out + 1, out + 1 + len(rule.baselines))
-        tangents = tuple(None if ref is None else self.slots[ref] for ref in node.tangents) or (None,) * len(reads)
+        tangents = {i: self.slots[ref] for i, ref in enumerate(node.tangents) if ref is not None}
+        none = (None,) * count
         every = checks.bounds(node, self.graph)
         later = every if node.outputs[0].device.type == "cpu" else ()  # elsewhere a check would wait for the device
         contexts, draw_by = self.contexts, rule.draw
 
-        def step(values: Values) -> None:
-            phi = [values[i] for i in reads]
+        def call(*given: Tensor) -> tuple[Tensor, ...]:
+            phi = given[:count]
             if self.validate and (later or not self.checked):
                 checks.site_check(node, phi, later if self.checked else node.spec.checks)
-            draw = draw_by(contexts[name], phi, [None if i is None else values[i] for i in tangents])
-            values[out] = draw.value
-            values[tokens] = draw.tokens
+            known = dict(zip(tangents, given[count:])) if tangents else None
+            draw = draw_by(contexts[name], phi, none if known is None else [known.get(i) for i in range(count)])
+            return (draw.value, *draw.tokens)
 
-        return step
+        writes = range(out, out + 1 + len(rule.baselines))
+        return Call(call, (*self._reads(node), *tangents.values()), writes)
 
     def _cost(self, node: Cost) -> Step:
         (read,), out = self._reads(node), self.slots[Ref(node.name)]
@@ -303,7 +296,7 @@ class Executable:
         scored = [
             s
             for s in self.graph.influence.upstream(node.inputs[index])
-            if (rule := self.graph[s].propagator) is not None and rule.baselines
+            if isinstance(rule := self.graph[s].propagator, SitePropagator) and rule.baselines
         ]
         if not scored:
             return None
@@ -362,10 +355,10 @@ class Executable:
                     step(values)
         return self._named(values)
 
-    def _annotate(self, error: Exception, step: Step | None) -> None:
+    def _annotate(self, error: Exception, index: int | None) -> None:
         """Say where in the user's program a step failed."""
-        node = next((n for n, s in self.plan if s is step), None)
-        if node is not None and hasattr(error, "add_note"):
+        if index is not None and hasattr(error, "add_note"):
+            node, _ = self.plan[index]
             error.add_note(f"(propc: while running {node.kind.value} {node.name!r}, {node.where})")
 
 

@@ -10,6 +10,8 @@ tokens here, not over log-probabilities).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,13 +21,36 @@ from torch.autograd import Function
 from propc.errors import PropcValueError, message
 
 
+def applied(gate: type[Function]) -> Callable[..., Any]:
+    """`gate.apply` without its preparations for the transforms of torch.func, which no gate here supports.
+
+    They take as long as a small operation. Torch refuses such a transform all the same.
+    """
+    apply: Callable[..., Any] = super(Function, gate).apply  # type: ignore[misc]
+    return apply
+
+
+def inlet(like: Tensor) -> Tensor:
+    """A token for a gate to return: zeros [batch], of the batch, dtype and device of a tensor [batch, ...]."""
+    if type(like) is Tensor and like.is_cpu:
+        return _zeros(like.shape[0], like.dtype).detach()
+    return like.new_zeros(()).expand(like.shape[0])
+
+
+@lru_cache
+def _zeros(batch: int, dtype: torch.dtype) -> Tensor:
+    """One zero in the shape of a batch; never written into."""
+    with torch.inference_mode(False):
+        return torch.zeros((), dtype=dtype, device="cpu").expand(batch)
+
+
 class _Join(Function):
     """The sum of tokens: zeros, sent back to every member."""
 
     @staticmethod
     def forward(ctx: Any, *tokens: Tensor) -> Tensor:
         ctx.count = len(tokens)
-        return torch.zeros_like(tokens[0])
+        return inlet(tokens[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
@@ -78,6 +103,9 @@ class _Guard(Function):
         )
 
 
+_join, _attach = applied(_Join), applied(_Attach)
+
+
 def token(logp: Tensor) -> Tensor:
     """A message inlet: zeros [batch]; what arrives at it becomes the cotangent on `logp`."""
     return logp - logp.detach()
@@ -85,7 +113,7 @@ def token(logp: Tensor) -> Tensor:
 
 def join(tokens: list[Tensor]) -> Tensor:
     """One token for several."""
-    out: Tensor = tokens[0] if len(tokens) == 1 else _Join.apply(*tokens)
+    out: Tensor = tokens[0] if len(tokens) == 1 else _join(*tokens)
     return out
 
 
@@ -97,7 +125,7 @@ def attach(cost: Tensor, centered: tuple[Tensor, ...], tokens: tuple[Tensor, ...
         centered: cost minus baseline, [batch], one for each token.
         tokens: zeros [batch].
     """
-    out: Tensor = _Attach.apply(cost, centered, *tokens)
+    out: Tensor = _attach(cost, centered, *tokens)
     return out
 
 

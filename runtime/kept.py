@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from propc.graph import PropagationGraph
@@ -14,6 +15,8 @@ from propc.messages import Message, merged
 from propc.propagators.base import NodeView
 from propc.runtime.post import Post
 from propc.runtime.state import EstimatorState
+
+PREFIX = "field:"  # of the buffers, so that a field may have the name of a module's attribute
 
 
 class Keepsake(nn.Module):
@@ -30,13 +33,13 @@ class Keepsake(nn.Module):
         self.rest = {}
         for name, value in (sent or {}).items():
             if isinstance(value, Tensor):
-                self.register_buffer(name, value.detach().clone())
+                self.register_buffer(f"{PREFIX}{name}", value.detach().clone())
             else:
-                self.rest[name] = value
+                self.rest[name] = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), value)
 
     def message(self) -> Message:
         """What is kept."""
-        return Message({**dict(self.named_buffers()), **self.rest})
+        return Message({**{k.removeprefix(PREFIX): v for k, v in self.named_buffers()}, **self.rest})
 
     def get_extra_state(self) -> dict[str, Any]:
         return self.rest
@@ -46,7 +49,7 @@ class Keepsake(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         tensors = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
-        self.put(Message({name: value for name, value in tensors.items() if isinstance(value, Tensor)}))
+        self.put(Message({k.removeprefix(PREFIX): v for k, v in tensors.items() if isinstance(v, Tensor)}))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -84,6 +87,6 @@ class Memory:
 
     def _module(self, view: NodeView) -> nn.Module | None:
         rule = view.record.propagator
-        made = rule.state(view) if rule is not None and view.name not in self.state.parts else None
         known = view.name.replace(".", "/") in self.state.parts
+        made = rule.state(view) if rule is not None and not known else None
         return self.state.part(view.name, lambda: made) if made is not None or known else None

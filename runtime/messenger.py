@@ -8,7 +8,8 @@ order, takes each step's vector-Jacobian product, and calls the propagators of t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,11 +21,13 @@ from propc.errors import EstimatorError, MessageError, PropcValueError, message,
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Input, Join, Named, Node, Parameter, Ref, Site, TensorType, Token
 from propc.messages import EMPTY, Message, copied
-from propc.propagators.base import NodeView, Sent
-from propc.runtime.executor import Executable, Step
+from propc.propagators.base import NodeView, note
+from propc.propagators.gated import no_cotangent, value_of
+from propc.runtime.executor import Executable
 from propc.runtime.kept import Memory
-from propc.runtime.post import Directory, Post
+from propc.runtime.post import Directory, Post, several
 from propc.runtime.state import EstimatorState
+from propc.runtime.straight import Step
 from propc.wiring import BACKWARD, FORWARD, takes_messages
 
 Cotangents = dict[int, Tensor]
@@ -39,14 +42,14 @@ class Piece:
     step: Step | None
     reads: tuple[int, ...]
     makes: tuple[int, ...]
-    wants: tuple[bool, ...]
 
 
 @dataclass
 class Session:
-    """One call: its values, what each step was run on, and the messages."""
+    """One call: its values and which of them want a cotangent, what each step was run on, and the messages."""
 
     values: list[Any]
+    wants: list[bool]
     forward: Post
     tape: dict[str, tuple[list[Any], list[Any]]] = field(default_factory=dict)
     views: dict[str, NodeView] = field(default_factory=dict)
@@ -77,9 +80,10 @@ class Messenger:
 
     def forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], initial: Mapping[str, Message]) -> Session:
         """Run the program and the forward messages."""
-        session = Session([None] * len(self.slots), Post(self.directories[FORWARD]))
+        self.executable.begin()
+        session = Session([None] * len(self.slots), [False] * len(self.slots), Post(self.directories[FORWARD]))
         for slot, tensor in zip((*self.executable.inputs, *self.executable.held), (*inputs, *held)):
-            session.values[slot] = tensor.detach()
+            session.values[slot], session.wants[slot] = tensor.detach(), tensor.requires_grad
         for name, sent in (*self.memory.waiting().items(), *initial.items()):
             session.forward.deliver("the caller", session.forward.directory.checked(name, sent), (name,))
         seed = torch.default_generator.get_state()
@@ -126,7 +130,6 @@ class Messenger:
 
     def _piece(self, node: Node, step: Step) -> Piece:
         refs: list[Ref | Token] = [*node.inputs, *(t for t in getattr(node, "tangents", ()) if t is not None)]
-        wants = [self._wants(ref) for ref in refs if isinstance(ref, Ref)]
         tokens = [token for route in self.routes.get(node.name, ()) for token in route.targets]
         made: list[Ref | Token] = [Ref(node.name, port) for port in range(len(node.outputs))]
         if isinstance(node, Site) and node.rule is not None:
@@ -139,12 +142,7 @@ class Messenger:
             None if by_rule else step,
             tuple(self.slots[ref] for ref in (*refs, *tokens)),
             tuple(self.slots[ref] for ref in made),
-            (*wants, *(True for _ in tokens)),
         )
-
-    def _wants(self, ref: Ref) -> bool:
-        kind = self.graph[ref.node].outputs[ref.port]
-        return kind.requires_grad and (kind.dtype.is_floating_point or kind.dtype.is_complex)
 
     # -- visiting -----------------------------------------------------------------------
 
@@ -153,13 +151,17 @@ class Messenger:
         rule = node.propagator
         assert rule is not None
         view = session.views[node.name] = self.memory.view(node)
-        view.inputs = [_leaf(session.values[i], wants) for i, wants in zip(piece.reads, piece.wants)]
+        view.inputs = [_leaf(session.values[i], session.wants[i]) for i in piece.reads]
         if not isinstance(node, Site):
             view.value = session.values[piece.reads[0]]
-        session.forward.put(node.name, rule.forward(view, session.forward.take(node.name)))
-        session.values[piece.makes[0]] = view.value
+        with _named(view):
+            session.forward.put(node.name, rule.forward(view, session.forward.take(node.name)))
+        session.values[piece.makes[0]] = value_of(view)
         for token in piece.makes[1:]:
-            session.values[token] = view.value.new_zeros(view.value.shape[:1])
+            session.values[token] = view.inputs[0].new_zeros(view.value.shape[:1])  # the value may be an integer
+        wanted = isinstance(node, Cost) or any(session.wants[i] for i in piece.reads)
+        for slot in piece.makes:
+            session.wants[slot] = wanted and _can_want(session.values[slot])
 
     def _visit_backward(self, piece: Piece, session: Session, arrived: _Cotangents, post: Post) -> None:
         name = piece.node.name
@@ -177,9 +179,10 @@ class Messenger:
             post.waiting.setdefault(name, []).insert(0, ("its readers", Message(own)))
         if waiting:
             post.waiting.setdefault(name, []).append(("messages", waiting))
-        sent = rule.backward(view, post.take(name))
-        for each in _several(sent):
-            self._send(piece, each, arrived, post)
+        with _named(view):
+            sent = rule.backward(view, post.take(name))
+            for each in several(sent):
+                self._send(piece, each, arrived, post)
 
     def _send(self, piece: Piece, sent: Any, arrived: _Cotangents, post: Post) -> None:
         """Cotangents go to what the node reads, a cost's message to its sites, the rest along routes."""
@@ -198,6 +201,8 @@ class Messenger:
                 centered = baseline.center(sent["cost"], state)
                 for token in route.targets:
                     arrived.add(self.slots[token], centered)
+        if isinstance(node, Site) and "grad" in sent:
+            raise no_cotangent(NodeView(node), "grad")
         rest = sent.without(*own)
         if rest:
             post.put(node.name, rest)
@@ -240,14 +245,14 @@ class Messenger:
         """Those of the mean over the batch of every returned cost."""
         found = {}
         for slot, (node, kind) in self._returned():
-            if len(kind.shape) < 2:
-                found[slot] = _spread(1.0 / max(1, math.prod(kind.shape)), node, kind)
+            found[slot] = _spread(1.0 / max(1, math.prod(kind.shape)), node, kind)
         return found
 
     def _returned(self) -> Iterator[tuple[int, tuple[Node, TensorType]]]:
+        """The returned costs."""
         output = self.graph.output
-        for slot, kind in zip(self.executable.returned, output.outputs):
-            if kind.dtype.is_floating_point:
+        for slot, kind, aside in zip(self.executable.returned, output.outputs, output.guarded):
+            if kind.dtype.is_floating_point and len(kind.shape) < 2 and not aside:
                 yield slot, (output, kind)
 
     def _addressed(self, name: str, sent: Message) -> Message:
@@ -290,7 +295,8 @@ class _Propagated(Function):
         ctx.set_materialize_grads(False)
         returned = [session.values[slot] for slot in messenger.executable.returned]
         found = tuple(value.view_as(value) for value in returned)
-        ctx.mark_non_differentiable(*(v for v in found if not v.dtype.is_floating_point))
+        wanted = [session.wants[slot] for slot in messenger.executable.returned]
+        ctx.mark_non_differentiable(*(value for value, wants in zip(found, wanted) if not wants))
         return found
 
     @staticmethod
@@ -312,6 +318,18 @@ class _Propagated(Function):
         return (None, None, *(left.get(leaf.name, EMPTY).get("grad") for leaf in leaves))
 
 
+@contextmanager
+def _named(view: NodeView) -> Iterator[None]:
+    """Say at which node a propagator failed."""
+    try:
+        yield
+    except MessageError:
+        raise
+    except Exception as error:
+        note(error, view)
+        raise
+
+
 def _unfused(graph: PropagationGraph) -> PropagationGraph:
     """The graph with a join for each route, since no cost can share one with another here."""
     joins, routes = [], []
@@ -319,6 +337,10 @@ def _unfused(graph: PropagationGraph) -> PropagationGraph:
         joins.append(Join(f"join{i}", route.targets))
         routes.append(replace(route, through=(Token(f"join{i}"),)))
     return replace(graph, routes=tuple(routes), joins=tuple(joins))
+
+
+def _can_want(value: Tensor) -> bool:
+    return value.dtype.is_floating_point or value.dtype.is_complex
 
 
 def _leaf(value: Any, wants: bool) -> Any:
@@ -330,7 +352,7 @@ def _run_apart(piece: Piece, session: Session) -> None:
     assert piece.step is not None
     values = session.values
     before = [values[i] for i in piece.reads]
-    leaves = [_leaf(value, wants) for value, wants in zip(before, piece.wants)]
+    leaves = [_leaf(values[i], session.wants[i]) for i in piece.reads]
     for i, leaf in zip(piece.reads, leaves):
         values[i] = leaf
     piece.step(values)
@@ -339,6 +361,7 @@ def _run_apart(piece: Piece, session: Session) -> None:
     for i, value in zip(piece.reads, before):
         values[i] = value
     for i, value in zip(piece.makes, made):
+        session.wants[i] = isinstance(value, Tensor) and value.requires_grad
         values[i] = value.detach() if isinstance(value, Tensor) else value
 
 
@@ -366,12 +389,6 @@ def _pull(piece: Piece, session: Session, arrived: _Cotangents) -> None:
     for (slot, _), grad in zip(wanted, grads):
         if grad is not None:
             arrived.add(slot, grad)
-
-
-def _several(sent: Sent) -> Iterable[Any]:
-    if sent is None:
-        return ()
-    return (sent,) if isinstance(sent, Message) or not isinstance(sent, Iterable) else sent
 
 
 def _fitting(cotangent: Any, shape: tuple[int, ...], node: Node, key: str) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.autograd import Function
 
 from propc.configure import Configurable
 from propc.errors import EstimatorError, message
+from propc.runtime.shares import mix_two
 
 if TYPE_CHECKING:
     from propc.propagators.inverse_variance import InverseVariance
@@ -44,6 +46,16 @@ class Weighting(Configurable):
     weights: str = "crossfit"
     k_interval: int = 1
     decay: float = 0.9
+
+    @cached_property
+    def groups(self) -> int:
+        """In how many groups of rows a batch is weighed."""
+        return 2 if self.weights == "crossfit" else 1
+
+    @cached_property
+    def quick(self) -> bool:
+        """Whether each site is weighed as a whole, by this batch alone."""
+        return self.target is None and not self.per_coordinate and self.weights != "past" and self.k_interval == 1
 
 
 class PastVariances(nn.Module):
@@ -80,6 +92,10 @@ def mix(
         one cotangent for each φ, [batch, ...].
     """
     how = rule.weighting
+    if how.quick and rule.donor is None and len(grads[0]) == 2:
+        mixed = mix_two(grads, how.groups)
+        if mixed is not None:
+            return mixed
     with torch.no_grad():
         weights = site.weights.get(rule.donor) if rule.donor is not None else None
         seen = weights is None and how.target is None and not _too_few(how, grads[0][0].shape[0])
@@ -120,10 +136,9 @@ def _weights(
     """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each φ."""
     seen = [_at_target(grads, tangents)] if any(t is not None for t in tangents) else grads
     parts, batch = seen[0].shape[:2]
-    groups = 2 if how.weights == "crossfit" else 1
     if _too_few(how, batch):
         return [seen[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
-    now = _variances(seen, groups, how.per_coordinate)
+    now = _variances(seen, how.groups, how.per_coordinate)
     known = _with_past(how, site, now, seen) if how.weights == "past" else now
     return [_inverse(v, n) for v, n in zip(known, now)]
 

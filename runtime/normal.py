@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from propc.runtime.gates import applied, inlet
 from propc.runtime.mixing import mix
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class NormalScore(Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(value, loc, scale)
-        return loc.new_zeros(()).expand(loc.shape[0])
+        return inlet(loc)
 
     @staticmethod
     def backward(ctx: Any, sent: Tensor) -> tuple[Tensor | None, ...]:
@@ -53,20 +54,44 @@ class NormalTotal(Function):
         value = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device).mul_(scale).add_(loc)
         ctx.rule, ctx.site = rule, site
         ctx.save_for_backward(value, loc, scale, *tangents)
-        return value, loc.new_zeros(()).expand(loc.shape[0])
+        return value, inlet(loc)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, sent: Tensor) -> tuple[Any, ...]:
         value, loc, scale, *tangents = ctx.saved_tensors
-        wants = ctx.needs_input_grad[2:4]
-        z = (value - loc) / scale
-        score = sent.view(-1, *(1,) * (z.dim() - 1)) / scale
-        grads, towards = [], []
-        if wants[0]:
-            grads.append((grad, score * z))
-            towards.append(tangents[0])
-        if wants[1]:
-            grads.append((grad * z, score * (z * z - 1)))
-            towards.append(tangents[1])
-        mixed = iter(mix(ctx.rule, ctx.site, grads, towards))
-        return (None, None, *(next(mixed) if wanted else None for wanted in wants), None, None)
+        _, _, wants_loc, wants_scale, *_ = ctx.needs_input_grad
+        offset = value - loc
+        if not wants_scale:
+            (mixed,) = mix(ctx.rule, ctx.site, [(grad, offset * _lifted(sent, scale))], tangents[:1])
+            return None, None, mixed, None, None, None
+        z = offset / scale
+        score = _rows(sent, z) / scale
+        of_scale = grad * z, score * (z * z - 1)
+        if not wants_loc:
+            (mixed,) = mix(ctx.rule, ctx.site, [of_scale], tangents[1:])
+            return None, None, None, mixed, None, None
+        return None, None, *mix(ctx.rule, ctx.site, [(grad, score * z), of_scale], tangents), None, None
+
+
+score, total = applied(NormalScore), applied(NormalTotal)
+
+
+def _rows(sent: Tensor, like: Tensor) -> Tensor:
+    """[batch] → [batch, 1, ...]."""
+    return sent.view(-1, *(1,) * (like.dim() - 1))
+
+
+def _lifted(sent: Tensor, scale: Tensor) -> Tensor:
+    """Message over squared scale, [batch, ...].
+
+    Sites that share both, as the steps of a rollout do, share the quotient: it is kept with the message,
+    and is gone with it.
+    """
+    if torch.is_grad_enabled() or sent.is_inference():
+        return _rows(sent, scale) / (scale * scale)
+    known, versions, lifted = sent.__dict__.get("_propc_lifted", (None, None, sent))
+    if known is not scale or versions != (sent._version, scale._version):
+        lifted = _rows(sent, scale) / scale / scale
+        sent.__dict__["_propc_lifted"] = scale, (sent._version, scale._version), lifted
+    made: Tensor = lifted
+    return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +11,20 @@ from propc.errors import MessageError, message, nearest
 from propc.graph import PropagationGraph
 from propc.messages import EMPTY, SELF, Field, Message, copied, merged
 from propc.propagators.base import NodeView, Sent
-from propc.wiring import FORWARD
+from propc.wiring import FORWARD, declared, holds_self
 
 Waiting = dict[str, list[tuple[str, Message]]]
+
+
+def several(sent: Sent) -> Iterator[Any]:
+    """What a propagator has returned, one by one; no two of them share a tensor."""
+    if sent is None:
+        return
+    if isinstance(sent, Message) or not isinstance(sent, Iterable):
+        yield sent
+        return
+    for i, each in enumerate(sent):
+        yield copied(each).to(each.target) if i and isinstance(each, Message) else each
 
 
 class Directory:
@@ -27,8 +38,17 @@ class Directory:
         self.targets: dict[str, tuple[str, ...]] = {
             route.source: tuple(token.site for token in route.targets) for route in graph.routes if route.kind == kind
         }
+        for name in graph.wiring.vertices:
+            if holds_self(declared(graph.nodes[name], direction)):
+                self.targets[name] = (*self.targets.get(name, ()), name)
+        self.near = graph.wiring.children if direction == FORWARD else graph.wiring.parents
         self.lists = any(field.merge == "list" for field in self.fields.values())
         self._known: dict[tuple[str, Any], tuple[str, ...]] = {}
+
+    def targets_of(self, source: str) -> tuple[str, ...]:
+        """Where a node sends what has no target of its own; without a planned route, to the next nodes."""
+        planned = self.targets.get(source)
+        return self.near.get(source, ()) if planned is None else planned
 
     def meant(self, source: str, target: Any) -> tuple[str, ...]:
         """The nodes that a message's own target means.
@@ -38,15 +58,13 @@ class Directory:
         """
         node = self.graph.nodes[source]
         if getattr(node, "forced", None) is not None and self.direction != FORWARD:
-            return self.targets.get(source, ())
+            return self.targets_of(source)
         key = source, repr(target)
         if key not in self._known:
-            wiring = self.graph.wiring
-            found = wiring.resolve(source, target, self.direction)
-            near = wiring.children if self.direction == FORWARD else wiring.parents
-            planned = {*self.targets.get(source, ()), *near.get(source, ())}
+            found = self.graph.wiring.resolve(source, target, self.direction)
+            planned = {*self.targets.get(source, ()), *self.near.get(source, ())}
             for name in found:
-                if name not in planned:
+                if name not in planned and name != source:
                     raise MessageError(
                         message(
                             f"its message is for {name!r}, to which no route is planned",
@@ -111,17 +129,25 @@ class Post:
         Raises:
             MessageError: a message that cannot be sent.
         """
-        if sent is None:
-            return
-        several = sent if isinstance(sent, Iterable) and not isinstance(sent, Message) else (sent,)
-        for each in several:
-            checked = self.directory.checked(sender, each)
-            if checked.target is SELF:
-                self._keep(sender, checked)
-            elif checked.target is not None:
-                self.deliver(sender, checked, self.directory.meant(sender, checked.target))
-            else:
-                self.deliver(sender, checked, self.directory.targets.get(sender, ()))
+        if isinstance(sent, Message):
+            self._send(sender, sent)
+        elif sent is not None:
+            for each in several(sent):
+                self._send(sender, each)
+
+    def _send(self, sender: str, sent: Message) -> None:
+        """Send one message to its own targets, or to those of its sender."""
+        plain = self.directory.checked(sender, sent)
+        targets = self.directory.targets_of(sender)
+        if sent.target is not None:
+            plain = sent.to(None)
+            targets = (sender,) if sent.target is SELF else self.directory.meant(sender, sent.target)
+        if sender in targets:
+            self._keep(sender, plain)
+            targets = tuple(name for name in targets if name != sender)
+            if not targets:
+                return
+        self.deliver(sender, plain, targets)
 
     def deliver(self, sender: str, sent: Message, targets: Sequence[str]) -> None:
         """Let a message wait at its targets; all but the first get tensors of their own."""
@@ -159,4 +185,7 @@ class Post:
     def left(self) -> dict[str, Message]:
         """What nobody took, as one message for each node where it ended."""
         fields = self.directory.fields
-        return {name: merged(arrived, fields, name) for name, arrived in {**self.remaining, **self.waiting}.items()}
+        names = dict.fromkeys((*self.remaining, *self.waiting))
+        return {
+            name: merged([*self.remaining.get(name, ()), *self.waiting.get(name, ())], fields, name) for name in names
+        }

@@ -30,10 +30,10 @@ class Recipe:
         return noise.mul_(self.scale).add_(self.loc)
 
 
-def redrawn(call: Callable[[], Any], loc: Tensor, scale: Tensor) -> Any:
-    """Run `call`, whose first saved tensor is a draw from Normal(loc, scale), keeping the seed in its place."""
-    if loc.numel() < LARGE or loc.device.type != "cpu":
-        return call()
+def redrawn(call: Callable[..., Any], arguments: tuple[Any, ...], loc: Tensor, scale: Tensor) -> Any:
+    """Run a call whose first saved tensor is a draw from Normal(loc, scale), keeping the seed in its place."""
+    if loc.numel() < LARGE or not loc.is_cpu:
+        return call(*arguments)
     recipe = Recipe(torch.default_generator.get_state(), loc, scale)
     packed: list[Any] = []
 
@@ -42,4 +42,4 @@ def redrawn(call: Callable[[], Any], loc: Tensor, scale: Tensor) -> Any:
         return recipe if len(packed) == 1 else tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.make() if kept is recipe else kept):
-        return call()
+        return call(*arguments)

@@ -25,7 +25,7 @@ from propc.ir import Resample
 
 
 def refit(node: Resample, values: Sequence[Tensor], tokens: Sequence[Tensor], check: bool) -> list[Tensor]:
-    """Draws of the Gaussian fitted to `values` jointly, with their shapes.
+    """Draws of the Gaussian fitted to `values` jointly, with their shapes and dtypes.
 
     Args:
         node: the resample node, for its shrinkage and jitter.
@@ -40,9 +40,12 @@ def refit(node: Resample, values: Sequence[Tensor], tokens: Sequence[Tensor], ch
     rows = values[0].shape[0]
     flat = [value.reshape(rows, -1) for value in values]
     joined = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
-    drawn = _Refit.apply(node, check, joined, torch.randn_like(joined), *tokens)
+    if joined.dtype.itemsize < 4:  # a covariance needs more digits
+        joined = joined.float()
+    with torch.autocast(joined.device.type, enabled=False):
+        drawn = _Refit.apply(node, check, joined, torch.randn_like(joined), *tokens)
     parts = drawn.split([part.shape[1] for part in flat], 1) if len(flat) > 1 else [drawn]
-    return [part.reshape(value.shape) for part, value in zip(parts, values)]
+    return [part.reshape(value.shape).to(value.dtype) for part, value in zip(parts, values)]
 
 
 class _Refit(Function):
@@ -102,7 +105,8 @@ def _through_cholesky(factor: Tensor, grad: Tensor) -> Tensor:
     inner.diagonal().mul_(0.5)
     left = torch.linalg.solve_triangular(factor.T, inner, upper=True)
     solved = torch.linalg.solve_triangular(factor, left, upper=False, left=False)
-    return (solved + solved.T) * 0.5
+    symmetric: Tensor = (solved + solved.T) * 0.5
+    return symmetric
 
 
 def _again(ctx: Any, grad: Tensor, x: Tensor, noise: Tensor, tokens: Sequence[Tensor]) -> list[Tensor | None]:
@@ -119,12 +123,13 @@ def _by_weights(node: Resample, x: Tensor, noise: Tensor, tokens: Sequence[Tenso
     rows = len(x)
     logits = torch.stack([x.new_zeros(rows), *tokens]).sum(0)
     weights = torch.softmax(logits, 0).unsqueeze(1)
-    mean = (weights * x).sum(0)
+    mean: Tensor = (weights * x).sum(0)
     deviation, plain = x - mean, x - x.mean(0)
     weighted = deviation.T @ (weights * deviation)
     covariance = weighted + plain.T @ plain / (rows * (rows - 1))  # Bessel's part, which shaping leaves out
     factor, _ = torch.linalg.cholesky_ex(_shrunk(node, covariance))
-    return mean + noise @ factor.T
+    drawn: Tensor = mean + noise @ factor.T
+    return drawn
 
 
 def _not_positive(node: Resample, x: Tensor, covariance: Tensor) -> EstimatorError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class EstimatorState(nn.Module):
@@ -52,7 +52,8 @@ class EstimatorState(nn.Module):
         for key in [k for k in state_dict if k.startswith(mine)]:
             name, rest = key[len(mine) :].split(".", 1)
             if name not in self.parts:
-                self._waiting.setdefault(name, {})[rest] = state_dict.pop(key).clone()
+                value = state_dict.pop(key)
+                self._waiting.setdefault(name, {})[rest] = value.clone() if isinstance(value, Tensor) else value
         for name in self.parts:
             if not any(k.startswith(f"{mine}{name}.") for k in state_dict):
                 for rest, value in self.parts[name].state_dict().items():

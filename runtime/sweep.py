@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from propc.errors import MessageError
 from propc.messages import EMPTY, Message
-from propc.propagators.base import NodeView, Sent
+from propc.propagators.base import NodeView, Sent, note
 from propc.runtime.post import Directory, Post
 from propc.wiring import FORWARD
 
@@ -36,32 +36,33 @@ class Sweep:
         self.visits = tuple((_visit(view, forward), view) for view in ordered)
         self.stretches = self._stretches()
 
-    def run(self, initial: Mapping[str, Message]) -> Post:
+    def run(self, *initial: Mapping[str, Message]) -> Post:
         """Visit every node.
 
         Args:
-            initial: messages that wait at nodes from the beginning, by node.
+            *initial: messages that wait at nodes from the beginning, by node.
         """
         post = Post(self.directory)
-        for name, sent in initial.items():
-            post.deliver("the caller", self.directory.checked(name, sent), (name,))
-        starts = {stretch.visits[0][1].name for stretch in self.stretches} if initial else set()
-        straight = initial.keys() <= starts
+        for each in initial:
+            for name, sent in each.items():
+                post.deliver("the caller", self.directory.checked(name, sent), (name,))
+        starts = {stretch.visits[0][1].name for stretch in self.stretches} if post.waiting else set()
+        straight = post.waiting.keys() <= starts
         for stretch in self.stretches if straight else [Stretch((visit,)) for visit in self.visits]:
             _walk(stretch, post)
         return post
 
     def _stretches(self) -> tuple[Stretch, ...]:
-        targets = self.directory.targets
+        targets, near = self.directory.targets, self.directory.near
         sources: dict[str, int] = {}
-        for ends in targets.values():
-            for end in ends:
+        for _, view in self.visits:  # a message with a target of its own may go to any of these
+            for end in {*targets.get(view.name, ()), *near.get(view.name, ())}:
                 sources[end] = sources.get(end, 0) + 1
         found: list[list[tuple[Visit, NodeView]]] = []
         before: str | None = None
         for visit in self.visits:
             name = visit[1].name
-            if before is not None and targets.get(before) == (name,) and sources[name] == 1:
+            if before is not None and self.directory.targets_of(before) == (name,) and sources[name] == 1:
                 found[-1].append(visit)
             else:
                 found.append([visit])
@@ -79,19 +80,18 @@ def _walk(stretch: Stretch, post: Post) -> None:
     """Visit the nodes of a stretch; between them a message that was only handed on needs no looking at."""
     visits = stretch.visits
     view = visits[0][1]
-    message = post.take(view.name)
     sent: Sent = None
     last = None
     try:
+        message = post.take(view.name)
         for call, view in visits:
             if last is not None and sent is not message:
                 message = post.relay(last, sent, view.name)
             sent = call(view, message)
             last = view
+        post.put(view.name, sent if sent is not EMPTY else None)
     except MessageError:
         raise
     except Exception as error:
-        if hasattr(error, "add_note"):
-            error.add_note(f"(propc: while visiting node {view.name!r}, {view.where})")
+        note(error, view)
         raise
-    post.put(view.name, sent if sent is not EMPTY else None)

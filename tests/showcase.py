@@ -85,3 +85,37 @@ GRAPHS = {
     "autoencoder": autoencoder_graph,
     "mixture": mixture_graph,
 }
+
+
+class Tell(propc.Propagator):
+    """Hands cotangents on, and tells others of it: nodes further back, nodes ahead, and itself at the next call."""
+
+    sends = (propc.Field("size", "list"), propc.Field("step", "replace", shape=()))
+    keeps = (propc.Field("count"),)
+
+    def __init__(self, back: Any = None, on: Any = None) -> None:
+        self.targets, self.forward_targets = back, on
+
+    def forward(self, node: propc.NodeView, message: propc.Message) -> list[propc.Message]:
+        count = message.get("count", torch.zeros(()))
+        return [propc.Message(step=count), propc.Message(count=count + 1).to(propc.SELF)]
+
+    def backward(self, node: propc.NodeView, message: propc.Message) -> propc.Message:
+        return message.replace(size=message.grad.norm()) if "grad" in message else message
+
+
+def messages(theta: Tensor, x: Tensor) -> Tensor:
+    h = propc.node(torch.tanh(theta * x), "h", propagator=Tell(on=["late", "r*"]))
+    a = propc.sample(Bernoulli(logits=h), "a")
+    z = propc.sample(Normal(propc.node(h + a, "mean", propagator="clip"), 1.0), "z")
+    late = propc.node(z * h, "late", propagator=Tell(back=[2, "theta"]))
+    r1 = propc.cost(torch.sin(z), "r1", propagator="loss")
+    return r1 + propc.cost(late.square(), "r2", propagator=propc.propagators.Sequence("skip", "loss"))
+
+
+def messages_graph() -> PropagationGraph:
+    theta = torch.tensor(0.5, requires_grad=True)
+    return propc.compile(messages, estimator={"a": "lr", "z": "tp"}).graph(theta, torch.zeros(20))
+
+
+GRAPHS["messages"] = messages_graph

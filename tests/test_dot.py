@@ -37,8 +37,9 @@ def parsed(graph, *, fold=True):
     return [name for name in nodes if name not in ("node", "edge")], edges
 
 
-def messages(edges):
-    return [(tail, head) for tail, head, look in edges if look.get("style") == "dashed"]
+def messages(edges, kind=""):
+    dashed = [(tail, head, look) for tail, head, look in edges if look.get("style") == "dashed"]
+    return [(tail, head) for tail, head, look in dashed if kind in look["tooltip"]]
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -51,7 +52,8 @@ def test_unfolded_is_complete(name):
     graph = GRAPHS[name]()
     nodes, edges = parsed(graph, fold=False)
     assert nodes == [node.name for node in graph if constant(node) is None]
-    sent = {(target.site, route.source) for route in graph.routes for target in route.targets}
+    ways = [(target.site, route.source, route.kind) for route in graph.routes for target in route.targets]
+    sent = {(source, end) if kind in ("forward", "kept") else (end, source) for end, source, kind in ways}
     assert set(messages(edges)) == sent
     values = {(ref.node, node.name) for node in graph for ref in node.inputs if ref.node in nodes}
     drawn = {(tail, head) for tail, head, look in edges if look.get("style") is None}
@@ -65,7 +67,7 @@ def test_messages_reach_their_sites_when_folded(name):
     graph = GRAPHS[name]()
     nodes, edges = parsed(graph)
     into: dict[str, set[str]] = {}
-    for tail, head in messages(edges):
+    for tail, head in messages(edges, "score"):
         into.setdefault(head, set()).add(tail)
 
     def sites(name):
@@ -73,7 +75,7 @@ def test_messages_reach_their_sites_when_folded(name):
         return {site for tail in tails for site in (sites(tail) if tail.startswith("join") else [tail])}
 
     for cost in graph.costs:
-        routes = [route for route in graph.routes if route.source == cost.name]
+        routes = [route for route in graph.routes if route.source == cost.name and route.kind == "score"]
         assert sites(cost.name) == {target.site for route in routes for target in route.targets}
     assert {node.name for node in graph if isinstance(node, (Site, Cost))} <= set(nodes)
 

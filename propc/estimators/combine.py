@@ -83,7 +83,13 @@ class Combine(Estimator):
         """The rule of one part; what a likelihood-ratio part lacks, the user's estimator lacks."""
         if isinstance(part, LikelihoodRatio):
             require_batch(self.name, baseline(part.baseline), site)
-        return part.propagator(site)[0]
+        rule = part.propagator(site)[0]
+        if not isinstance(rule, (propagators.Pathwise, propagators.LikelihoodRatio)):
+            raise site.error(
+                f"estimator {self.name!r} weighs pathwise and likelihood-ratio parts; {part.name!r} is {rule!r}",
+                "Leave it out, or weigh it in a propagator of your own.",
+            )
+        return rule
 
 
 def _within_halves(part: propagators.SitePropagator) -> propagators.SitePropagator:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from propc import propagators
 from propc.baselines import baseline
 from propc.estimators.base import Estimator, SiteView, register_estimator
+from propc.estimators.combine import Combine
 from propc.estimators.likelihood_ratio import LikelihoodRatio
 from propc.estimators.pathwise import Pathwise
-from propc.estimators.total_propagation import TotalPropagation
 
 if TYPE_CHECKING:
     from propc.passes import Pass
@@ -53,7 +53,7 @@ class Refitted(Estimator):
     def estimator(self) -> Estimator:
         """What works at the site itself."""
 
-    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
+    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
         return self.estimator().propagator(site)
 
 
@@ -90,7 +90,7 @@ class GaussianShaping(Refitted):
         baseline(self.baseline)
 
     def estimator(self) -> Estimator:
-        return LikelihoodRatio(self.baseline)
+        return _Score(self.baseline)
 
 
 @register_estimator("gs-tp")
@@ -119,8 +119,13 @@ class ShapedTotalPropagation(Refitted):
     decay: float = 0.9
 
     def estimator(self) -> Estimator:
-        return TotalPropagation(
-            self.target, self.per_coordinate, self.weights, self.k_interval, self.baseline, self.decay
+        return _Total(
+            ("rp", LikelihoodRatio(self.baseline)),
+            self.target,
+            self.per_coordinate,
+            self.weights,
+            self.k_interval,
+            self.decay,
         )
 
 
@@ -143,4 +148,19 @@ class GaussianResampling(Refitted):
     name: ClassVar[str] = "gr"
 
     def estimator(self) -> Estimator:
-        return Pathwise()
+        return _Path()
+
+
+# What works at the sites, under the names that users write, for errors.
+
+
+class _Score(LikelihoodRatio):
+    name: ClassVar[str] = "gs"
+
+
+class _Total(Combine):
+    name: ClassVar[str] = "gs-tp"
+
+
+class _Path(Pathwise):
+    name: ClassVar[str] = "gr"

@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ class PartView(NodeView):
         self.record, self.inputs, self.batch = whole.record, whole.inputs, whole.batch
 
     @property
-    def value(self) -> Any:  # type: ignore[override]
+    def value(self) -> Any:
         return self._whole.value
 
     @value.setter
@@ -146,6 +146,9 @@ class PartView(NodeView):
 
     def part(self, key: str, *, shared: bool) -> NodeView:
         return PartView(self, key, shared)
+
+
+P = TypeVar("P", bound="Propagator")
 
 
 class Propagator(Configurable):
@@ -171,7 +174,7 @@ class Propagator(Configurable):
         forward_targets: where they go in the forward pass; None is `CHILDREN`.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = "propagator"
     draws: ClassVar[bool] = False
     sends: tuple[Field, ...] = (GRAD, COST)
     keeps: tuple[Field, ...] = ()
@@ -212,11 +215,23 @@ class Propagator(Configurable):
         plain = self.targets is None and self.forward_targets is None and not self.keeps
         return plain and all(field in (GRAD, COST) for field in self.sends)
 
-    def with_targets(self, targets: Target) -> Propagator:
+    def configure(self: P, **options: Any) -> P:
+        made = super().configure(**options)
+        own = vars(self).get("targets") if "targets" not in options else None
+        return made if own is None else made.with_targets(own)
+
+    def with_targets(self: P, targets: Target) -> P:
         """The same, sending elsewhere in the reverse pass."""
         made = copy.copy(self)
-        object.__setattr__(made, "targets", targets)  # it may be a frozen dataclass
+        vars(made)["targets"] = targets  # it may be a frozen dataclass
         return made
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def note(error: Exception, node: NodeView) -> None:
+    """Add to an error at which node its propagator failed."""
+    if hasattr(error, "add_note"):
+        where = f", {node.where}" if str(node.where) else ""
+        error.add_note(f"(propc: while visiting {node.kind.value} {node.name!r}{where})")

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from propc.baselines import Baseline
 from propc.errors import EstimatorError, MessageError, message, nearest
 from propc.messages import EMPTY, Field, Message, Target
-from propc.propagators.base import NodeView, Propagator, Sent
-from propc.propagators.site import Baseline, Draw, SiteContext, SitePropagator, draw_detached
+from propc.propagators.base import NodeView, Propagator, Sent, note
+from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ class Gated(SitePropagator):
         return self.inner.keeps
 
     @property
-    def targets(self) -> Target:  # type: ignore[override]
+    def targets(self) -> Target:
         return self.inner.targets
 
     @property
-    def forward_targets(self) -> Target:  # type: ignore[override]
+    def forward_targets(self) -> Target:
         return self.inner.forward_targets
 
     @property
@@ -85,7 +86,7 @@ class _SiteGate(Function):
             rule.forward(view, EMPTY)
         ctx.rule, ctx.view = rule, view
         ctx.set_materialize_grads(False)
-        value = view.value.detach()
+        value = value_of(view)
         if not value.dtype.is_floating_point:
             ctx.mark_non_differentiable(value)
         return value, phi[0].new_zeros(value.shape[:1] if inlets else ())
@@ -94,7 +95,7 @@ class _SiteGate(Function):
     def backward(ctx: Any, grad: Tensor | None, sent: Tensor | None) -> tuple[Any, ...]:
         _first_only(ctx.view)
         arrived = {key: value for key, value in (("grad", grad), ("cost", sent)) if value is not None}
-        made = only_message(ctx.view, ctx.rule.backward(ctx.view, Message(arrived)), ctx.view.fields)
+        made = only_message(ctx.view, _backward(ctx, Message(arrived)), ctx.view.fields)
         return (None, None, None, *(made.get(name) for name in ctx.view.fields))
 
 
@@ -104,15 +105,16 @@ class _NodeGate(Function):
     @staticmethod
     def forward(ctx: Any, rule: Propagator, view: NodeView, value: Tensor) -> Tensor:
         view.value = value.detach()
-        rule.forward(view, EMPTY)
+        with torch.enable_grad():  # as where nodes are visited one by one
+            rule.forward(view, EMPTY)
         ctx.rule, ctx.view = rule, view
-        made: Tensor = view.value
+        made = value_of(view)
         return made.view_as(made)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         _first_only(ctx.view)
-        made = only_message(ctx.view, ctx.rule.backward(ctx.view, Message(grad=grad)), ("grad", "cost"))
+        made = only_message(ctx.view, _backward(ctx, Message(grad=grad)), ("grad", "cost"))
         return None, None, made.get("grad")
 
 
@@ -136,8 +138,42 @@ def only_message(view: NodeView, sent: Sent, known: Sequence[str]) -> Message:
             raise _error(view, f"it returned {type(sent).__name__}", "Return one propc.Message, or declare `targets`.")
         sent = several[0]
     for name in sent:
+        if name not in known and name in ("grad", "cost"):
+            raise no_cotangent(view, name)
         if name not in known:
             raise _error(view, f"it sends the unknown field {name!r}", f"Declare it in `sends`. {nearest(name, known)}")
+    return sent
+
+
+def value_of(view: NodeView) -> Tensor:
+    """The value that a propagator has left at its node, detached.
+
+    Raises:
+        MessageError: it is of another type than before.
+    """
+    value, (kind, *_) = view.value, view.record.outputs
+    if not isinstance(value, Tensor) or (tuple(value.shape), value.dtype) != (kind.shape, kind.dtype):
+        got = f"{value.dtype}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise _error(view, f"its propagator makes the value {got}; it was {kind}", "Keep shape and dtype.")
+    return value.detach()
+
+
+def no_cotangent(view: NodeView, name: str) -> MessageError:
+    """The error of a site's propagator that hands on what stops at a site."""
+    fields = ", ".join(view.fields)
+    return _error(
+        view,
+        f"its propagator returns the field {name!r}, which is no cotangent on φ",
+        f"Return cotangents on {fields}, or make a Sequence of it and a propagator of sites, such as 'rp'.",
+    )
+
+
+def _backward(ctx: Any, arrived: Message) -> Sent:
+    try:
+        sent: Sent = ctx.rule.backward(ctx.view, arrived)
+    except Exception as error:
+        note(error, ctx.view)
+        raise
     return sent
 
 

@@ -10,15 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from propc.baselines import Baseline, LeaveOneOut
 from propc.distributions import DistributionSpec, row_log_prob
 from propc.errors import EstimatorError, message
 from propc.propagators.likelihood_ratio import LikelihoodRatio
 from propc.propagators.pathwise import Pathwise
 from propc.propagators.registry import register_propagator
-from propc.propagators.site import Baseline, Draw, SiteContext, SitePropagator, draw_detached
+from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
+from propc.runtime import normal
 from propc.runtime.gates import token
 from propc.runtime.mixing import Mix, PastVariances, Weighting
-from propc.runtime.normal import NormalTotal
 from propc.runtime.redraw import redrawn
 
 
@@ -57,9 +58,7 @@ class InverseVariance(SitePropagator):
         if site.normal is not None and self._is_total:
             i, j = site.normal
             loc, scale = phi[i], phi[j]
-            value, inlet = redrawn(
-                lambda: NormalTotal.apply(self, site, loc, scale, tangents[i], tangents[j]), loc, scale
-            )
+            value, inlet = redrawn(normal.total, (self, site, loc, scale, tangents[i], tangents[j]), loc, scale)
             return Draw(value, (inlet,))
         return self._draw_any(site, phi, tangents)
 
@@ -94,7 +93,10 @@ def total_propagation(baseline: Any = "loo", **weighting: Any) -> InverseVarianc
         baseline: of the likelihood ratio.
         **weighting: options of the weights, as of the estimator `tp`.
     """
-    return InverseVariance((Pathwise(), LikelihoodRatio(baseline)), Weighting(**weighting))
+    how, score = Weighting(**weighting), LikelihoodRatio(baseline)
+    if how.weights == "crossfit" and score.baseline == LeaveOneOut():  # which must keep the two halves apart
+        score = LikelihoodRatio(LeaveOneOut(halves=True))
+    return InverseVariance((Pathwise(), score), how)
 
 
 def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from propc.baselines import Baseline, baseline
 from propc.distributions import row_log_prob
 from propc.propagators.registry import register_propagator
 from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
+from propc.runtime import normal
 from propc.runtime.gates import token
-from propc.runtime.normal import NormalScore
 
 
 @register_propagator("lr")
@@ -40,5 +40,5 @@ class LikelihoodRatio(SitePropagator):
         value = draw_detached(dist)
         if site.normal is not None:
             i, j = site.normal
-            return Draw(value, (NormalScore.apply(value, phi[i], phi[j]),))
+            return Draw(value, (normal.score(value, phi[i], phi[j]),))
         return Draw(value, (token(row_log_prob(dist, value)),))

@@ -50,7 +50,10 @@ def propagator(name: str, **options: Any) -> Propagator:
     for option in options:
         if known is not None and option not in known:
             raise PropcValueError(message(f"unknown option {option!r} of propagator {name!r}", nearest(option, known)))
-    return make(**options)
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise PropcValueError(message(f"propagator {name!r} cannot be made with these options: {error}")) from error
 
 
 def at_node(choice: Any, kind: str, name: str | None, where: object = None) -> Propagator:

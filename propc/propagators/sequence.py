@@ -55,16 +55,17 @@ class Sequence(Propagator):
         return _union(part.keeps for part in self.parts)
 
     @property
-    def targets(self) -> Any:  # type: ignore[override]
-        return next((part.targets for part in self.parts if part.targets is not None), None)
+    def targets(self) -> Any:
+        own = vars(self).get("targets")
+        return own if own is not None else next((part.targets for part in self.parts if part.targets is not None), None)
 
     @property
-    def forward_targets(self) -> Any:  # type: ignore[override]
+    def forward_targets(self) -> Any:
         return next((part.forward_targets for part in self.parts[::-1] if part.forward_targets is not None), None)
 
     @property
     def idle(self) -> bool:
-        return all(part.idle for part in self.parts)
+        return self.targets is None and all(part.idle for part in self.parts)
 
     def state(self, node: Any) -> nn.Module | None:
         made = {key: module for key, part in self._parts.items() if (module := part.state(node)) is not None}

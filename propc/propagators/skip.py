@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from propc.messages import Target
 from propc.propagators.base import Propagator
 from propc.propagators.registry import register_propagator
 
@@ -25,5 +26,5 @@ class Skip(Propagator):
     over: int = 1
 
     @property
-    def targets(self) -> int:  # type: ignore[override]
-        return self.over + 1
+    def targets(self) -> Target:
+        return vars(self).get("targets", self.over + 1)

@@ -171,10 +171,11 @@ class Tracer(Recorder):
             name = next(label for label in numbers if label not in self._marks)
         if not isinstance(name, str) or not name:
             raise PropcTypeError(message(f"a name must be a non-empty string; got {name!r}", where=user_source()))
-        if name in self._marks:
+        if name in self._marks or name == "output":
+            owner = self._marks.get(name, "by what the program returns")
             raise PropcValueError(
                 message(
-                    f"the name is already taken ({self._marks[name]})",
+                    f"the name is already taken ({owner})",
                     "Give every site, node and cost a name of its own, such as f'x{t}' in a loop.",
                     at=f"{kind} {name!r}",
                     where=user_source(),

@@ -283,6 +283,42 @@ def test_a_jump_behind_a_score_site_is_no_obstacle() -> None:
         graph_of(program, GaussianShaping(at="y"))
 
 
+@pytest.mark.parametrize("estimator", ["gs", "gs-tp", "gr"])
+def test_a_cost_that_cannot_be_differentiated(estimator: str) -> None:
+    """Also by default: no site is left with another estimator than it has chosen."""
+
+    def jumps(theta: Tensor) -> Tensor:
+        return (propc.sample(Normal(theta.expand(BATCH), 1.0), "x") > 0).to(theta.dtype)
+
+    def black_box(theta: Tensor) -> Tensor:
+        return propc.opaque(torch.square)(propc.sample(Normal(theta.expand(BATCH), 1.0), "x"))
+
+    for program in (jumps, black_box):
+        with pytest.raises(
+            EstimatorError, match=r"resample node 'x.resample' .*no differentiable path leads to 'cost'"
+        ):
+            graph_of(program, estimator=estimator)
+
+
+@pytest.mark.parametrize("estimator", ["gs", "gs-tp"])
+def test_a_scalar_cost(estimator: str) -> None:
+    def program(theta: Tensor) -> Tensor:
+        return torch.cos(propc.sample(Normal(theta.expand(BATCH), 1.0), "x")).mean()
+
+    with pytest.raises(EstimatorError, match=f"site 'x' .*estimator '{estimator}' needs one cost for each sample"):
+        graph_of(program, estimator=estimator)
+    assert gradient(program, estimator="gr") != 0
+
+
+def test_the_estimator_is_named_in_refusals() -> None:
+    def program(theta: Tensor) -> Tensor:
+        return torch.cos(propc.sample(Bernoulli(logits=theta.expand(BATCH)), "x"))
+
+    for estimator in ("gr", "gs-tp"):
+        with pytest.raises(EstimatorError, match=r"site 'x' .*Bernoulli.* has no rsample"):
+            graph_of(program, estimator=estimator)
+
+
 def test_a_jump_on_the_side_is_a_warning() -> None:
     def program(theta: Tensor) -> Tensor:
         x = propc.sample(Normal(theta.expand(BATCH), 1.0), "x")
@@ -431,6 +467,20 @@ def test_a_site_between_jointly_fitted_ones() -> None:
 
     with pytest.raises(GraphError, match=r"site 'y' .*is reached before they are all there"):
         graph_of(program, GaussianShaping(at=["x", "z"]))
+
+
+def test_a_node_with_a_propagator_that_leads_to_other_costs() -> None:
+    """Its messages would come from two values."""
+
+    def program(theta: Tensor, rule: str | None) -> tuple[Tensor, Tensor]:
+        x = propc.sample(Normal(theta.expand(BATCH), 1.0), "x")
+        y = propc.node(2 * x, "y", propagator=rule)
+        return torch.cos(y), torch.sin(y)
+
+    compiled = propc.compile(program, estimator="lr", passes=[GaussianShaping(at="x", costs="cost0")])
+    assert routes(compiled.graph(param(), None)) == {"cost1": ["x"], "x.resample": ["x"]}
+    with pytest.raises(GraphError, match=r"node 'y' .*lies between .* leads to other costs"):
+        compiled.graph(param(), "clip")
 
 
 def test_a_draw_that_would_run_twice() -> None:

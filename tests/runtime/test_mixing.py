@@ -14,10 +14,18 @@ from torch.distributions import Independent, Normal
 
 import propc
 from propc.propagators import InverseVariance, LikelihoodRatio, Pathwise
+from propc.runtime import mixing
 from propc.runtime.mixing import Weighting, mix
 
 RULE = InverseVariance((Pathwise(), LikelihoodRatio(propc.estimator("lr").baseline)), Weighting())  # type: ignore[attr-defined]
 Parts = list[Tensor]  # for each φ: [parts, batch, ...]
+
+
+@pytest.fixture(params=["quick", "careful"], autouse=True)
+def _how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here holds of the few operations for two parts, and without them, as on a GPU."""
+    if request.param == "careful":
+        monkeypatch.setattr(mixing, "mix_two", lambda grads, groups: None)
 
 
 class Site(SimpleNamespace):
@@ -262,6 +270,15 @@ def independent(theta: Tensor) -> Tensor:
     return y.square().sum((1, 2))
 
 
+def rewards(theta: Tensor) -> Tensor:
+    """A cost at every step: each site has a message of its own, and all share one scale."""
+    x, total = torch.linspace(-1.0, 1.0, 16).reshape(8, 2), torch.zeros(8)
+    for t in range(4):
+        x = propc.sample(Normal(torch.tanh(theta[0] * x + theta[1]), 0.3), f"x{t}")
+        total = total + torch.cos(x).sum(1)
+    return total
+
+
 def constant_scale(theta: Tensor) -> Tensor:
     x = propc.sample(Normal(theta.expand(7, 2), 0.4), "x")
     return torch.cos(propc.sample(Normal(theta * x, torch.tensor([0.2, 0.3])), "y")).sum(1)
@@ -278,7 +295,7 @@ def shared_rows(theta: Tensor) -> Tensor:
     return propc.sample(Normal(x + theta, torch.exp(x[:, :1])), "y").square().sum(1)
 
 
-PROGRAMS = [flat, chain, independent, constant_scale, only_scale, shared_rows]
+PROGRAMS = [flat, chain, rewards, independent, constant_scale, only_scale, shared_rows]
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "same": {"weights": "same"},
@@ -294,11 +311,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
 def test_closed_form(program: Callable[..., Tensor], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Values and gradients of two calls agree with those of the path through `rsample` and `log_prob`."""
-    theta, weights = torch.tensor([0.4, -0.3], requires_grad=True), torch.rand(7)
+    theta = torch.tensor([0.4, -0.3], requires_grad=True)
 
     def run() -> list[Any]:
         compiled = propc.compile(program, estimator=propc.estimator("tp", **options))
         values = [seeded(compiled, theta, seed=seed) for seed in (1, 2)]
+        weights = torch.linspace(0.1, 1.0, len(values[0]))
         return [values[0], *gradients(weights @ values[0], [theta]), *gradients(values[1].sum(), [theta])]
 
     closed = run()

@@ -272,6 +272,21 @@ def test_paths_of_parameters_go_through_the_moments() -> None:
     assert_close(found, torch.autograd.grad(surrogate, theta)[0])
 
 
+@pytest.mark.parametrize("estimator", ["gs", "gr", {"z": "gr", "x": "gs"}])
+def test_by_messages_the_same(estimator: Any) -> None:
+    """A propagator at the cost makes the reverse pass visit nodes one by one, the resample node among them."""
+
+    def program(theta: Tensor, rule: str | None) -> Tensor:
+        z = propc.sample(Normal(theta.expand(B, D), 0.5), "z")
+        x = propc.sample(Normal(torch.sin(z @ MIX) + theta, 0.8), "x")
+        return propc.cost(cost_of(x), "c", propagator=rule)
+
+    assert propc.compile(program, estimator=estimator).graph(parameter(), "loss").general
+    found = gradient(program, "loss", estimator=estimator)
+    assert_close(found, gradient(program, None, estimator=estimator))
+    assert found.abs().min() > 1e-3
+
+
 # ---- precision, derivatives, bad input ------------------------------------------------
 
 
@@ -295,6 +310,25 @@ def test_float32(estimator: str) -> None:
     (gradient,) = torch.autograd.grad(compiled(leaf := parameter(torch.float32)).mean(), leaf)
     assert gradient.dtype == torch.float32
     assert torch.isfinite(gradient).all()
+
+
+def test_half_precision_and_autocast() -> None:
+    """Moments are taken in float32 at least."""
+    x = torch.randn(B, D, dtype=torch.bfloat16, requires_grad=True)
+    token = torch.zeros(B, requires_grad=True)
+    (draws,) = refit(node(x), [x], [token], True)
+    assert draws.dtype == torch.bfloat16
+    grads = torch.autograd.grad(draws.float().square().sum(), (x, token))
+    assert grads[0].dtype == torch.bfloat16
+    assert all(torch.isfinite(g).all() for g in grads)
+    torch.manual_seed(1)
+    single = torch.randn(B, D, dtype=torch.float32)
+    found = []
+    for enabled in (True, False):
+        torch.manual_seed(2)
+        with torch.autocast("cpu", enabled=enabled):
+            found.append(refit(node(single), [single], [], True)[0])
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.4])

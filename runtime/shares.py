@@ -1,0 +1,74 @@
+"""Inverse-variance weights of two parts in few operations, where numbers can be looked at.
+
+At a small site a step costs as many microseconds as it has operations. On the CPU looking at a
+number is free, so Python takes the variances from four moments and sees whether they are finite;
+what is out of the ordinary is left to `propc.runtime.mixing`, which branches on no value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+def mix_two(grads: Sequence[tuple[Tensor, ...]], groups: int) -> list[Tensor] | None:
+    """Combine two parts with weights ∝ 1/variance; of two groups each takes the weights of the other.
+
+    Args:
+        grads: for each φ the cotangents of the two parts, each [batch, ...].
+        groups: 1, or 2 for crossfit.
+
+    Returns:
+        one cotangent for each φ, [batch, ...]; None where this needs more care.
+    """
+    first, count = grads[0][0], len(grads)
+    shape, batch, half = first.shape, len(first), count * groups
+    even = batch >= 2 * groups and not batch % groups
+    if not even or not first.is_cpu or (count > 1 and any(path.shape != shape for path, _ in grads)):
+        return None
+    both = torch.cat([part for k in (0, 1) for part in (g[k] for g in grads)] if count > 1 else grads[0])
+    rows = both.view(2 * half, -1)
+    weights = _weights(rows.detach() if both.requires_grad else rows, groups, batch // groups)
+    if weights is None:
+        return None
+    pairs = rows.unbind()
+    if both.requires_grad:
+        mixed = [torch.lerp(pairs[i], pairs[half + i], weights[i % groups]) for i in range(half)]
+        return list(torch.cat(mixed).view(count, *shape).unbind())
+    for i in range(half):
+        pairs[i].lerp_(pairs[half + i], weights[i % groups])
+    return [both[i * batch : (i + 1) * batch] for i in range(count)]
+
+
+def _weights(seen: Tensor, groups: int, size: int) -> list[float] | None:
+    """The weight of the second part in each group; None if a moment is not finite, or not to be looked at.
+
+    Args:
+        seen: [parts · φ · groups, size · coordinates].
+        groups, size: how many groups, of how many rows.
+    """
+    try:
+        norms = torch.linalg.vector_norm(seen, 2, 1).tolist()
+        means = torch.linalg.vector_norm(seen.view(len(norms), size, -1).sum(1), 2, 1).tolist()
+    except RuntimeError:  # under vmap, or on fake tensors
+        return None
+    share, tiny = _limits(seen.dtype, size)
+    found = [norm * norm - share * mean * mean for norm, mean in zip(norms, means)]
+    if len(found) > 2 * groups:  # several φ count together
+        half = len(found) // 2
+        found = [sum(found[start : start + half : groups]) for start in (*range(groups), *range(half, half + groups))]
+    if not math.isfinite(sum(found)):
+        return None
+    path, score = found[groups - 1 :: -1], found[: groups - 1 : -1]  # groups in reverse: each takes the other's
+    return [max(a, tiny) / (max(a, tiny) + max(b, tiny)) for a, b in zip(path, score)]
+
+
+@cache
+def _limits(dtype: torch.dtype, size: int) -> tuple[float, float]:
+    """By what a squared sum over `size` rows counts, with what it may have gained by rounding; the least variance."""
+    known = torch.finfo(dtype)
+    return (1 + 4 * known.eps) ** 2 / size, known.tiny

@@ -1,0 +1,68 @@
+"""A plan of steps as one straight-line function, generated as source, a line for each step.
+
+    values[7], = f3(values[2], values[0]); values[2] = None
+    f4(values)
+
+A loop over small closures would spend about as long on itself as a small tensor operation takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Values = list[Any]
+Step = Callable[[Values], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A step that only calls a function.
+
+    Attributes:
+        function: gives a sequence.
+        reads: the places of its arguments.
+        writes: the places of what it gives.
+    """
+
+    function: Callable[..., Sequence[Any]]
+    reads: tuple[int, ...]
+    writes: range
+
+    def __call__(self, values: Values) -> None:
+        values[self.writes.start : self.writes.stop] = self.function(*[values[i] for i in self.reads])
+
+
+class Straight:
+    """Steps in order, each followed by letting go of the values that nobody reads after it.
+
+    Args:
+        steps: with the places to let go.
+    """
+
+    def __init__(self, steps: Sequence[tuple[Step, Sequence[int]]]) -> None:
+        lines = ["def run(values):", *(_line(i, step, done) for i, (step, done) in enumerate(steps)), " return"]
+        code = compile("\n".join(lines), "<propc straight line>", "exec")
+        names: dict[str, Any] = {
+            f"f{i}": step.function if isinstance(step, Call) else step for i, (step, _) in enumerate(steps)
+        }
+        exec(code, names)
+        self.run: Step = names["run"]
+
+    def failed(self, error: BaseException) -> int | None:
+        """The index of the step that raised an error; None if it was raised elsewhere."""
+        trace = error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code is self.run.__code__:
+                return trace.tb_lineno - 2
+            trace = trace.tb_next
+        return None
+
+
+def _line(index: int, step: Step, done: Sequence[int]) -> str:
+    call = f"f{index}(values)"
+    if isinstance(step, Call):
+        call = "".join(f"values[{i}], " for i in step.writes) + ("= " if step.writes else "")
+        call += f"f{index}({', '.join(f'values[{i}]' for i in step.reads)})"
+    return f" {call}" + (";" + " = ".join(f"values[{i}]" for i in done) + " = None" if done else "")
