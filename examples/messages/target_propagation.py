@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--hidden", type=int, nargs="+", default=[128, 64], help="widths of the hidden layers")
     options.add_argument("--epochs", type=int, default=30)
     args = options.parse_args(argv)
-    epochs = 5 if args.smoke else args.epochs
+    epochs = 8 if args.smoke else args.epochs
     args.out.mkdir(parents=True, exist_ok=True)
 
     data, widths = digits(), [64, *args.hidden, 10]
