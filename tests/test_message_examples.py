@@ -2,7 +2,9 @@
 
 import importlib
 import math
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +45,8 @@ def test_writes_what_it_promises(name: str, picture: str, graphs: list[str], tmp
     run(f"messages/{name}", out)
     for file in ("table.txt", "results.json", picture, *(stem + ending for stem in graphs for ending in GRAPH)):
         assert (out / file).stat().st_size > 0, file
+    for stem in graphs:  # Graphviz refuses an empty label
+        assert not re.search("<font[^>]*></font>", (out / f"{stem}.dot").read_text())
     CHECKS[name](rows(out))
 
 
@@ -87,6 +91,66 @@ CHECKS = {
     "target_propagation": check_target_propagation,
     "td_lambda": check_td_lambda,
 }
+
+
+# -- what the examples have found in propc --------------------------------------------------
+
+
+def test_the_name_output_is_taken() -> None:
+    program = propc.compile(lambda x: propc.node(x * 2, "output").sum(-1))
+    with pytest.raises(propc.PropcValueError, match=r"'output'.*already taken"):
+        program(torch.ones(3, 2))
+
+
+@dataclass(frozen=True)
+class Count(propc.Propagator):
+    """Learns a number that the module of state holds."""
+
+    def state(self, node: propc.NodeView) -> torch.nn.Module:
+        made.append(node.name)
+        return torch.nn.Linear(1, 1)
+
+    def backward(self, node: propc.NodeView, message: propc.Message) -> propc.Message:
+        return message.replace(grad=message.grad * node.state.weight.detach())
+
+
+made: list[str] = []
+
+
+def test_state_of_a_name_with_a_dot_is_made_once() -> None:
+    program = propc.compile(lambda x: propc.node(x * 2, "layer.0", Count()).sum(-1))
+    x = torch.ones(3, 2, requires_grad=True)
+    made.clear()
+    for _ in range(3):
+        program(x).mean().backward()
+        program.propagate("backward", None, x)
+    assert made == ["layer.0"]
+
+
+def test_a_node_goes_before_an_argument_of_its_name() -> None:
+    field = propc.Field("told")
+
+    class Tell(propc.Propagator):
+        sends = (field,)
+        targets = "x"
+
+        def backward(self, node: propc.NodeView, message: propc.Message) -> propc.Message:
+            return message.replace(told=message.grad)
+
+    class Hear(propc.Propagator):
+        sends = (field,)
+
+        def backward(self, node: propc.NodeView, message: propc.Message) -> propc.Message:
+            return propc.Message(grad=10 * message.told)
+
+    def program(x: Tensor) -> Tensor:
+        x = propc.node(x, "x", Hear())
+        return propc.node(3 * x, "y", Tell()).sum(-1)
+
+    x = torch.ones(3, 2, requires_grad=True)
+    propc.compile(program)(x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full((3, 2), 10.0))
 
 
 # -- belief propagation -----------------------------------------------------------------
