@@ -236,7 +236,7 @@ def test_feedback_replaces_the_transposed_weights(rule: str) -> None:
         if rule == "bp":
             upper, lower = network.layers[2].weight, network.layers[1].weight
         else:
-            upper, lower = state(network, "hidden1").fixed, state(network, "hidden0").fixed
+            upper, lower = state(network, f"{rule}/hidden1").fixed, state(network, f"{rule}/hidden0").fixed
         at_two = (error @ upper) * (1 - two**2)
         at_one = ((error if rule == "dfa" else at_two) @ lower) * (1 - one**2)
     for got, expected in zip(found, (at_one.T @ images, at_two.T @ one), strict=True):
@@ -249,10 +249,10 @@ def test_feedback_stays_fixed_and_is_saved() -> None:
     images, labels = batch(fa)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     network(images, labels, "fa").mean().backward()
-    before = state(network, "hidden0").fixed.clone()
+    before = state(network, "fa/hidden0").fixed.clone()
     optimizer.step()
     network(images, labels, "fa").mean().backward()
-    assert torch.equal(state(network, "hidden0").fixed, before)
+    assert torch.equal(state(network, "fa/hidden0").fixed, before)
 
     other = fa.Network([64, 12, 9, 10])
     other.load_state_dict(network.state_dict())
