@@ -240,8 +240,16 @@ def _compile_class(cls: type[nn.Module], options: Options) -> type[nn.Module]:
             return plain(self, *args, **kwargs)
         return _compiler_of(self)(self, args, kwargs)
 
+    plain_load = cls._load_from_state_dict
+
+    @functools.wraps(plain_load)
+    def load(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        _compiler_of(self)  # with it the module of the state, also before the first call
+        plain_load(self, *args, **kwargs)
+
     forward._propc_plain = plain  # type: ignore[attr-defined]
     cls.forward = forward
+    cls._load_from_state_dict = load  # type: ignore[method-assign]
     cls._propc_made_of = plain, options  # type: ignore[attr-defined]
     for name in (
         "_compiler",

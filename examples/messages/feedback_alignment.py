@@ -75,19 +75,19 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(widths))
 
     def logits(self, images: Tensor, rule: str = "bp") -> Tensor:
-        """The last layer's sums, [batch, 10]."""
+        """The last layer's sums, [batch, 10]; state goes by name, so that each rule has names of its own."""
         *hidden, last = self.layers
         x = images
         for i, layer in enumerate(hidden):
             sums, told_by = layer(x), last if rule == "dfa" else self.layers[i + 1]
             if rule == "fa" and i > 0:
-                sums = propc.node(sums, f"sums{i}", Tell())
+                sums = propc.node(sums, f"{rule}.sums{i}", Tell())
             x = torch.tanh(sums)
             if rule != "bp":
-                x = propc.node(x, f"hidden{i}", Feedback(told_by.out_features))
+                x = propc.node(x, f"{rule}.hidden{i}", Feedback(told_by.out_features))
         sums = last(x)
         if rule != "bp":
-            sums = propc.node(sums, "logits", Tell("hidden*" if rule == "dfa" else propc.PARENTS))
+            sums = propc.node(sums, "logits", Tell("dfa.hidden*" if rule == "dfa" else propc.PARENTS))
         return sums
 
     def forward(self, images: Tensor, labels: Tensor, rule: str = "bp") -> Tensor:
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--hidden", type=int, nargs="+", default=[128, 64], help="widths of the hidden layers")
     options.add_argument("--epochs", type=int, default=30)
     args = options.parse_args(argv)
-    epochs = 5 if args.smoke else args.epochs
+    epochs = 8 if args.smoke else args.epochs
     args.out.mkdir(parents=True, exist_ok=True)
 
     data, widths = digits(), [64, *args.hidden, 10]

@@ -31,8 +31,8 @@ from tqdm import tqdm
 import propc
 
 RULES = {"bp": "backprop", "dtp": "difference target propagation", "fixed": "hidden layers stay as they are"}
-VALUES = propc.Field("values", shape=("batch", None))  # of the layer below, sent forward
-TARGET = propc.Field("target", shape=("batch", None))  # of the layer below, sent back
+BELOW = propc.Field("below", shape=("batch", None))  # values of the layer below, sent forward
+GOAL = propc.Field("goal", shape=("batch", None))  # target of the layer below, sent back
 
 Row = dict[str, Any]
 
@@ -49,18 +49,18 @@ class Target(propc.Propagator):
     below: int | None
     step: float
 
-    sends = (VALUES, TARGET)
+    sends = (BELOW, GOAL)
 
     def state(self, node: propc.NodeView) -> nn.Module | None:
         return nn.Sequential(nn.Linear(node.value.shape[-1], self.below), nn.Tanh()) if self.below else None
 
     def forward(self, node: propc.NodeView, message: propc.Message) -> propc.Message:
-        node.memory.below = message.get("values")
-        return propc.Message(values=node.value)
+        node.memory.below = message.get("below")
+        return propc.Message(below=node.value)
 
     def backward(self, node: propc.NodeView, message: propc.Message) -> propc.Message:
         values, rows = node.value, len(node.value)
-        target = message.get("target", values - self.step * rows * message.grad)
+        target = message.get("goal", values - self.step * rows * message.grad)
         toward = propc.Message(grad=(values - target) / rows)
         if self.below is None:
             return toward
@@ -68,7 +68,7 @@ class Target(propc.Propagator):
         with torch.enable_grad():
             node.memory.miss = mse_loss(inverse(values), below)
             node.memory.miss.backward()
-        return toward.replace(target=below + inverse(target) - inverse(values))
+        return toward.replace(goal=below + inverse(target) - inverse(values))
 
 
 @propc.compile
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--hidden", type=int, nargs="+", default=[128, 64], help="widths of the hidden layers")
     options.add_argument("--epochs", type=int, default=30)
     args = options.parse_args(argv)
-    epochs = 5 if args.smoke else args.epochs
+    epochs = 8 if args.smoke else args.epochs
     args.out.mkdir(parents=True, exist_ok=True)
 
     data, widths = digits(), [64, *args.hidden, 10]

@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--episodes", type=int, default=10)
     options.add_argument("--lambdas", type=float, nargs="+", default=[0.0, 0.4, 0.8, 0.9, 0.95, 1.0])
     args = options.parse_args(argv)
-    walks, episodes = (5, 3) if args.smoke else (args.walks, args.episodes)
+    walks, episodes = (20, 10) if args.smoke else (args.walks, args.episodes)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
 
