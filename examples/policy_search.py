@@ -34,6 +34,7 @@ EPISODE = 50  # real steps, four seconds
 RANDOM_EPISODES = 2  # before the first trial
 FUNCTIONS = 30  # drawn from the model for each gradient; particles share them in equal groups
 TESTS = 100  # real episodes that only measure the policy
+REFITTED = ("gs", "gs-tp", "gr")  # fit one Gaussian to a step's particles, which must be of one kind
 LAST = 12  # steps, the last second
 CAUGHT = 0.4  # m: an episode succeeds if in its last second the tip is this close to upright, on average
 
@@ -117,6 +118,8 @@ def measure(policy: Policy) -> Row:
 
 def learn(settings: Settings, estimator: str, seed: int) -> list[Row]:
     """All trials of one estimator from one seed; one row for each, the last policy in a checkpoint."""
+    if estimator in REFITTED:
+        settings = replace(settings, visited=0.0)
     torch.set_num_threads(1)
     torch.manual_seed(seed)  # the first episodes, the model's features and the first policy are the same for all
     policy, model = Policy(), Dynamics()
@@ -162,8 +165,8 @@ def learn_all(settings: Settings) -> list[Row]:
 def gradient_variance(settings: Settings, estimator: str, stage: str, horizons: Sequence[int]) -> list[Row]:
     """Variance of the gradient of the mean cost, summed over the policy's parameters, by horizon.
 
-    `stage` is "first" or "trained": every estimator is measured at the same policy, under the model
-    and on the particles of the last trial of the checkpoint.
+    `stage` is "first" or "trained": every estimator is measured at the same policy, under the model of the last
+    trial of the checkpoint, on particles that start where episodes start.
     """
     torch.manual_seed(0)
     policy, model, data = load(checkpoint(settings))
@@ -172,7 +175,7 @@ def gradient_variance(settings: Settings, estimator: str, stage: str, horizons: 
     cost = rollout.with_estimator(estimator)
     rows = []
     for horizon in horizons:
-        at = replace(settings, horizon=horizon)
+        at = replace(settings, horizon=horizon, visited=0.0)
         draws = []
         for _ in range(settings.repeats):
             loss = expected_cost(cost, policy, model, data, at)
@@ -236,7 +239,7 @@ def plot(trials: Sequence[Row], noise: Sequence[Row], settings: Settings, path: 
 def read(argv: Sequence[str] | None) -> Settings:
     """The command line."""
     options = parser("policy_search", __doc__)
-    options.add_argument("--estimators", nargs="+", default=["rp", "lr", "tp"], help="any that propc knows")
+    options.add_argument("--estimators", nargs="+", default=["rp", "lr", "tp", "gs", "gs-tp"], help="any that propc knows")
     options.add_argument("--seeds", type=int, default=2)
     options.add_argument("--trials", type=int, default=5, help="real episodes after the random ones")
     options.add_argument("--steps", type=int, default=150, help="gradient steps a trial")

@@ -99,7 +99,10 @@ class CompiledFunction(CompiledMethods, nn.Module):
         return self(*args, **kwargs)
 
     def with_estimator(self, estimator: Any) -> CompiledFunction:
-        """The same program under another estimator."""
+        """The same program under another estimator: a compiled object of its own, with its own graphs and state.
+
+        Make it once, outside a training loop: each traces anew.
+        """
         return CompiledFunction(self.compiler.with_options(estimator=estimator))
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:

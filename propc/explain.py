@@ -34,7 +34,8 @@ class Explanation:
         messages in: what arrives at the site in the reverse pass: the cotangent on its sample,
             and the costs that send their values.
         messages out: the distribution's tensors that it sends cotangents to.
-        fused call: in which call of the autograd engine; empty where the site only draws.
+        fused call: in which call of the autograd engine; empty where the site only draws, or where nodes are
+            visited one by one.
     """
 
     graph: PropagationGraph
@@ -66,7 +67,7 @@ class Explanation:
             _listed([*incoming, *sent]),
             "" if plain else self._sent_on(site),
             _listed(costs),
-            "" if plain else "1",
+            "" if plain or not self.graph.schedule.engine_calls else "1",
             str(site.where),
         )
         return dict(zip(HEADERS, values))

@@ -84,7 +84,7 @@ def title(graph: PropagationGraph) -> str:
     estimators = sorted({site.estimator for site in graph.sites} - {""})
     kinds = sorted({route.kind for route in graph.routes})
     legend = [_text(f"● {name}", _colours(name)[0], 10) for name in estimators]
-    legend += [_text(f"┄ {kind} message", _message_colour(kind), 10) for kind in kinds]
+    legend += [_text(f"┄ {_called(kind)}", _message_colour(kind), 10) for kind in kinds]
     head = _text(graph.name, size=14, bold=True) + (_text(batch, QUIET) if batch else "")
     lines = [head, "   ".join(legend), " "] if legend else [head, " "]
     return "<" + "".join(f'{line}<br align="left"/>' for line in lines) + ">"
@@ -118,7 +118,7 @@ def edge_look(kind: str) -> Look:
         "style": "dashed",
         **ahead,
         "weight": "0",
-        "tooltip": quoted(f"{kind} message"),
+        "tooltip": quoted(_called(kind)),
     }
 
 
@@ -275,6 +275,10 @@ def _tip(node: Node) -> str:
 
 
 # -- labels ---------------------------------------------------------------------------
+
+
+def _called(kind: str) -> str:
+    return kind if kind == "message" else f"{kind} message"
 
 
 def _message_colour(kind: str) -> str:

@@ -23,6 +23,7 @@ from propc.ir import Cost, Input, Join, Named, Node, Parameter, Ref, Site, Tenso
 from propc.messages import EMPTY, Message, copied
 from propc.propagators.base import NodeView, note
 from propc.propagators.gated import no_cotangent, value_of
+from propc.runtime import checks
 from propc.runtime.apart import Cotangents, Piece, Tape
 from propc.runtime.executor import Executable
 from propc.runtime.kept import Memory
@@ -144,6 +145,8 @@ class Messenger:
         view.inputs = [tape.leaf(i) for i in piece.reads]
         if not isinstance(node, Site):
             view.value = tape.values[piece.reads[0]]
+        elif self.executable.validate and (view.inputs[0].is_cpu or not self.executable.checked):
+            checks.site_check(node, view.inputs, node.spec.checks)
         with _named(view):
             session.forward.put(node.name, rule.forward(view, session.forward.take(node.name)))
         value = value_of(view)

@@ -115,7 +115,11 @@ class _NodeGate(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         _first_only(ctx.view)
         made = only_message(ctx.view, _backward(ctx, Message(grad=grad)), ("grad", "cost"))
-        return None, None, made.get("grad")
+        found = made.get("grad")
+        if found is not None and found.shape != grad.shape:
+            finding = f"it sends the cotangent 'grad' as {list(found.shape)}; the value has shape {list(grad.shape)}"
+            raise _error(ctx.view, finding, "A cotangent has the shape of its value.")
+        return None, None, found
 
 
 def through(rule: Propagator, view: NodeView, value: Tensor) -> Tensor:
