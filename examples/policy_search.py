@@ -34,6 +34,7 @@ EPISODE = 50  # real steps, four seconds
 RANDOM_EPISODES = 2  # before the first trial
 FUNCTIONS = 30  # drawn from the model for each gradient; particles share them in equal groups
 TESTS = 100  # real episodes that only measure the policy
+ESTIMATORS = ["rp", "lr", "tp", "gs", "gs-tp"]
 REFITTED = ("gs", "gs-tp", "gr")  # fit one Gaussian to a step's particles, which must be of one kind
 LAST = 12  # steps, the last second
 CAUGHT = 0.4  # m: an episode succeeds if in its last second the tip is this close to upright, on average
@@ -239,7 +240,9 @@ def plot(trials: Sequence[Row], noise: Sequence[Row], settings: Settings, path: 
 def read(argv: Sequence[str] | None) -> Settings:
     """The command line."""
     options = parser("policy_search", __doc__)
-    options.add_argument("--estimators", nargs="+", default=["rp", "lr", "tp", "gs", "gs-tp"], help="any that propc knows")
+    options.add_argument(
+        "--estimators", nargs="+", default=["rp", "lr", "tp", "gs", "gs-tp"], help="any that propc knows"
+    )
     options.add_argument("--seeds", type=int, default=2)
     options.add_argument("--trials", type=int, default=5, help="real episodes after the random ones")
     options.add_argument("--steps", type=int, default=150, help="gradient steps a trial")

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Parameter, Resample, Segment, Site
+from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Resample, Segment, Site
 from propc.text import constant, operations_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Box:
 def boxes(graph: PropagationGraph, *, fold: bool) -> list[Box]:
     """All boxes in program order. Constants that are one number have none: they are labels."""
     if not fold:
-        return [Box(node.name, (node,)) for node in graph if constant(node) is None]
+        return [Box(node.name, (node,)) for node in graph if constant(node) is None and not _is_end_of_network(node)]
     folded = _repeated(graph)
     home = {node.name: box.name for box in folded for node in box.nodes}
     first = {box.nodes[0].name: box for box in folded}
@@ -49,11 +49,18 @@ def boxes(graph: PropagationGraph, *, fold: bool) -> list[Box]:
     for node in graph:
         if isinstance(node, (Input, Parameter)) or (node.name in home and node.name not in first):
             continue
+        if _is_end_of_network(node):
+            continue
         box = first.get(node.name) or Box(node.name, (node,))
         if box.name in leaves:
             found.append(leaves[box.name])
         found.append(box)
     return found
+
+
+def _is_end_of_network(node: Node) -> bool:
+    """Whether it is the output of a network, which returns nothing."""
+    return isinstance(node, Output) and not node.inputs
 
 
 def _repeated(graph: PropagationGraph) -> list[Box]:

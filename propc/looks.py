@@ -291,7 +291,8 @@ def _colours(name: str) -> tuple[str, str]:
 
 
 def _head(node: Node) -> str:
-    return f"{_text(node.name, size=12, bold=True)} {_small(_shape(node))}"
+    name = _text(node.name, size=12, bold=True)
+    return f"{name} {_small(_shape(node))}" if node.outputs else name
 
 
 def _shape(node: Node) -> str:

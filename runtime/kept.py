@@ -26,12 +26,12 @@ class Keepsake(nn.Module):
         super().__init__()
         self.rest: dict[str, Any] = {}
 
-    def put(self, sent: Message | None) -> None:
+    def put(self, sent: Message) -> None:
         """Replace what is kept."""
         for name in list(self._buffers):
             delattr(self, name)
         self.rest = {}
-        for name, value in (sent or {}).items():
+        for name, value in sent.items():
             if isinstance(value, Tensor):
                 self.register_buffer(f"{PREFIX}{name}", value.detach().clone())
             else:
@@ -68,17 +68,22 @@ class Memory:
         return NodeView(node, self.batch, state=self._module, touched=touched)
 
     def waiting(self) -> dict[str, Message]:
-        """What nodes have sent to themselves in the last call."""
+        """What nodes have sent to themselves when they last did."""
         found = {name: self._keepsake(name).message() for name in self.keepers}
         return {name: kept for name, kept in found.items() if kept}
 
     def keep(self, posts: Iterable[Post]) -> None:
-        """Keep what nodes have sent to themselves in this call, and nothing older."""
+        """Keep what nodes have sent to themselves in this call, in place of what they kept; an empty message forgets.
+
+        What a node keeps outlasts calls in which it sends nothing, such as a forward pass between two steps of
+        training.
+        """
         posts = list(posts)
         for name in self.keepers:
             sent = [each for post in posts for each in post.kept.get(name, ())]
-            with torch.no_grad():
-                self._keepsake(name).put(merged(sent, self.graph.fields, name) if sent else None)
+            if sent:
+                with torch.no_grad():
+                    self._keepsake(name).put(merged(sent, self.graph.fields, name))
 
     def _keepsake(self, name: str) -> Keepsake:
         part = self.state.part(f"{name}:kept", Keepsake)

@@ -113,7 +113,7 @@ def test_policy_search(tmp_path):
     assert_wrote(out, "table.txt", "results.json", "learning.png", "tp-0.pt", "tp-0-first.pt")
     trials = [row for row in rows(out) if "trial" in row]
     variances = {(row["estimator"], row["stage"]): row["variance"] for row in rows(out) if "stage" in row}
-    names = {"rp", "lr", "tp"}
+    names = {"rp", "lr", "tp", "gs", "gs-tp"}
     assert {(row["estimator"], row["trial"]) for row in trials} == {(name, trial) for name in names for trial in (0, 1)}
     assert len({row["cost"] for row in trials if row["trial"] == 0}) == 1  # all start from the same policy
     assert len({row["cost"] for row in trials if row["trial"] == 1}) == len(names)

@@ -161,13 +161,28 @@ def test_what_is_kept_and_what_the_caller_sends_meet() -> None:
     assert memory.heard == (0.0, 9.0)
 
 
-def test_what_is_not_sent_again_is_not_kept() -> None:
+def test_what_is_kept_stays_until_something_else_is_sent() -> None:
+    class Trace(Propagator):
+        keeps = (Field("on"),)
+
+        def forward(self, node: NodeView, message: Message) -> None:
+            node.memory.on = message.get("on", 0)
+
+        def backward(self, node: NodeView, message: Message) -> Message:
+            return Message(on=node.memory.on + 1).to(SELF)
+
+    made = row(Trace())
+    directions = ("forward", "backward", "forward", "forward", "backward", "forward")
+    assert [made.propagate(direction)["a"].memory.on for direction in directions] == [0, 0, 1, 1, 1, 2]
+
+
+def test_an_empty_message_forgets() -> None:
     class Blink(Propagator):
         keeps = (Field("on"),)
 
         def forward(self, node: NodeView, message: Message) -> Message | None:
             node.memory.on = "on" in message
-            return None if node.memory.on else Message(on=1).to(SELF)
+            return Message().to(SELF) if node.memory.on else Message(on=1).to(SELF)
 
     made = row(Blink())
     assert [made.propagate("forward")["a"].memory.on for _ in range(4)] == [False, True, False, True]
