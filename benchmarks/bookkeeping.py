@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import timing
 
 import propc
+from propc.ir import Named
 
 FULL, SMALL = (10, 100, 1_000, 10_000, 100_000, 1_000_000), (1_000, 10_000)
 BUILD_TARGET, EXECUTE_TARGET, BYTES_TARGET = 50.0, 1.0, 2_000.0
@@ -37,7 +38,7 @@ class Count(propc.Propagator):
 
 
 class Empty(propc.Propagator):
-    """Does nothing, and is left out."""
+    """Does nothing, and is left out but for the ends, where messages begin and end."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def bounds(results: Sequence[Result]) -> list[timing.Bound]:
         timing.Bound(f"build, µs a node, {last.nodes:,} nodes", last.build, BUILD_TARGET, slack=3.0),
         timing.Bound(f"execute, µs a node, {last.nodes:,} nodes", last.execute, EXECUTE_TARGET, slack=3.0),
         timing.Bound(f"bytes a node, {last.nodes:,} nodes", last.held, BYTES_TARGET),
-        timing.Bound("nodes left of 1,000 empty ones", len(chain(Empty(), 1_000).graph.wiring.vertices), 0.0),
+        timing.Bound("nodes left of 1,000 empty ones", float(len(list(chain(Empty(), 1_000).graph.of(Named)))), 2.0),
     ]
 
 

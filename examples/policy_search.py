@@ -244,7 +244,7 @@ def read(argv: Sequence[str] | None) -> Settings:
         "--estimators", nargs="+", default=["rp", "lr", "tp", "gs", "gs-tp"], help="any that propc knows"
     )
     options.add_argument("--seeds", type=int, default=2)
-    options.add_argument("--trials", type=int, default=5, help="real episodes after the random ones")
+    options.add_argument("--trials", type=int, default=10, help="real episodes after the random ones")
     options.add_argument("--steps", type=int, default=150, help="gradient steps a trial")
     options.add_argument("--horizon", type=int, default=25, help="steps of a rollout of the model")
     options.add_argument("--particles", type=int, default=210, help=f"a multiple of {FUNCTIONS}")

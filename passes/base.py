@@ -130,12 +130,14 @@ class Pipeline:
         for step in self.passes:
             start = time.perf_counter()
             try:
-                graph = step(graph)
-                if not isinstance(graph, PropagationGraph):
+                made = step(graph)
+                if not isinstance(made, PropagationGraph):
                     raise PropcTypeError(
-                        message(f"the pass returned {type(graph).__name__}", "Return a PropagationGraph.")
+                        message(f"the pass returned {type(made).__name__}", "Return a PropagationGraph.")
                     )
-                graph.verify()
+                if made is not graph or step is self.passes[-1]:
+                    made.verify()
+                graph = made
             except Exception as error:
                 _note(error, step, records)
                 raise
