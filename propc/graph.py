@@ -119,7 +119,8 @@ class PropagationGraph:
             MessageError: two of them declare one field differently.
         """
         rules = ((name, self.nodes[name].propagator) for name in self.wiring.vertices)
-        return field_table((name, (*rule.sends, *rule.keeps)) for name, rule in rules if rule is not None)
+        declared = ((name, (*rule.sends, *rule.keeps)) for name, rule in rules if rule is not None)
+        return field_table(declared, {name: self.nodes[name].where for name in self.wiring.vertices})
 
     @cached_property
     def batch(self) -> int | None:

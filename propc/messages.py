@@ -224,11 +224,12 @@ def _joined(rule: Merge, a: Any, b: Any, name: str, senders: tuple[str, str], at
     return a + b if rule == "sum" else rule(a, b)  # type: ignore[operator]
 
 
-def field_table(declared: Iterable[tuple[str, Iterable[Field]]]) -> dict[str, Field]:
+def field_table(declared: Iterable[tuple[str, Iterable[Field]]], lines: Mapping[str, object]) -> dict[str, Field]:
     """All fields of a graph by name.
 
     Args:
         declared: (node, the fields that its propagator sends).
+        lines: the user's line of each node.
 
     Raises:
         MessageError: two nodes declare one field differently; names both.
@@ -245,6 +246,7 @@ def field_table(declared: Iterable[tuple[str, Iterable[Field]]]) -> dict[str, Fi
                         f"{known!s} of shape {known.shape}",
                         "Declare a field once and share it.",
                         at=f"node {node!r}",
+                        where=lines[node],
                     )
                 )
             owner.setdefault(field.name, node)

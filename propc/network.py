@@ -9,7 +9,7 @@ from torch import nn
 
 from propc.errors import PropcTypeError, PropcValueError, message, nearest
 from propc.graph import PropagationGraph
-from propc.ir import Named, Node, Output, Ref, Source
+from propc.ir import Named, Node, Output, Ref
 from propc.messages import Message, copied
 from propc.passes import DropIdle, Pipeline, RouteMessages, Schedule
 from propc.passes.base import make_pass
@@ -64,13 +64,14 @@ class Network(nn.Module):
                         where=user_source(),
                     )
                 )
-        rule = at_node(propagator, "node", name)
+        where = user_source()
+        rule = at_node(propagator, "node", name, where)
         if rule.passes(name):
             raise PropcTypeError(
                 message(f"the propagator {rule.name!r} works on a value, which a network's node has not", at=repr(name))
             )
         refs = tuple([Ref(parent) for parent in parents])
-        self._records[name] = Named(name=name, outputs=(), inputs=refs, rule=rule, where=NOWHERE)
+        self._records[name] = Named(name=name, outputs=(), inputs=refs, rule=rule, where=where)
         self._ready = None
         return name
 
@@ -117,7 +118,6 @@ class Network(nn.Module):
         return _Ready(pipeline.run(PropagationGraph(self.name, None, records)), self.estimator_state)
 
 
-NOWHERE = Source("", 0)
 Initial = Message | Mapping[str, Message] | None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import lru_cache
 
 import torch
 
@@ -24,9 +25,15 @@ def user_source() -> Source:
     frame = sys._getframe(1)
     while frame is not None:
         if not is_hidden(frame.f_code.co_filename):
-            return Source(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+            return _source(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
         frame = frame.f_back  # type: ignore[assignment]
     return Source("", 0)
+
+
+@lru_cache(1024)
+def _source(file: str, line: int, function: str) -> Source:
+    """One object for each line, however many nodes it makes."""
+    return Source(file, line, function)
 
 
 def is_hidden(filename: str) -> bool:

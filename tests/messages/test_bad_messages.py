@@ -154,7 +154,7 @@ def test_a_shape_that_was_declared(shape: Any, sent: Any) -> None:
 
 def test_one_field_declared_differently_is_found_when_compiled() -> None:
     made = network(a=Send(sends=(X,)), b=Send(sends=(Field("x", "list"),)))
-    with pytest.raises(MessageError, match=r"node 'b': it sends the field x by list.*'a' declares x by sum"):
+    with pytest.raises(MessageError, match=r"node 'b' \(.*\): it sends the field x by list.*'a' declares x by sum"):
         assert made.graph
 
 
@@ -175,7 +175,9 @@ def test_a_cycle_of_two() -> None:
     made = Network()
     made.add("a", Send(targets="b", sends=(X,)))
     made.add("b", Send(targets="a", sends=(X,)), ["a"])
-    with pytest.raises(MessageError, match=r"node 'a': its backward route to 'b' is a cycle: 'b' comes after it"):
+    with pytest.raises(
+        MessageError, match=r"node 'a' \(.*\): its backward route to 'b' is a cycle: 'b' comes after it"
+    ):
         assert made.graph
 
 
@@ -189,7 +191,9 @@ def test_a_message_into_a_cycle() -> None:
 
 def test_keeping_what_was_not_declared() -> None:
     rule = Send(back=Message(x=1).to(propc.SELF), sends=(X,))
-    with pytest.raises(MessageError, match=r"node 'n': it keeps the field 'x' for itself. Declare it in `keeps`"):
+    with pytest.raises(
+        MessageError, match=r"node 'n' \(.*\): it keeps the field 'x' for itself. Declare it in `keeps`"
+    ):
         network(n=rule).propagate("backward")
 
 
@@ -212,7 +216,7 @@ def test_a_cotangent_of_another_shape() -> None:
 def test_several_messages_in_the_middle_of_a_sequence() -> None:
     rule = propc.propagators.Sequence("scale", Send(back=[Message(x=1), Message(x=2)], sends=(X,)))
     with pytest.raises(
-        propc.PropcTypeError, match=r"node 'n': part 'part1' returned list.*Only the last part may send"
+        propc.PropcTypeError, match=r"node 'n' \(.*\): part 'part1' returned list.*Only the last part may send"
     ):
         network(n=rule).propagate("backward")
 
@@ -224,7 +228,9 @@ def test_an_error_of_the_users_says_where() -> None:
     for direction, rule in (("forward", Send(on=fail)), ("backward", Send(back=fail))):
         with pytest.raises(ZeroDivisionError, match="mine") as caught:
             network(n=rule, m="scale").propagate(direction)
-        assert "(propc: while visiting node 'n')" in getattr(caught.value, "__notes__", [])
+        assert any(
+            "(propc: while visiting node 'n', test_bad" in note for note in getattr(caught.value, "__notes__", [])
+        )
     theta = torch.tensor(0.3, requires_grad=True)
     for sends in ((), (X,)):
         with pytest.raises(ZeroDivisionError, match="mine") as caught:
@@ -239,7 +245,7 @@ def test_a_merge_of_the_users_that_fails_says_where() -> None:
     made.add("end", "scale", ["left", "right"])
     with pytest.raises(TypeError) as caught:
         made.propagate("forward")
-    assert "(propc: while visiting node 'end')" in getattr(caught.value, "__notes__", [])
+    assert any("(propc: while visiting node 'end', test_" in note for note in getattr(caught.value, "__notes__", []))
 
 
 def test_second_derivatives_through_a_gate() -> None:

@@ -14,6 +14,8 @@ import propc
 from propc import Field, Message, MessageError, PropcValueError
 from propc.messages import COST, GRAD, copied, field_table, merged
 
+LINES = dict.fromkeys("abc", "model.py:1")
+
 
 def arrive(merge: Any, *values: Any) -> Any:
     sent = [(f"n{i}", Message(x=value)) for i, value in enumerate(values)]
@@ -119,21 +121,21 @@ def test_names_that_no_field_can_have(name: str) -> None:
 
 def test_a_table_of_fields() -> None:
     mine = Field("mine", "list")
-    table = field_table([("a", (GRAD, mine)), ("b", (COST, mine)), ("c", (Field("mine", "list"),))])
+    table = field_table([("a", (GRAD, mine)), ("b", (COST, mine)), ("c", (Field("mine", "list"),))], LINES)
     assert table == {"grad": GRAD, "cost": COST, "mine": mine}
 
 
 @pytest.mark.parametrize("other", [Field("x", "list"), Field("x", shape=(3,)), Field("x", max)])
 def test_a_field_declared_twice_differently(other: Field) -> None:
     with pytest.raises(
-        MessageError, match=r"node 'b': it sends the field x by .*'a' declares x by sum.*Declare a field once"
+        MessageError, match=r"node 'b' \(.*\): it sends the field x by .*'a' declares x by sum.*Declare a field once"
     ):
-        field_table([("a", (Field("x"),)), ("b", (other,))])
+        field_table([("a", (Field("x"),)), ("b", (other,))], LINES)
 
 
 def test_the_fields_of_propc_are_declared_by_propc() -> None:
     with pytest.raises(MessageError, match=r"node 'a'.*'propc' declares grad by sum"):
-        field_table([("a", (Field("grad", "list"),))])
+        field_table([("a", (Field("grad", "list"),))], LINES)
 
 
 def test_a_copy_shares_nothing() -> None:
