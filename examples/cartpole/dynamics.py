@@ -63,10 +63,11 @@ class Dynamics(nn.Module):
     def posterior(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights' means [4, F, 1], Cholesky factors of their precisions [4, F, F], log evidence [4].
 
-        x is [N, 6], y the scaled changes of the four coordinates, [N, 4].
+        x is [N, 6], y the scaled changes of the four coordinates, [N, 4]. All results are float64: a coordinate with
+        little noise makes the precision's eigenvalues differ by more than float32 can hold.
         """
-        features = featurize(x, self.frequencies(), self.phases) * self.feature_scales
-        noise, prior = (2 * self.log_noise).exp(), (2 * self.log_prior).exp()
+        features = (featurize(x, self.frequencies(), self.phases) * self.feature_scales).double()
+        noise, prior, y = (2 * self.log_noise).double().exp(), (2 * self.log_prior).double().exp(), y.double()
         precision = (features.T @ features) / noise[:, None, None] + torch.diag_embed(
             (1 / prior)[:, None].expand(-1, features.shape[1])
         )
@@ -91,7 +92,8 @@ class Dynamics(nn.Module):
             (self.penalty() - self.posterior(x, y)[2].sum()).backward()
             optimizer.step()
         with torch.no_grad():
-            self.mean, self.cholesky, _ = self.posterior(x, y)
+            mean, cholesky, _ = self.posterior(x, y)
+            self.mean, self.cholesky = mean.float(), cholesky.float()
 
     def penalty(self) -> Tensor:
         """Minus the log prior of the scales: log-normal around where they start."""
