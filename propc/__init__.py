@@ -29,6 +29,7 @@ from propc.estimators import (
 )
 from propc.explain import Explanation
 from propc.graph import PropagationGraph
+from propc.ir import Kind
 from propc.messages import CHILDREN, PARENTS, SELF, Field, Message
 from propc.network import Network
 from propc.propagation import Propagation
@@ -49,6 +50,7 @@ __all__ = [
     "Field",
     "GraphError",
     "Infer",
+    "Kind",
     "LikelihoodRatio",
     "Message",
     "MessageError",

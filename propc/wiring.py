@@ -13,6 +13,7 @@ from propc.ir import Cost, Input, Kind, Named, Node, Parameter, Ref, Segment, Si
 from propc.messages import CHILDREN, PARENTS, SELF, Target
 
 BACKWARD, FORWARD = "backward", "forward"
+RECEIVERS = (Named, Site, Cost, Input, Parameter)
 
 
 def takes_messages(node: Node) -> bool:
@@ -105,10 +106,10 @@ class Wiring:
         return [name for each in target for name in self._meant(source, each, direction)]
 
     def _named(self, source: str, target: str, direction: str) -> Sequence[str]:
-        exact = [n.name for n in self._receivers if target == n.name]
-        exact = exact or [n.name for n in self._receivers if target == getattr(n, "path", None)]
-        if exact:
-            return exact
+        if isinstance(self.nodes.get(target), RECEIVERS):
+            return (target,)
+        if target in self._by_path:
+            return self._by_path[target]
         return self._some(source, direction, [n.name for n in self._receivers if fnmatchcase(n.name, target)], target)
 
     def _some(self, source: str, direction: str, names: Iterable[str], target: Any) -> Sequence[str]:
@@ -121,7 +122,7 @@ class Wiring:
 
     def _relative(self, source: str, steps: int, direction: str) -> str:
         names = self.vertices
-        index = names.index(source) + (steps if direction == FORWARD else -steps)
+        index = self._rank[source] + (steps if direction == FORWARD else -steps)
         if steps < 1 or not 0 <= index < len(names):
             raise self._error(
                 source,
@@ -131,9 +132,23 @@ class Wiring:
         return names[index]
 
     @cached_property
+    def _rank(self) -> dict[str, int]:
+        """Position of each vertex among the vertices."""
+        return {name: i for i, name in enumerate(self.vertices)}
+
+    @cached_property
+    def _by_path(self) -> dict[str, list[str]]:
+        """Inputs, parameters and costs by their path."""
+        found: dict[str, list[str]] = {}
+        for node in self._receivers:
+            if isinstance(node, (Cost, Input, Parameter)):
+                found.setdefault(node.path, []).append(node.name)
+        return found
+
+    @cached_property
     def _receivers(self) -> list[Node]:
         """Nodes that can be addressed by name."""
-        return [n for n in self.nodes.values() if isinstance(n, (Named, Site, Cost, Input, Parameter))]
+        return [n for n in self.nodes.values() if isinstance(n, RECEIVERS)]
 
     def _is_ahead(self, source: str, name: str, direction: str) -> bool:
         further = self.place[name] - self.place[source]
