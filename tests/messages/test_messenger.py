@@ -317,7 +317,8 @@ def test_after_a_failure_all_is_as_before(direction: str) -> None:
     broken.append(True)
     with pytest.raises(RuntimeError, match=r"no") as caught:
         compiled.propagate("backward", None, theta)
-    assert any("while visiting node 'h', test_messenger.py" in note for note in getattr(caught.value, "__notes__", []))
+    notes = "".join(getattr(caught.value, "__notes__", []))  # from Python 3.11 on
+    assert "while visiting node 'h', test_messenger.py" in notes or not hasattr(caught.value, "add_note")
     with pytest.raises(RuntimeError, match=r"no"):
         compiled(theta).mean().backward()
     broken.clear()
