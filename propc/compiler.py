@@ -26,7 +26,7 @@ from propc.ir import Source
 from propc.messages import Message
 from propc.options import Options
 from propc.passes.base import Record
-from propc.propagation import Propagation, check_direction
+from propc.propagation import Propagation, check_call
 from propc.runtime.executor import Executable
 from propc.runtime.messenger import Messenger
 from propc.runtime.state import EstimatorState
@@ -128,7 +128,7 @@ class Compiler:
         kwargs: dict[str, Any],
     ) -> Propagation:
         """Run a call by messages alone."""
-        check_direction(direction)
+        check_call(direction, sent)
         call = self.take_apart(owner, args, kwargs)
         compiled, held = self._find(call)
         messenger = compiled.messenger

@@ -13,7 +13,7 @@ from propc.ir import Named, Node, Output, Ref
 from propc.messages import Message, copied
 from propc.passes import DropIdle, Pipeline, RouteMessages, Schedule
 from propc.passes.base import make_pass
-from propc.propagation import Propagation, check_direction
+from propc.propagation import Propagation, check_call
 from propc.propagators.base import NodeView, Propagator
 from propc.propagators.registry import at_node
 from propc.runtime.kept import Memory
@@ -132,7 +132,7 @@ class _Ready:
         self.sweeps = {d: Sweep(Directory(graph, d), views) for d in (FORWARD, BACKWARD)}
 
     def propagate(self, direction: str, sent: Initial, forward: Initial) -> Propagation:
-        check_direction(direction)
+        check_call(direction, sent, forward)
         for view in self.touched:
             view.clear()
         self.touched.clear()

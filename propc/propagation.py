@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from propc.errors import PropcValueError, message, nearest
+from propc.errors import PropcTypeError, PropcValueError, message, nearest
 from propc.messages import Message
 from propc.propagators.base import NodeView
 from propc.wiring import BACKWARD, FORWARD
@@ -32,11 +32,23 @@ class Propagation:
         return self.nodes[name]
 
 
-def check_direction(direction: str) -> None:
-    """Check the name of a direction.
+def check_call(direction: str, *initial: Any) -> None:
+    """Check the name of a direction, and what is to wait at the beginning.
 
     Raises:
-        PropcValueError: an unknown one; the nearest is named.
+        PropcValueError: an unknown direction; the nearest is named.
+        PropcTypeError: an initial message that is neither a message, nor a mapping of messages, nor None.
     """
     if direction not in (FORWARD, BACKWARD):
         raise PropcValueError(message(f"unknown direction {direction!r}", nearest(str(direction), (FORWARD, BACKWARD))))
+    for sent in initial:
+        each = sent.values() if isinstance(sent, Mapping) and not isinstance(sent, Message) else [sent]
+        for one in each:
+            if one is not None and not isinstance(one, Message):
+                raise PropcTypeError(
+                    message(
+                        f"propagate({direction!r}, ...) begins with a message; got {type(one).__name__}",
+                        "Give a propc.Message, a mapping from names to messages, or None, before the program's "
+                        "arguments.",
+                    )
+                )

@@ -258,3 +258,12 @@ def test_second_derivatives_through_a_gate() -> None:
         propc.EstimatorError, match=rf"node 'h' {PLACE}.*first derivatives only. Leave out create_graph"
     ):
         torch.autograd.grad(cost, theta, create_graph=True)
+
+
+@pytest.mark.parametrize("given", [torch.zeros(1), {"h": 1.0}, 3])
+def test_an_initial_message_that_is_none(given: Any) -> None:
+    theta = torch.tensor(0.3, requires_grad=True)
+    with pytest.raises(propc.PropcTypeError, match=r"begins with a message; got .* before the program's arguments"):
+        propc.compile(program).propagate("backward", given, theta, "clip")
+    with pytest.raises(propc.PropcTypeError, match="begins with a message"):
+        network(n="scale").propagate("forward", given)
