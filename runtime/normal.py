@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from propc.propagators.site import SiteContext
 
 
+def standard_normal(like: Tensor) -> Tensor:
+    """Noise of the shape, dtype and device of a tensor: what `torch.randn` gives, a little sooner."""
+    if like.is_contiguous():  # else the noise would take the tensor's strides, and lie in another order
+        return torch.randn_like(like)
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device)
+
+
 class NormalScore(Function):
     """(x, loc, scale) → τ, zeros [batch].
 
@@ -51,7 +58,7 @@ class NormalTotal(Function):
     def forward(
         ctx: Any, rule: InverseVariance, site: SiteContext, loc: Tensor, scale: Tensor, *tangents: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        value = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device).mul_(scale).add_(loc)
+        value = standard_normal(loc).mul_(scale).add_(loc)
         ctx.rule, ctx.site = rule, site
         ctx.save_for_backward(value, loc, scale, *tangents)
         return value, inlet(loc)

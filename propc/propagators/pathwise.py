@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from propc.propagators.registry import register_propagator
 from propc.propagators.site import Draw, SiteContext, SitePropagator
+from propc.runtime.normal import standard_normal
 
 
 @register_propagator("rp")
@@ -25,5 +25,4 @@ class Pathwise(SitePropagator):
         if site.normal is None:
             return Draw(site.build(phi).rsample())
         loc, scale = (phi[i] for i in site.normal)
-        noise = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device)
-        return Draw(loc + noise * scale)  # bit for bit what rsample gives
+        return Draw(loc + standard_normal(loc) * scale)  # bit for bit what rsample gives
