@@ -66,6 +66,7 @@ class CompiledMethods:
         Raises:
             MessageError: a message that cannot be sent or merged; names the node.
             PropcValueError: an unknown direction or node.
+            PropcTypeError: `message` is none.
         """
         return self._compiler().propagate(self._owner(), direction, message, args, kwargs)
 

@@ -83,3 +83,13 @@ def _walk(thing: Any) -> Iterator[str]:
 
 def _name(thing: Any) -> str:
     return str(getattr(thing, "name", type(thing).__name__))
+
+
+def one_of(option: str, value: Any, known: tuple[Any, ...]) -> None:
+    """Check an option's value.
+
+    Raises:
+        PropcValueError: naming the known values and the nearest.
+    """
+    if value not in known:
+        raise PropcValueError(message(f"option {option}={value!r} is unknown", nearest(str(value), map(str, known))))

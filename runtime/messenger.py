@@ -8,6 +8,7 @@ order, takes each step's vector-Jacobian product, and calls the propagators of t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -247,18 +248,18 @@ class Messenger:
 
     def _addressed(self, name: str, sent: Message) -> Message:
         """A copy of an initial message; a cotangent in it may be a number."""
-        known = {n.name: n for n in self.graph if isinstance(n, (Named, Cost, Site))}
-        if name not in known:
+        node, made = self.graph.nodes.get(name), copied(sent)
+        if not isinstance(node, (Named, Cost, Site)):
+            known = [n.name for n in self.graph if isinstance(n, (Named, Cost, Site))]
             raise PropcValueError(message(f"no node {name!r} takes messages", nearest(name, known)))
-        node, made = known[name], copied(sent)
         return made.replace(grad=_spread(made["grad"], node, node.outputs[0])) if "grad" in made else made
 
     def messages(self, post: Post) -> dict[str, Message]:
         """What remained, by node or by the path of a leaf."""
         paths = {n.name: n.path for n in self.graph if isinstance(n, (Input, Parameter))}
-        taken = [*paths.values()]
+        taken = Counter(paths.values())
         left = post.left()
-        return {paths[k] if k in paths and taken.count(paths[k]) == 1 else k: sent for k, sent in left.items()}
+        return {paths[k] if k in paths and taken[paths[k]] == 1 else k: sent for k, sent in left.items()}
 
 
 class _Propagated(Function):

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from propc.configure import Configurable
-from propc.errors import EstimatorError, message
+from propc.configure import Configurable, one_of
+from propc.errors import EstimatorError, PropcValueError, message
 from propc.runtime.shares import mix_two
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ class Weighting(Configurable):
             each half of the batch come from the other half.
         k_interval: weights are computed at every k_interval-th site and reused between.
         decay: of the moving moments.
+
+    Raises:
+        PropcValueError: a value that an option cannot have, or two options that exclude each other.
     """
 
     target: str | None = None
@@ -46,6 +49,18 @@ class Weighting(Configurable):
     weights: str = "crossfit"
     k_interval: int = 1
     decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        one_of("weights", self.weights, ("same", "past", "crossfit"))
+        if not isinstance(self.k_interval, int) or self.k_interval < 1:
+            raise PropcValueError(message(f"option k_interval={self.k_interval!r} must be a positive integer"))
+        if self.per_coordinate and self.target is not None:
+            raise PropcValueError(
+                message(
+                    "per_coordinate weights exist only at the site, not at a target",
+                    "Leave out target= or per_coordinate=.",
+                )
+            )
 
     @cached_property
     def groups(self) -> int:

@@ -157,13 +157,3 @@ def resolve(choice: Any) -> Estimator:
             f"Known names: {', '.join(map(repr, known_estimators()))}.",
         )
     )
-
-
-def one_of(option: str, value: Any, known: tuple[Any, ...]) -> None:
-    """Check an option's value.
-
-    Raises:
-        PropcValueError: naming the known values and the nearest.
-    """
-    if value not in known:
-        raise PropcValueError(message(f"option {option}={value!r} is unknown", nearest(str(value), map(str, known))))

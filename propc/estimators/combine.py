@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from propc import propagators
-from propc.baselines import LeaveOneOut, baseline
+from propc.baselines import baseline
 from propc.errors import PropcValueError, message
-from propc.estimators.base import Estimator, SiteView, one_of, register_estimator, resolve
+from propc.estimators.base import Estimator, SiteView, register_estimator, resolve
 from propc.estimators.likelihood_ratio import LikelihoodRatio, require_batch
 from propc.runtime.mixing import Weighting
 
@@ -44,16 +44,7 @@ class Combine(Estimator):
     decay: float = 0.9
 
     def __post_init__(self) -> None:
-        one_of("weights", self.weights, ("same", "past", "crossfit"))
-        if not isinstance(self.k_interval, int) or self.k_interval < 1:
-            raise PropcValueError(message(f"option k_interval={self.k_interval!r} must be a positive integer"))
-        if self.per_coordinate and self.target is not None:
-            raise PropcValueError(
-                message(
-                    "per_coordinate weights exist only at the site, not at a target",
-                    "Leave out target= or per_coordinate=.",
-                )
-            )
+        self._weighting()
         if len(self.estimators) < 2:
             raise PropcValueError(message("a combination needs two estimators or more"))
         for choice in self.estimators:
@@ -61,8 +52,6 @@ class Combine(Estimator):
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         parts = tuple(self._part(resolve(e), site) for e in self.estimators)
-        if self.weights == "crossfit":
-            parts = tuple(_within_halves(part) for part in parts)
         if sum(part.passes_path for part in parts) > 1:
             raise site.error(
                 f"estimator {self.name!r} has two pathwise parts, which are one and the same", "Keep one of them."
@@ -72,8 +61,10 @@ class Combine(Estimator):
                 f"estimator {self.name!r} needs one cost for each sample; a cost is a scalar",
                 "Return the cost with shape [batch].",
             )
-        how = Weighting(self.target, self.per_coordinate, self.weights, self.k_interval, self.decay)
-        return propagators.InverseVariance(parts, how), "asked for"
+        return propagators.InverseVariance(parts, self._weighting()), "asked for"
+
+    def _weighting(self) -> Weighting:
+        return Weighting(self.target, self.per_coordinate, self.weights, self.k_interval, self.decay)
 
     def passes(self, sites: tuple[str, ...]) -> tuple[Pass, ...]:
         brought = [each for choice in self.estimators for each in resolve(choice).passes(sites)]
@@ -90,10 +81,3 @@ class Combine(Estimator):
                 "Leave it out, or weigh it in a propagator of your own.",
             )
         return rule
-
-
-def _within_halves(part: propagators.SitePropagator) -> propagators.SitePropagator:
-    """A part whose leave-one-out baseline keeps the two halves of the batch apart."""
-    if isinstance(part, propagators.LikelihoodRatio) and part.baseline == LeaveOneOut():
-        return propagators.LikelihoodRatio(LeaveOneOut(halves=True))
-    return part

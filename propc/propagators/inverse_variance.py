@@ -39,6 +39,10 @@ class InverseVariance(SitePropagator):
     weighting: Weighting
     donor: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.weighting.weights == "crossfit":
+            object.__setattr__(self, "parts", tuple(map(_within_halves, self.parts)))
+
     def named_parts(self) -> Mapping[str, Any]:
         return {**{part.name: part for part in self.parts}, "weighting": self.weighting}
 
@@ -93,10 +97,13 @@ def total_propagation(baseline: Any = "loo", **weighting: Any) -> InverseVarianc
         baseline: of the likelihood ratio.
         **weighting: options of the weights, as of the estimator `tp`.
     """
-    how, score = Weighting(**weighting), LikelihoodRatio(baseline)
-    if how.weights == "crossfit" and score.baseline == LeaveOneOut():  # which must keep the two halves apart
-        score = LikelihoodRatio(LeaveOneOut(halves=True))
-    return InverseVariance((Pathwise(), score), how)
+    return InverseVariance((Pathwise(), LikelihoodRatio(baseline)), Weighting(**weighting))
+
+
+def _within_halves(part: SitePropagator) -> SitePropagator:
+    """A part whose leave-one-out baseline keeps the two halves of the batch apart."""
+    apart = isinstance(part, LikelihoodRatio) and part.baseline == LeaveOneOut()
+    return LikelihoodRatio(LeaveOneOut(halves=True)) if apart else part
 
 
 def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:

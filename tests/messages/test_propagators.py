@@ -13,7 +13,9 @@ from torch.distributions import Normal
 
 import propc
 from propc import Field, Message, PropcTypeError, PropcValueError, propagator
+from propc.estimators import LeaveOneOut
 from propc.propagators import Chain, NodeView, Propagator, Sequence
+from propc.runtime.mixing import Weighting
 
 BATCH = 5
 THETA = torch.tensor([0.4, -1.3], dtype=torch.float64)
@@ -465,3 +467,19 @@ def test_names() -> None:
     with pytest.raises(PropcValueError, match=r"the propagator name 'clip' is taken"):
         propc.register_propagator("clip")(SeveralWords)
     assert SeveralWords.name == "several-words"
+
+
+@pytest.mark.parametrize("option", [{"weights": "pasd"}, {"k_interval": 0}, {"per_coordinate": True, "target": "m"}])
+def test_total_propagation_refuses_what_no_option_can_be(option: dict[str, Any]) -> None:
+    for make in (propc.propagator, propc.estimator):
+        with pytest.raises(propc.PropcValueError, match=next(iter(option))):
+            make("tp", **option)
+    with pytest.raises(propc.PropcValueError, match=next(iter(option))):
+        propc.propagator("tp").configure(**option)
+
+
+def test_crossfit_keeps_the_halves_of_the_baseline_apart_however_it_was_chosen() -> None:
+    whole = propc.propagator("tp", weights="past")
+    for rule in (propc.propagator("tp"), whole.configure(weights="crossfit"), whole.configure(weighting=Weighting())):
+        assert rule.named_parts()["lr"].baseline == LeaveOneOut(halves=True)
+    assert whole.named_parts()["lr"].baseline == LeaveOneOut()
