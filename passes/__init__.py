@@ -10,8 +10,11 @@ from propc.passes.find_influence import FindInfluence
 from propc.passes.force_targets import ForceTargets
 from propc.passes.fuse import Fuse
 from propc.passes.gaussian_shaping import GaussianShaping
+from propc.passes.introduce_plates import IntroducePlates
+from propc.passes.merge_plates import MergePlates
 from propc.passes.prepare_estimators import PrepareEstimators
 from propc.passes.prune import Prune
+from propc.passes.reduce_plates import ReducePlates
 from propc.passes.route_messages import RouteMessages
 from propc.passes.schedule import Schedule
 from propc.passes.split_costs import SplitCosts
@@ -26,10 +29,13 @@ __all__ = [
     "ForceTargets",
     "Fuse",
     "GaussianShaping",
+    "IntroducePlates",
+    "MergePlates",
     "Pass",
     "Pipeline",
     "PrepareEstimators",
     "Prune",
+    "ReducePlates",
     "RouteMessages",
     "Schedule",
     "SplitCosts",

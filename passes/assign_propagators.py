@@ -33,6 +33,8 @@ class AssignPropagators(Pass):
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         views = site_views(graph)
         chosen = choices(graph, self.estimator, views)
+        if not chosen:
+            return graph.with_nodes(*_only_values(graph, self.estimator, views))
         sites = [self._assigned(graph, site, views[site.name], chosen.get(site.name)) for site in graph.sites]
         return graph.with_nodes(*_with_donors(sites))
 
@@ -48,6 +50,16 @@ class AssignPropagators(Pass):
         if rule.passes_path and view.rough:
             _warn_rough(view)
         return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason)
+
+
+def _only_values(graph: PropagationGraph, estimator: Any, views: Mapping[str, SiteView]) -> list[Site]:
+    """The sites of a call that wants no gradient at all: they draw as they do where one is wanted."""
+    reason = "no parameter before it wants a gradient"
+    found = []
+    for site in graph.sites:
+        rule = _choice(estimator, site, views[site.name]).without_gradient(views[site.name])
+        found.append(replace(site, rule=rule, estimator=rule.name, reason=reason))
+    return found
 
 
 def choices(
@@ -118,6 +130,7 @@ def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
             tuple(costs[site.name]),
             tuple(blocked[site.name]),
             tuple(rough[site.name]),
+            tuple(graph[ref.node].outputs[ref.port] for ref in site.inputs),
         )
         for site in graph.sites
     }

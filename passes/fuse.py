@@ -29,16 +29,18 @@ class Fuse(Pass):
             if not route.by_autograd:
                 routes.append(route)
                 continue
-            token, known = last.get(route.baseline, (None, frozenset()))
+            plates = graph[route.source].plates
+            key = route.baseline, plates
+            token, known = last.get(key, (None, frozenset()))
             targets = frozenset(route.targets)
             extends = token is not None and known <= targets
             fresh = [t for t in route.targets if not (extends and t in known)]
             members = ([token] if extends and token is not None else []) + fresh
             if len(members) > 1:
-                joins.append(Join(f"join{len(joins)}", tuple(members)))
+                joins.append(Join(f"join{len(joins)}", tuple(members), plates))
                 through = Token(joins[-1].name)
             else:
                 through = members[0]
-            last[route.baseline] = through, targets
+            last[key] = through, targets
             routes.append(replace(route, through=(through,)))
         return replace(graph, joins=tuple(joins), routes=tuple(routes))

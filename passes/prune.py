@@ -37,12 +37,17 @@ class Prune(Pass):
                 reason=s.reason if isinstance(s.rule, Plain) else "no gradient leaves it",
             )
             for s in graph.sites
-            if s.name not in live
+            if s.name not in live and not _shapes_plate(graph, s)
         ]
         routes = tuple(r for route in graph.routes if (r := _restricted(route, live)).targets)
         graph = replace(graph.with_nodes(*idle), routes=routes)
         used = {ref.node for s in graph.sites for ref in s.tangents if ref is not None}
         return graph.without(*(e.name for e in graph.of(Expand) if e.name not in used))
+
+
+def _shapes_plate(graph: PropagationGraph, site: Site) -> bool:
+    """Whether a site makes the elements of a plate in a way of its own, so that nothing else can draw for it."""
+    return bool(site.plate) and graph.plate(site.plate).kind != "samples"
 
 
 def _live_sites(graph: PropagationGraph) -> set[str]:
@@ -64,7 +69,7 @@ def _live_sites(graph: PropagationGraph) -> set[str]:
             passes = wanted or not live.isdisjoint(sends.get(node.name, ()))
         elif passes := _is_live(node, wanted, node.name in sent):
             live.add(node.name)
-            passes = node.rule is not None and node.rule.passes_path
+            passes = node.rule is not None and (node.rule.passes_path or node.rule.weighs)
         if passes:
             passing |= 1 << influence.index[node.name]
     return live
@@ -75,7 +80,7 @@ def _is_live(site: Site, wanted: bool, sent: bool) -> bool:
     rule = site.rule
     if rule is None or isinstance(rule, Plain):
         return False
-    return (wanted or site.spec.holds_parameters()) and (rule.passes_path or sent)
+    return (wanted or site.spec.holds_parameters()) and (rule.passes_path or rule.weighs or sent)
 
 
 def _restricted(route: Route, live: set[str]) -> Route:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from propc.graph import PropagationGraph
-from propc.ir import Cost, Route, Token
+from propc.ir import BATCH, Cost, Node, Reduce, Ref, Route, Site, Token
 from propc.passes.base import Pass, register
 from propc.passes.message_routes import message_routes
 from propc.passes.shaped_routes import shaped_routes
@@ -40,18 +41,43 @@ class RouteMessages(Pass):
             for j, baseline in enumerate(site.rule.baselines if site.rule is not None else ()):
                 masks[baseline, j] = masks.get((baseline, j), 0) | 1 << i
         tokens = {key: [Token(name, key[1]) for name in influence.sites] for key in masks}
+        over = [_over(graph, site) for site in graph.sites]
+        reduces = {node.inputs[0]: node for node in graph.of(Reduce) if node.of_cost}
         routes: list[Route] = []
         for cost in graph.of(Cost):
             reached = influence.values[cost.inputs[0]].any
             if not _is_cumulative(cost.rule):
                 reached = influence.values[cost.inputs[0]].near
-            grouped: dict[Baseline, list[Token]] = {}
+            levels = _levels(cost, reduces)
+            grouped: dict[tuple[str, Baseline, tuple[str, ...]], list[Token]] = {}
             for key, mask in masks.items():
-                here = [tokens[key][i] for i in _bits(mask & reached)]
-                if here:
-                    grouped.setdefault(key[0], []).extend(here)
-            routes += [Route(cost.name, tuple(targets), baseline) for baseline, targets in grouped.items()]
+                for i in _bits(mask & reached):
+                    source = _level(levels, graph.sites[i]) if len(levels) > 1 else cost.name
+                    grouped.setdefault((source, key[0], over[i]), []).append(tokens[key][i])
+            routes += [Route(name, tuple(t), baseline, over=dims) for (name, baseline, dims), t in grouped.items()]
         return routes
+
+
+def _levels(cost: Cost, reduces: Mapping[Ref, Reduce]) -> list[Node]:
+    """A cost and what it becomes over one plate after the other."""
+    found: list[Node] = [cost]
+    while found[-1].plates:
+        found.append(reduces[Ref(found[-1].name)])
+    return found
+
+
+def _level(levels: list[Node], site: Site) -> str:
+    """Where a site's messages begin: after the plates that began behind it, whose weights depend on its draw."""
+    inside = [node for node in levels if set(site.plates) <= set(node.plates)]
+    return inside[-1].name
+
+
+def _over(graph: PropagationGraph, site: Site) -> tuple[str, ...]:
+    """Along which dimensions a baseline sees samples: those of the site's own plate, else of the batch."""
+    rule = site.rule
+    if rule is not None and rule.in_rows:
+        return (*site.plates, BATCH) if graph.batched(site) or not site.plates else site.plates
+    return (site.plate,) if site.plate else (BATCH,)
 
 
 def _is_cumulative(rule: Propagator | None) -> bool:

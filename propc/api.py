@@ -171,10 +171,17 @@ def compile(
     passes: Iterable[Any] = ...,
     backend: str = ...,
     validate: bool = ...,
+    chunk: int | None = ...,
 ) -> Callable[[Any], Any]: ...
 @overload
 def compile(
-    fn_or_module: Any, *, estimator: Any = ..., passes: Iterable[Any] = ..., backend: str = ..., validate: bool = ...
+    fn_or_module: Any,
+    *,
+    estimator: Any = ...,
+    passes: Iterable[Any] = ...,
+    backend: str = ...,
+    validate: bool = ...,
+    chunk: int | None = ...,
 ) -> Any: ...
 def compile(
     fn_or_module: Any = None,
@@ -183,6 +190,7 @@ def compile(
     passes: Iterable[Any] = (),
     backend: str = "eager",
     validate: bool = True,
+    chunk: int | None = None,
 ) -> Any:
     """Compile a function, an `nn.Module` class or an `nn.Module` so that gradients pass its random choices.
 
@@ -200,6 +208,8 @@ def compile(
         validate: check distribution parameters and costs at every call on the CPU (at the first on a
             GPU, where a check would wait for the device), and at the first call that rows of the batch
             stay apart.
+        chunk: how many elements of a plate (several samples, an enumeration) the program after its site holds at
+            once; what autograd needs of the others is computed again in the reverse pass. None is all.
 
     Returns:
         For a function a `CompiledFunction`; for a class the class itself, its `forward` compiled; for
@@ -209,7 +219,7 @@ def compile(
         PropcValueError: an unknown estimator, option, pass or backend; the nearest is named.
         PropcTypeError: something that cannot be compiled.
     """
-    options = Options(estimator, passes, backend, validate)
+    options = Options(estimator, passes, backend, validate, chunk)
     if fn_or_module is None:
         return functools.partial(_compile, options)
     return _compile(options, fn_or_module)

@@ -86,9 +86,16 @@ class DistributionSpec:
         """Shape of one draw."""
         return self.batch_shape + self.event_shape
 
-    def builder(self) -> Callable[[Sequence[Tensor]], Distribution]:
-        """A function from φ to the distribution; it runs no constructor."""
-        return _builder(self.skeleton)
+    def builder(
+        self, plates: Sequence[int] = (), rows: int | None = None
+    ) -> Callable[[Sequence[Tensor]], Distribution]:
+        """A function from φ to the distribution; it runs no constructor.
+
+        Args:
+            plates: sizes of dimensions that all φ have in front of those of the program.
+            rows: a length of the leading batch dimension that takes the place of the program's.
+        """
+        return _builder(_resized(self.skeleton, tuple(plates), rows) if plates or rows is not None else self.skeleton)
 
     def batched(self, index: int, shape: Sequence[int]) -> bool:
         """Whether φ[index] of this shape has one value for every batch element."""
@@ -201,12 +208,12 @@ def hidden_tensors(value: Any, seen: frozenset[int] = frozenset()) -> list[str]:
     return [name for _, child in _children(value) or () for name in hidden_tensors(child, seen)]
 
 
-def row_log_prob(dist: Distribution, value: Tensor) -> Tensor:
-    """Log-probability of each row: summed over everything but the leading dimension, [batch]."""
-    while isinstance(dist, Independent) and not dist.batch_shape:
+def row_log_prob(dist: Distribution, value: Tensor, lead: int = 1) -> Tensor:
+    """Log-probability of each row: summed over everything but the `lead` leading dimensions of `value`."""
+    while isinstance(dist, Independent) and value.dim() - len(dist.event_shape) < lead:
         dist = dist.base_dist
     logp = dist.log_prob(value)
-    return logp.flatten(1).sum(1) if logp.dim() > 1 else logp
+    return logp.flatten(lead).sum(lead) if logp.dim() > lead else logp
 
 
 class _Stripper:
@@ -288,6 +295,21 @@ def _builder(skeleton: Skeleton | Slot | Constant) -> Build:
         return made
 
     return build
+
+
+def _resized(skeleton: Any, plates: tuple[int, ...], rows: int | None) -> Any:
+    """The skeleton with further dimensions in front of every batch shape in it."""
+    if not isinstance(skeleton, Skeleton):
+        return skeleton
+    items = []
+    for key, child in skeleton.items:
+        if key == "_batch_shape" and isinstance(child, Constant) and issubclass(skeleton.type, Distribution):
+            shape = tuple(child.value)
+            if rows is not None:
+                shape = (rows, *shape[1:]) if shape else shape
+            child = Constant(torch.Size((*plates, *shape)))
+        items.append((key, _resized(child, plates, rows)))
+    return Skeleton(skeleton.type, tuple(items))
 
 
 def _nested(dist: Distribution) -> Iterator[Distribution]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from propc.ir import (
     Node,
     Output,
     Parameter,
+    Plate,
     Ref,
     Route,
     Schedule,
@@ -46,6 +47,7 @@ class PropagationGraph:
         name: the function's name.
         program: the trace that it was cut from; None where it was built by hand.
         nodes: the node records by name, in program order, which is a topological order.
+        plates: in order of introduction; set by introduce-plates.
         routes: the planned ways of messages, from costs to sites; set by route-messages.
         joins: sums of tokens that costs share; set by fuse.
         schedule: the order of execution; set by schedule.
@@ -54,6 +56,7 @@ class PropagationGraph:
     name: str
     program: Program | None = field(repr=False)
     nodes: Mapping[str, Node] = field(repr=False)
+    plates: tuple[Plate, ...] = ()
     routes: tuple[Route, ...] = ()
     joins: tuple[Join, ...] = ()
     schedule: Schedule = field(default_factory=Schedule)
@@ -94,6 +97,24 @@ class PropagationGraph:
         node = self.nodes["output"]
         assert isinstance(node, Output)
         return node
+
+    def plate(self, name: str) -> Plate:
+        """A plate by its name."""
+        return next(plate for plate in self.plates if plate.name == name)
+
+    def sizes(self, plates: Iterable[str]) -> tuple[int, ...]:
+        """The sizes of plates."""
+        known = {plate.name: plate.size for plate in self.plates}
+        return tuple(known[name] for name in plates)
+
+    def plates_of(self, ref: Ref) -> tuple[str, ...]:
+        """The plates that a value carries, the outermost first."""
+        node = self.nodes[ref.node]
+        return node.spread[ref.port] if isinstance(node, Segment) and node.spread else node.plates
+
+    def batched(self, site: Site) -> bool:
+        """Whether a site has a draw for each sample of the batch."""
+        return self.batch is not None and site.spec.rows() == self.batch
 
     @cached_property
     def influence(self) -> Influence:

@@ -102,6 +102,8 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
             values[Ref(node.name)] = Reach(
                 joined.any | own, joined.smooth | own, joined.rough, own, 0, joined.ancestors, own
             )
+            for weights in node.made[1:]:
+                values[weights] = joined
         elif isinstance(node, Resample):
             joined = phi[node.name] = _union(node, values)
             own = 1 << index[node.name]

@@ -32,6 +32,7 @@ class Kind(str, Enum):
     EXPAND = "expand"
     SITE = "site"
     RESAMPLE = "resample"
+    REDUCE = "reduce"
     NODE = "node"
     OPAQUE = "opaque"
     COST = "cost"
@@ -74,9 +75,38 @@ class Ref:
         return f"%{self.node}" if self.port == 0 else f"%{self.node}.{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class Plate:
+    """A named leading dimension of replicates, introduced by a site.
+
+    Types keep the user's shapes: a value of type [batch, ...] in the plates (b, a) is a tensor
+    [size of b, size of a, batch, ...] at run time. The plate that was introduced last stands outermost.
+
+    Attributes:
+        kind: ``samples`` are draws of equal weight, ``configurations`` all that a site can take, with their
+            probabilities as weights, ``pair`` two antithetic draws of equal weight.
+        weighted: whether the site has its weights as a second output; else all weights are 1/size.
+        common: whether other sites inside draw from the same random numbers in every element.
+        chunk: how many elements segments hold at once; None is all.
+    """
+
+    name: str
+    size: int
+    kind: str = "samples"
+    weighted: bool = False
+    common: bool = False
+    chunk: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.size}]"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """What every node has: a unique name, inputs, output types, the user's line."""
+    """What every node has: a unique name, inputs, output types, the user's line.
+
+    `plates` are those that its values carry, the outermost first; set by reduce-plates.
+    """
 
     name: str
     outputs: tuple[TensorType, ...]
@@ -155,7 +185,7 @@ class Segment(Node):
 
     `body` are its torch.fx nodes in program order, `arguments` and `results` the
     torch.fx nodes that its inputs and outputs stand for; `stage` is set by
-    deduplicate-stages.
+    deduplicate-stages. `spread` are the plates of each output; empty where no input is in a plate.
     """
 
     body: tuple[torch.fx.Node, ...] = field(repr=False)
@@ -163,6 +193,7 @@ class Segment(Node):
     results: tuple[torch.fx.Node, ...] = field(repr=False)
     dependence: tuple[Dependence, ...] = field(repr=False)
     stage: Stage | None = None
+    spread: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +217,8 @@ class Site(Node):
     """A marked random choice; inputs are φ, the tensors of its distribution.
 
     `requested` is what the user wrote in `propc.sample(..., estimator=)`; `rule` and
-    `reason` are set by assign-propagators, `tangents` by expand-targets.
+    `reason` are set by assign-propagators, `tangents` by expand-targets, `plate`, the name of the one in which
+    it draws several times, by introduce-plates. The second output, if any, are the weights of that plate.
     """
 
     spec: DistributionSpec
@@ -195,6 +227,7 @@ class Site(Node):
     estimator: str = ""
     reason: str = ""
     tangents: tuple[Ref | None, ...] = ()
+    plate: str = ""
 
     @property
     def propagator(self) -> Propagator | None:
@@ -261,10 +294,14 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """A sum of tokens, used in their place; costs with growing sets of sites share them."""
+    """A sum of tokens, used in their place; costs with growing sets of sites share them.
+
+    In `plates` it has an element for each of theirs.
+    """
 
     name: str
     members: tuple[Token, ...]
+    plates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +329,21 @@ class Output(Node):
     paths: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduce(Node):
+    """The weighted mean of a value over its outermost plate; inserted by reduce-plates.
+
+    Inputs are the value and, where the plate has any, its weights. Of costs it is a cost too: routes to the
+    sites that are not inside `over` begin here. `how` is ``mean``, or ``first`` for values without a mean, such
+    as classes.
+    """
+
+    over: str
+    how: str = "mean"
+    of_cost: bool = True
+
+
+BATCH = "batch"
 BETWEEN = ("message", "forward", "kept")
 
 
@@ -304,7 +356,8 @@ class Route:
     propagator to nodes with one, in the reverse pass; a ``forward`` likewise in the forward pass; a ``kept``
     to the node itself, at the next call.
 
-    `fields` names what travels. `through` are the tokens and joins that the runtime uses for the
+    `fields` names what travels. `over` names the dimensions along which the baseline sees samples: plates,
+    and `BATCH`. `through` are the tokens and joins that the runtime uses for the
     `targets` of a score; set by fuse.
     """
 
@@ -314,6 +367,7 @@ class Route:
     fields: tuple[str, ...] = ("cost",)
     kind: str = "score"
     through: tuple[Token, ...] = ()
+    over: tuple[str, ...] = (BATCH,)
 
     @property
     def by_autograd(self) -> bool:
@@ -340,6 +394,7 @@ KIND_OF: dict[type, Kind] = {
     Expand: Kind.EXPAND,
     Site: Kind.SITE,
     Resample: Kind.RESAMPLE,
+    Reduce: Kind.REDUCE,
     Named: Kind.NODE,
     Opaque: Kind.OPAQUE,
     Cost: Kind.COST,

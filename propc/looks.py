@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from propc.fold import Box
-from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Resample, Segment, Site
-from propc.text import directions, distribution, operations_of, refit, runs
+from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Reduce, Resample, Segment, Site
+from propc.text import described, directions, distribution, operations_of, refit, runs
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -134,6 +134,8 @@ def quoted(text: str) -> str:
 def _site(graph: PropagationGraph, site: Site) -> Look:
     dark, light = _colours(site.estimator)
     rule = [_text(site.estimator, dark, bold=True)] if site.estimator else []
+    if site.plate:
+        rule.append(_text(described(graph.plate(site.plate)), dark, 9))
     return {
         "shape": "ellipse",
         "color": dark,
@@ -198,6 +200,17 @@ def _resample(graph: PropagationGraph, node: Resample) -> Look:
     }
 
 
+def _reduce(graph: PropagationGraph, node: Reduce) -> Look:
+    dark, light = PINK if node.of_cost else (QUIET, PAPER)
+    return {
+        "shape": "invtrapezium",
+        "color": dark,
+        "fillcolor": light,
+        "margin": '"0.0,0.03"',
+        "label": _lines([_text(f"{node.how} over {node.over}", dark, 9)]),
+    }
+
+
 def _output(graph: PropagationGraph, node: Output) -> Look:
     return {"style": '"filled,rounded"', "color": INK, "label": _lines([_text("return", bold=True)])}
 
@@ -210,6 +223,7 @@ _RULES: dict[type[Node], Rule] = {
     Opaque: _opaque,
     Expand: _expand,
     Resample: _resample,
+    Reduce: _reduce,
     Output: _output,
 }
 
@@ -296,7 +310,8 @@ def _head(node: Node) -> str:
 
 
 def _shape(node: Node) -> str:
-    return str(list(node.shape))
+    plates = f" in {', '.join(node.plates)}" if node.plates else ""
+    return f"{list(node.shape)}{plates}"
 
 
 def _text(text: str, colour: str = INK, size: int = 11, *, bold: bool = False) -> str:

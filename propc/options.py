@@ -13,13 +13,17 @@ from propc.passes import (
     ExpandTargets,
     FindInfluence,
     Fuse,
+    IntroducePlates,
+    MergePlates,
     Pipeline,
     PrepareEstimators,
     Prune,
+    ReducePlates,
     RouteMessages,
     Schedule,
     SplitCosts,
 )
+from propc.propagators.samples import positive
 
 BACKENDS = ("eager",)
 
@@ -32,6 +36,7 @@ class Options:
     passes: Iterable[Any] = ()
     backend: str = "eager"
     validate: bool = True
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.passes, str):
@@ -41,6 +46,8 @@ class Options:
         object.__setattr__(self, "passes", tuple(self.passes))
         if self.backend not in BACKENDS:
             raise PropcValueError(message(f"unknown backend {self.backend!r}", nearest(str(self.backend), BACKENDS)))
+        if self.chunk is not None:
+            positive("chunk", self.chunk)
         _check_estimator(self.estimator)
         self.pipeline()
 
@@ -52,6 +59,9 @@ class Options:
                 FindInfluence(),
                 PrepareEstimators(self.estimator),
                 AssignPropagators(self.estimator),
+                IntroducePlates(self.chunk),
+                MergePlates(),
+                ReducePlates(),
                 ExpandTargets(),
                 RouteMessages(),
                 Prune(),

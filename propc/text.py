@@ -10,7 +10,23 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Ref, Resample, Route, Segment, Site
+from propc.ir import (
+    Cost,
+    Expand,
+    Input,
+    Named,
+    Node,
+    Opaque,
+    Output,
+    Parameter,
+    Plate,
+    Reduce,
+    Ref,
+    Resample,
+    Route,
+    Segment,
+    Site,
+)
 from propc.tracing import operations
 
 if TYPE_CHECKING:
@@ -22,6 +38,8 @@ WIDEST = 32  # columns grow up to this width; what is longer sticks out
 def to_text(graph: PropagationGraph) -> str:
     """The whole IR as text."""
     lines = [f"graph {graph.name}" + (f"  batch {graph.batch}" if graph.batch is not None else "")]
+    if graph.plates:
+        lines += ["plates", *_table([_plate(plate) for plate in graph.plates])]
     lines += _table([_cells(graph, node) for node in graph if constant(node) is None])
     if graph.routes:
         lines += ["routes", *_table([_route(route) for route in graph.routes])]
@@ -118,6 +136,8 @@ def _cells(graph: PropagationGraph, node: Node) -> tuple[str, str, str]:
     """Name, types, and what the node does."""
     where = f"  # {node.where}" if str(node.where) else ""
     types = ", ".join(map(str, node.outputs))
+    if node.plates:
+        types = f"{types} in {', '.join(node.plates)}"
     if isinstance(node, Output):
         return "return", types, f"({_reads(graph, node.inputs)}){where}"
     return f"%{node.name}", types, f"{_does(graph, node)}{where}"
@@ -147,8 +167,22 @@ def _does(graph: PropagationGraph, node: Node) -> str:
         return f"expand({reads}) {{{directions(node)}}}"
     if isinstance(node, Resample):
         return f"resample({reads}) {{{refit(node)}}}"
+    if isinstance(node, Reduce):
+        return f"{node.how}({reads}) over {node.over}"
     assert isinstance(node, (Cost, Named, Opaque))
     return f"{node.kind.value}({reads})" + (f" by {node.propagator.name}" if node.propagator is not None else "")
+
+
+def _plate(plate: Plate) -> tuple[str, str]:
+    return plate.name, f"{described(plate)}{', common noise' if plate.common else ''}" + (
+        f", {plate.chunk} at once" if plate.chunk is not None and plate.chunk < plate.size else ""
+    )
+
+
+def described(plate: Plate) -> str:
+    """How many of what a plate holds, and their weights."""
+    weights = "weights of the site" if plate.weighted else f"weights 1/{plate.size}"
+    return f"{plate.size} {plate.kind}, {weights}"
 
 
 def _site(graph: PropagationGraph, site: Site) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir import Cost, Output, Resample, Route, Segment, Site, Token
+from propc.ir import Cost, Output, Reduce, Resample, Route, Segment, Site, Token
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -16,7 +16,7 @@ def verify(graph: PropagationGraph) -> None:
     """Raise a `GraphError` with every violation found."""
     found = [text for check in (_names, _values, _order) for text in check(graph)]
     sound = not found  # else nothing can be derived from the graph
-    found += [text for check in (_interfaces, _costs, _schedule) for text in check(graph)]
+    found += [text for check in (_interfaces, _costs, _plates, _schedule) for text in check(graph)]
     found += _routes(graph, sound)
     if found:
         raise GraphError(f"the graph {graph.name!r} breaks {len(found)} invariant(s):\n  " + "\n  ".join(found))
@@ -72,6 +72,19 @@ def _costs(graph: PropagationGraph) -> Iterator[str]:
             yield f"cost {cost.name!r} ({cost.where}) is {cost.outputs[0]}; a cost is floating point, [batch] or scalar"
 
 
+def _plates(graph: PropagationGraph) -> Iterator[str]:
+    order = {plate.name: i for i, plate in enumerate(graph.plates)}
+    if len(order) != len(graph.plates):
+        yield "two plates have the same name"
+    for node in graph:
+        if any(name not in order for name in node.plates):
+            yield f"{node.kind.value} {node.name!r} ({node.where}) stands in a plate that does not exist"
+        elif sorted(node.plates, key=order.__getitem__, reverse=True) != list(node.plates):
+            yield f"{node.kind.value} {node.name!r} does not name its plates from the outermost to the first introduced"
+        elif isinstance(node, Output) and node.plates:
+            yield f"returned values still stand in the plates {', '.join(map(repr, node.plates))}"
+
+
 def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
     """Routes and joins. Sets of tokens are bit masks: routes number the square of the horizon."""
     count = len(graph.sites)
@@ -90,7 +103,7 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
         if not route.by_autograd:
             yield from _between(graph, route)
             continue
-        if not isinstance(source, (Cost, Resample)):
+        if not isinstance(source, (Cost, Reduce, Resample)):
             yield f"the route from {route.source!r} does not begin at a cost or resample node"
             continue
         if not route.targets:

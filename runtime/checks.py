@@ -98,11 +98,12 @@ def check_rows(
     if batch is None or batch < 2:
         return
     before = replay(draws)
-    after = replay({ref: _with_other_row(value, batch) for ref, value in draws.items()})
+    lead = {ref: len(graph.plates_of(ref)) for node in graph for ref in node.made}
+    after = replay({ref: _with_other_row(value, batch, lead[ref]) for ref, value in draws.items()})
     for node in graph:
         if isinstance(node, (Site, Resample, Cost)):
             for ref in node.inputs:
-                if not _same_rows(before[ref], after[ref], batch):
+                if not _same_rows(before[ref], after[ref], batch, lead[ref]):
                     raise GraphError(
                         message(
                             "an operation before it mixes samples of the batch: changing one sample of a draw changes "
@@ -115,24 +116,25 @@ def check_rows(
                     )
 
 
-def _with_other_row(value: Tensor, batch: int) -> Tensor:
-    """The draw with row 0 replaced by a different row, which is a possible draw too."""
+def _with_other_row(value: Tensor, batch: int, lead: int) -> Tensor:
+    """The draw with row 0 replaced by a different row, which is a possible draw too; rows come after `lead` plates."""
     value = value.detach()
-    if value.dim() == 0 or value.shape[0] != batch:
+    if value.dim() <= lead or value.shape[lead] != batch:
         return value
-    differs = (value != value[:1]).flatten(1).any(1) if value.dim() > 1 else value != value[0]
+    rows = value.movedim(lead, 0)
+    differs = (rows != rows[:1]).flatten(1).any(1) if rows.dim() > 1 else rows != rows[0]
     other = int(differs.to(torch.uint8).argmax())
     changed = value.clone()
-    changed[0] = value[other]
+    changed.select(lead, 0).copy_(value.select(lead, other))
     return changed
 
 
-def _same_rows(before: Any, after: Any, batch: int) -> bool:
+def _same_rows(before: Any, after: Any, batch: int, lead: int) -> bool:
     if not isinstance(before, Tensor):
         return True
     before, after = before.detach(), after.detach()
-    if before.dim() and before.shape[0] == batch:
-        before, after = before[1:], after[1:]
+    if before.dim() > lead and before.shape[lead] == batch:
+        before, after = before.narrow(lead, 1, batch - 1), after.narrow(lead, 1, batch - 1)
     if not before.dtype.is_floating_point:
         return bool(torch.equal(before, after))
     return bool(torch.allclose(before, after, rtol=1e-4, atol=1e-6, equal_nan=True))

@@ -26,6 +26,7 @@ from propc.ir import (
     Opaque,
     Output,
     Parameter,
+    Reduce,
     Ref,
     Resample,
     Route,
@@ -33,12 +34,16 @@ from propc.ir import (
     Site,
     Token,
 )
-from propc.propagators import Baseline, SiteContext, SitePropagator
+from propc.propagators import Baseline, Draw, SiteContext, SitePropagator
 from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
 from propc.runtime.gates import attach, guard, join
+from propc.runtime.aligning import aligned
 from propc.runtime.kept import Memory
+from propc.runtime.lifting import lifted
+from propc.runtime.placing import Placing
+from propc.runtime.reducing import centering, reduced
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call, Step, Straight, Values
@@ -66,6 +71,7 @@ class Executable:
         for route in graph.routes:
             self.routes.setdefault(route.source, []).append(route)
         self.joins = {j.name: j for j in graph.joins}
+        self.placings = {s.name: Placing(graph, s) for s in graph.sites if s.plates}
         self.fresh = any(getattr(s.rule, "donor", None) is not None for s in graph.sites)
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
         plan = [(graph[name], self._step(graph[name])) for name in graph.schedule.forward]
@@ -134,7 +140,8 @@ class Executable:
         memory = site.rule.state(site.spec)
         state = None if memory is None else self.state.part(site.name, lambda: memory)
         context = SiteContext(site.name, site.spec, site.spec.builder(), self.graph.batch, state)
-        return replace(context, view=lambda: self.memory.view(site))
+        context = replace(context, view=lambda: self.memory.view(site))
+        return self.placings[site.name].context(context) if site.plates else context
 
     def _step(self, node: Node) -> Step | None:
         if isinstance(node, Segment):
@@ -145,6 +152,8 @@ class Executable:
             return self._resample(node)
         if isinstance(node, Cost):
             return self._cost(node)
+        if isinstance(node, Reduce):
+            return self._reduce(node)
         if isinstance(node, Named):
             return self._copy(node) if node.rule is None or node.rule.idle else self._gate(node, node.rule)
         if isinstance(node, Opaque):
@@ -161,7 +170,10 @@ class Executable:
     def _segment(self, node: Segment) -> Step:
         assert node.stage is not None
         first = self.slots[Ref(node.name)] if node.outputs else 0
-        return Call(node.stage.module.forward, self._reads(node), range(first, first + len(node.outputs)))
+        run = node.stage.module.forward
+        if node.plates:
+            run = lifted(self.graph, node, run)
+        return Call(run, self._reads(node), range(first, first + len(node.outputs)))
 
     def _site(self, node: Site) -> Step:
         rule, name, count, out = node.rule, node.name, len(node.inputs), self.slots[Ref(node.name)]
@@ -171,6 +183,8 @@ class Executable:
         every = checks.bounds(node, self.graph)
         later = every if node.outputs[0].device.type == "cpu" else ()  # elsewhere a check would wait for the device
         contexts, draw_by = self.contexts, rule.draw
+        if node.plates:
+            return self._placed(node, later)
 
         def call(*given: Tensor) -> tuple[Tensor, ...]:
             phi = given[:count]
@@ -183,26 +197,66 @@ class Executable:
         writes = range(out, out + 1 + len(rule.baselines))
         return Call(call, (*self._reads(node), *tangents.values()), writes)
 
-    def _cost(self, node: Cost) -> Step:
-        (read,), out = self._reads(node), self.slots[Ref(node.name)]
-        routes = self.routes.get(node.name, [])
-        if not routes:
-            return self._copy(node)
-        prepared = [
-            (baseline, state, self._join(route.through))
-            for (baseline, state), route in zip(self.baselines(node, routes), routes)
-        ]
+    def _placed(self, node: Site, later: checks.Bounds) -> Step:
+        """A site in plates."""
+        rule, placing, out = node.rule, self.placings[node.name], self.slots[Ref(node.name)]
+        assert rule is not None
+        none = (None,) * len(node.inputs)
+
+        def draw(context: SiteContext, phi: Sequence[Tensor]) -> Draw:
+            return rule.draw(context, phi, none)
+
+        def call(*phi: Tensor) -> tuple[Tensor, ...]:
+            if self.validate and (later or not self.checked):
+                checks.site_check(node, phi, later if self.checked else node.spec.checks)
+            drawn = placing.draw(draw, self.contexts[node.name], phi)
+            if not self.checked:
+                placing.check(drawn.value)
+            weights = () if drawn.weights is None else (drawn.weights,)
+            return (drawn.value, *weights, *drawn.tokens)
+
+        return Call(call, self._reads(node), range(out, out + len(node.outputs) + len(rule.baselines)))
+
+    def _reduce(self, node: Reduce) -> Step:
+        mean, reads, out = reduced(self.graph, node), self._reads(node), self.slots[Ref(node.name)]
+        send = self._sender(node)
 
         def step(values: Values) -> None:
-            cost = values[read]
-            fixed = cost.detach()
-            with torch.no_grad():
-                centered = tuple(baseline.center(fixed, state) for baseline, state, _ in prepared)
-            values[out] = attach(cost, centered, tuple(inlet(values) for _, _, inlet in prepared))
+            value = mean(*[values[i] for i in reads])
+            values[out] = value if send is None else send(value, values)
 
         return step
 
-    def baselines(self, node: Cost, routes: Sequence[Route]) -> list[tuple[Baseline, nn.Module | None]]:
+    def _cost(self, node: Cost) -> Step:
+        (read,), out = self._reads(node), self.slots[Ref(node.name)]
+        send = self._sender(node)
+        if send is None:
+            return self._copy(node)
+
+        def step(values: Values) -> None:
+            values[out] = send(values[read], values)
+
+        return step
+
+    def _sender(self, node: Cost | Reduce) -> Callable[[Tensor, Values], Tensor] | None:
+        """What makes a cost send its messages, in the plates where it stands; None if it has none to send."""
+        routes = self.routes.get(node.name, [])
+        if not routes:
+            return None
+        prepared = [
+            (centering(node, route.over, baseline, state), self._join(route.through, node))
+            for (baseline, state), route in zip(self.baselines(node, routes), routes)
+        ]
+
+        def send(cost: Tensor, values: Values) -> Tensor:
+            fixed = cost.detach()
+            with torch.no_grad():
+                centered = tuple(center(fixed) for center, _ in prepared)
+            return attach(cost, centered, tuple(inlet(values) for _, inlet in prepared))
+
+        return send
+
+    def baselines(self, node: Cost | Reduce, routes: Sequence[Route]) -> list[tuple[Baseline, nn.Module | None]]:
         """The baseline of each of a cost's routes, with what it keeps."""
         found: list[tuple[Baseline, nn.Module | None]] = []
         for key, route in zip(_state_keys(node, routes), routes):
@@ -214,7 +268,7 @@ class Executable:
     def _resample(self, node: Resample) -> Step:
         reads, first = self._reads(node), self.slots[Ref(node.name)]
         last = first + len(node.outputs)
-        inlets = [self._join(route.through) for route in self.routes.get(node.name, ())]
+        inlets = [self._join(route.through, node) for route in self.routes.get(node.name, ())]
         on_cpu = node.outputs[0].device.type == "cpu"
 
         def step(values: Values) -> None:
@@ -223,20 +277,28 @@ class Executable:
 
         return step
 
-    def _join(self, tokens: tuple[Token, ...]) -> Callable[[Values], Tensor]:
-        """Reads the token that stands for `tokens`; the first reader of a join makes it."""
+    def _join(self, tokens: tuple[Token, ...], node: Node) -> Callable[[Values], Tensor]:
+        """Reads the token that stands for `tokens`, in the plates of a node; the first reader of a join makes it."""
         (token,) = tokens
         if token in self.slots:
-            slot = self.slots[token]
-            return lambda values: values[slot]
+            return self._token(token, node)
         made = self.slots[token] = len(self.slots)
-        members = [self._join((member,)) for member in self.joins[token.site].members]
+        members = [self._join((member,), node) for member in self.joins[token.site].members]
 
         def read(values: Values) -> Tensor:
             values[made] = joined = join([member(values) for member in members])
             return joined
 
         return read
+
+    def _token(self, token: Token, node: Node) -> Callable[[Values], Tensor]:
+        """Reads a token; one of a site in fewer plates than the node, or without the batch, is spread over them."""
+        slot, site = self.slots[token], self.graph.nodes.get(token.site)
+        if not isinstance(site, Site) or (site.plates == node.plates and self.graph.batched(site) == bool(node.shape)):
+            return lambda values: values[slot]
+        have, want, whole = site.plates, node.plates, (*self.graph.sizes(node.plates), *node.shape)
+        tail = len(node.shape) - self.graph.batched(site)
+        return lambda values: aligned(values[slot], have, want)[(...,) + (None,) * tail].expand(whole)
 
     def _gate(self, node: Named, rule: Propagator) -> Step:
         (read,), out, view = self._reads(node), self.slots[Ref(node.name)], self.memory.view
@@ -351,6 +413,9 @@ class Executable:
                     values[start : start + len(node.outputs)] = first[start : start + len(node.outputs)]
                 elif isinstance(node, (Cost, Named)):
                     values[self.slots[Ref(node.name)]] = values[self.slots[node.inputs[0]]]
+                elif isinstance(node, Reduce):
+                    mean = reduced(self.graph, node)
+                    values[self.slots[Ref(node.name)]] = mean(*[values[i] for i in self._reads(node)])
                 elif isinstance(node, Segment):
                     step(values)
         return self._named(values)
@@ -362,7 +427,7 @@ class Executable:
             error.add_note(f"(propc: while running {node.kind.value} {node.name!r}, {node.where})")
 
 
-def _state_keys(cost: Cost, routes: Sequence[Route]) -> list[str]:
+def _state_keys(cost: Cost | Reduce, routes: Sequence[Route]) -> list[str]:
     """Names for what the baselines of a cost's routes keep; numbered where several are of one kind."""
     kinds = [type(route.baseline).__name__ for route in routes]
     return [f"{cost.name}:{kind}{kinds[:i].count(kind) or ''}" for i, kind in enumerate(kinds)]

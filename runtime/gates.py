@@ -30,18 +30,18 @@ def applied(gate: type[Function]) -> Callable[..., Any]:
     return apply
 
 
-def inlet(like: Tensor) -> Tensor:
-    """A token for a gate to return: zeros [batch], of the batch, dtype and device of a tensor [batch, ...]."""
+def inlet(like: Tensor, lead: int = 1) -> Tensor:
+    """A token for a gate to return: zeros of the leading dimensions, dtype and device of a tensor."""
     if type(like) is Tensor and like.is_cpu:
-        return _zeros(like.shape[0], like.dtype).detach()
-    return like.new_zeros(()).expand(like.shape[0])
+        return _zeros(like.shape[:lead], like.dtype).detach()
+    return like.new_zeros(()).expand(like.shape[:lead])
 
 
 @lru_cache
-def _zeros(batch: int, dtype: torch.dtype) -> Tensor:
-    """One zero in the shape of a batch; never written into."""
+def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """One zero in a shape; never written into."""
     with torch.inference_mode(False):
-        return torch.zeros((), dtype=dtype, device="cpu").expand(batch)
+        return torch.zeros((), dtype=dtype, device="cpu").expand(shape)
 
 
 class _Join(Function):
@@ -50,7 +50,7 @@ class _Join(Function):
     @staticmethod
     def forward(ctx: Any, *tokens: Tensor) -> Tensor:
         ctx.count = len(tokens)
-        return inlet(tokens[0])
+        return inlet(tokens[0], tokens[0].dim())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:

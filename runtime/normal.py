@@ -16,32 +16,34 @@ if TYPE_CHECKING:
     from propc.propagators.site import SiteContext
 
 
-def standard_normal(like: Tensor) -> Tensor:
+def standard_normal(like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
     """Noise of the shape, dtype and device of a tensor: what `torch.randn` gives, a little sooner."""
+    if sample_shape:
+        return torch.randn(sample_shape + like.shape, dtype=like.dtype, device=like.device)
     if like.is_contiguous():  # else the noise would take the tensor's strides, and lie in another order
         return torch.randn_like(like)
     return torch.randn(like.shape, dtype=like.dtype, device=like.device)
 
 
 class NormalScore(Function):
-    """(x, loc, scale) → τ, zeros [batch].
+    """(number of leading dimensions, x, loc, scale) → τ, zeros [*plates, batch].
 
     With z = (x − loc)/scale, message m at τ gives the cotangents m·z/scale on loc and m·(z² − 1)/scale
     on scale: m times the gradient of log p, summed over everything but the batch.
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, lead: int, value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(value, loc, scale)
-        return inlet(loc)
+        return inlet(value, lead)
 
     @staticmethod
     def backward(ctx: Any, sent: Tensor) -> tuple[Tensor | None, ...]:
         value, loc, scale = ctx.saved_tensors
         z = (value - loc) / scale
-        score = sent.view(-1, *(1,) * (z.dim() - 1)) / scale
-        _, wants_loc, wants_scale = ctx.needs_input_grad
-        return None, score * z if wants_loc else None, score * (z * z - 1) if wants_scale else None
+        score = _rows(sent, z) / scale
+        _, _, wants_loc, wants_scale = ctx.needs_input_grad
+        return None, None, score * z if wants_loc else None, score * (z * z - 1) if wants_scale else None
 
 
 class NormalTotal(Function):
@@ -84,8 +86,8 @@ score, total = applied(NormalScore), applied(NormalTotal)
 
 
 def _rows(sent: Tensor, like: Tensor) -> Tensor:
-    """[batch] → [batch, 1, ...]."""
-    return sent.view(-1, *(1,) * (like.dim() - 1))
+    """[*plates, batch] → [*plates, batch, 1, ...]."""
+    return sent.view(*sent.shape, *(1,) * (like.dim() - sent.dim()))
 
 
 def _lifted(sent: Tensor, scale: Tensor) -> Tensor:

@@ -10,20 +10,23 @@ from propc.estimators.base import (
     resolve,
 )
 from propc.estimators.combine import Combine
+from propc.estimators.enumerate import Enumerate
 from propc.estimators.gaussian_shaping import GaussianResampling, GaussianShaping, ShapedTotalPropagation
 from propc.estimators.infer import Infer
-from propc.estimators.likelihood_ratio import LikelihoodRatio, require_batch
+from propc.estimators.likelihood_ratio import LeaveOneOutRatio, LikelihoodRatio, require_batch
 from propc.estimators.pathwise import Pathwise, require_path
 from propc.estimators.total_propagation import TotalPropagation
 
 __all__ = [
     "Combine",
     "Custom",
+    "Enumerate",
     "Estimator",
     "GaussianResampling",
     "GaussianShaping",
     "Infer",
     "LeaveOneOut",
+    "LeaveOneOutRatio",
     "LikelihoodRatio",
     "MovingAverage",
     "NoBaseline",

@@ -11,9 +11,10 @@ from propc.baselines import NoBaseline
 from propc.configure import Configurable
 from propc.distributions import DistributionSpec
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
-from propc.ir import Source
+from propc.ir import Source, TensorType
 from propc.propagators.base import Propagator
 from propc.propagators.gated import Gated
+from propc.propagators.plain import Plain
 from propc.propagators.registry import find, known_propagators
 from propc.propagators.site import SitePropagator
 
@@ -31,6 +32,7 @@ class SiteView:
         costs: names of the costs that it influences; a resample node stands for those behind it.
         blocked: those that no differentiable path reaches.
         rough: those that it also reaches through a comparison, rounding or an integer.
+        phi: types of the distribution's tensors.
     """
 
     name: str
@@ -41,6 +43,12 @@ class SiteView:
     costs: tuple[str, ...]
     blocked: tuple[str, ...]
     rough: tuple[str, ...]
+    phi: tuple[TensorType, ...] = ()
+
+    @property
+    def batched(self) -> bool:
+        """Whether the site has a draw for each sample of the batch."""
+        return self.batch is not None and self.spec.rows() == self.batch
 
     def error(self, finding: str, fix: str) -> EstimatorError:
         """An error at this site."""
@@ -68,6 +76,10 @@ class Estimator(Configurable, ABC):
         Raises:
             EstimatorError: it cannot work at this site.
         """
+
+    def without_gradient(self, site: SiteView) -> SitePropagator:
+        """The rule where a call wants no gradient: it draws as often as the estimator does."""
+        return Plain()
 
     def passes(self, sites: tuple[str, ...]) -> tuple[Pass, ...]:
         """Passes to run before rules are assigned, for the sites that have chosen it or an equal one."""

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from propc import propagators
 from propc.baselines import LeaveOneOut, baseline
+from propc.errors import PropcValueError, message
 from propc.estimators.base import Estimator, SiteView, register_estimator
 from propc.propagators import Baseline
+from propc.propagators.samples import Samples
 
 
 @register_estimator("lr")
@@ -24,36 +26,86 @@ class LikelihoodRatio(Estimator):
     Unbiased:     yes, if the baseline does not see its own sample
     Reference:    Williams (1992), doi:10.1007/BF00992696; Kool et al. (2019) for the baseline
 
+    With ``samples=K`` the site draws K times in a plate, and everything after it runs on every draw (`torch.vmap`);
+    the cost returned is the mean, and each sample of the batch may be alone. Sites with as many samples share the
+    plate: a sequence has K joint trajectories.
+
     Args:
-        baseline: ``"loo"`` (mean of the other samples in the batch, the default),
-            ``"moving_average"`` (of earlier batches), None, or a callable that gets the
-            detached costs [batch] and gives a baseline that broadcasts to [batch]; row i of it
-            must not depend on cost i.
+        baseline: ``"loo"`` (mean of the other samples, of the plate where there is one, else of the batch; the
+            default), ``"moving_average"`` (of earlier batches), None, or a callable that gets the
+            detached costs [batch], with several samples [samples, batch], and gives a baseline that broadcasts to
+            them; an element of it must not depend on the same element of the cost.
+        samples: K, how often the site draws for each sample of the batch.
+        noise: ``"independent"``, or ``"common"`` random numbers for later sites in each of the K elements.
+        chunk: how many of the K elements the program holds at once, as of `propc.compile`.
     """
 
     name: ClassVar[str] = "lr"
     baseline: Any = "loo"
+    samples: int = 1
+    noise: str = "independent"
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         baseline(self.baseline)
+        self._samples()
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         chosen = baseline(self.baseline)
-        require_batch(self.name, chosen, site)
-        return propagators.LikelihoodRatio(chosen), "asked for"
+        require_batch(self.name, chosen, site, self.samples)
+        return propagators.LikelihoodRatio(chosen, self._samples()), "asked for"
+
+    def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
+        return propagators.Plain(self._samples())
+
+    def _samples(self) -> Samples:
+        return Samples(self.samples, self.noise, self.chunk)
 
 
-def require_batch(name: str, chosen: Baseline, site: SiteView) -> None:
-    """Check that the costs and the site hold independent samples along their leading dimension.
+@register_estimator("rloo")
+@dataclass(frozen=True)
+class LeaveOneOutRatio(LikelihoodRatio):
+    r"""`lr` with several samples and their leave-one-out mean as baseline (REINFORCE leave-one-out, RLOO).
+
+    Approximates: ∇_φ E_{x~p(x;φ)} f(x)
+    With:         1/(K−1) Σ_k (f(x_k) − f̄) ∇_φ log p(x_k; φ)
+    Requires:     what `lr` requires; K ≥ 2
+    Unbiased:     yes
+    Reference:    Kool, van Hoof & Welling (2019), "Buy 4 REINFORCE samples, get a baseline for free!"
+
+    Args:
+        baseline, samples, noise, chunk: as of `lr`.
+    """
+
+    name: ClassVar[str] = "rloo"
+    keeps_name: ClassVar[bool] = True
+    samples: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 2 and isinstance(baseline(self.baseline), LeaveOneOut):
+            raise PropcValueError(
+                message(
+                    f"estimator 'rloo' has samples={self.samples}: of one sample there is no other to leave in",
+                    "Use samples=2 or more, or 'lr', whose baseline is then the mean of the rest of the batch.",
+                )
+            )
+
+
+def require_batch(name: str, chosen: Baseline, site: SiteView, samples: int = 1) -> None:
+    """Check that the costs and the site hold independent samples along their leading dimension, or in a plate.
 
     Raises:
         EstimatorError: a scalar cost, a site without the batch dimension, or a single
             sample under a leave-one-out baseline.
     """
+    if samples > 1:
+        return
     if site.batch is None:
         raise site.error(
             f"estimator {name!r} needs one cost for each sample; a cost is a scalar",
-            "Return the cost with shape [batch] and take its mean outside the compiled function.",
+            "Return the cost with shape [batch] and take its mean outside the compiled function, or draw several "
+            "samples with an estimator of sites, such as propc.estimator('lr', samples=10).",
         )
     if site.spec.rows() != site.batch:
         raise site.error(
@@ -64,5 +116,5 @@ def require_batch(name: str, chosen: Baseline, site: SiteView) -> None:
     if site.batch < 2 and isinstance(chosen, LeaveOneOut):
         raise site.error(
             f"estimator {name!r} has a leave-one-out baseline and a batch of 1",
-            "Use two samples or more, or baseline=None or 'moving_average'.",
+            "Use a batch of two or more, samples=2 or more, or baseline=None or 'moving_average'.",
         )

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from propc import propagators
 from propc.estimators.base import Estimator, SiteView, register_estimator
+from propc.propagators.samples import Samples
 
 
 @register_estimator("rp")
@@ -23,13 +24,30 @@ class Pathwise(Estimator):
     Unbiased:     yes, under the requirements
     Costs:        those of plain PyTorch; nothing is cut
     Reference:    Kingma & Welling (2014), arXiv:1312.6114; Figurnov et al. (2018), arXiv:1805.08498
+
+    Args:
+        samples: how often the site draws, in a plate; the cost returned is the mean. As of `lr`.
+        noise: ``"independent"``, or ``"common"`` random numbers for later sites in each of the elements.
+        chunk: how many elements the program holds at once, as of `propc.compile`.
     """
 
     name: ClassVar[str] = "rp"
+    samples: int = 1
+    noise: str = "independent"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        self._samples()
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         require_path(self.name, site)
-        return propagators.Pathwise(), "asked for"
+        return propagators.Pathwise(self._samples()), "asked for"
+
+    def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
+        return propagators.Plain(self._samples())
+
+    def _samples(self) -> Samples:
+        return Samples(self.samples, self.noise, self.chunk)
 
 
 def require_path(name: str, site: SiteView) -> None:

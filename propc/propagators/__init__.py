@@ -7,6 +7,7 @@ from propc.propagators.base import NodeView, Propagator
 from propc.propagators.chain import Chain
 from propc.propagators.clip import Clip
 from propc.propagators.detach import Detach, Stop
+from propc.propagators.enumerate import Enumerate
 from propc.propagators.gated import Gated
 from propc.propagators.gaussian import GaussianShaping
 from propc.propagators.inverse_variance import InverseVariance, total_propagation
@@ -31,6 +32,7 @@ __all__ = [
     "Clip",
     "Detach",
     "Draw",
+    "Enumerate",
     "Gated",
     "GaussianShaping",
     "InverseVariance",

@@ -35,6 +35,7 @@ class InverseVariance(SitePropagator):
 
     name: ClassVar[str] = "inverse-variance"
     passes_path: ClassVar[bool] = True
+    in_rows: ClassVar[bool] = True
     parts: tuple[SitePropagator, ...]
     weighting: Weighting
     donor: str | None = None

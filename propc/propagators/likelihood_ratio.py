@@ -10,7 +10,9 @@ from torch import Tensor
 
 from propc.baselines import Baseline, baseline
 from propc.distributions import row_log_prob
+from propc.ir import Plate, Site
 from propc.propagators.registry import register_propagator
+from propc.propagators.samples import ONE, Samples
 from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
 from propc.runtime import normal
 from propc.runtime.gates import token
@@ -23,10 +25,12 @@ class LikelihoodRatio(SitePropagator):
 
     Attributes:
         baseline: a `Baseline`, or what makes one: ``"loo"``, ``"moving_average"``, None, a callable.
+        samples: how many draws.
     """
 
     name: ClassVar[str] = "lr"
     baseline: Any = "loo"
+    samples: Samples = ONE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "baseline", baseline(self.baseline))
@@ -35,10 +39,13 @@ class LikelihoodRatio(SitePropagator):
     def baselines(self) -> tuple[Baseline, ...]:
         return (self.baseline,)
 
+    def plate(self, site: Site, batched: bool) -> Plate | None:
+        return self.samples.plate(site.name)
+
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         dist = site.build(phi)
-        value = draw_detached(dist)
+        value = draw_detached(dist, site.sample_shape)
         if site.normal is not None:
             i, j = site.normal
-            return Draw(value, (normal.score(value, phi[i], phi[j]),))
-        return Draw(value, (token(row_log_prob(dist, value)),))
+            return Draw(value, (normal.score(site.lead, value, phi[i], phi[j]),))
+        return Draw(value, (token(row_log_prob(dist, value, site.lead)),))

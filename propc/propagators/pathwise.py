@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from propc.ir import Plate, Site
 from propc.propagators.registry import register_propagator
+from propc.propagators.samples import ONE, Samples
 from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.runtime.normal import standard_normal
 
@@ -20,9 +23,13 @@ class Pathwise(SitePropagator):
 
     name: ClassVar[str] = "rp"
     passes_path: ClassVar[bool] = True
+    samples: Samples = ONE
+
+    def plate(self, site: Site, batched: bool) -> Plate | None:
+        return self.samples.plate(site.name)
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         if site.normal is None:
-            return Draw(site.build(phi).rsample())
+            return Draw(site.build(phi).rsample(torch.Size(site.sample_shape)))
         loc, scale = (phi[i] for i in site.normal)
-        return Draw(loc + standard_normal(loc) * scale)  # bit for bit what rsample gives
+        return Draw(loc + standard_normal(loc, site.sample_shape) * scale)  # bit for bit what rsample gives

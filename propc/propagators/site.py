@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from propc.baselines import Baseline
 from propc.distributions import DistributionSpec
 from propc.messages import Message
 from propc.propagators.base import NodeView, Propagator, Sent
+
+if TYPE_CHECKING:
+    from propc.ir import Plate, Site
 
 
 @dataclass
@@ -26,6 +29,9 @@ class SiteContext:
         spec: its distribution without tensors.
         build: φ → distribution, without running a constructor.
         batch: number of rows; None where the costs have no batch.
+        sample_shape: of the draws; ``(K,)`` where the site introduces a plate of K elements, else ``()``. The
+            draw has it in front of the shape that φ have in common, as `Distribution.sample` gives it.
+        lead: how many leading dimensions of the draw are plates and batch; tokens have these.
         state: the module that `Propagator.state` gave.
         weights: mixing weights of other sites in this call, by site.
         normal: places of loc and scale among φ where the distribution is a Normal.
@@ -39,6 +45,8 @@ class SiteContext:
     state: nn.Module | None = None
     weights: dict[str, list[Tensor]] = field(default_factory=dict)
     view: Callable[[], NodeView] | None = None
+    sample_shape: tuple[int, ...] = ()
+    lead: int = 1
     normal: tuple[int, int] | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,10 +55,15 @@ class SiteContext:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A site's outputs: the sample and its tokens, zeros of shape [batch], one for each channel."""
+    """A site's outputs: the sample and its tokens, zeros [*plates, batch], one for each channel.
+
+    `weights` are those of the plate that the site introduces, [size, *plates, batch], where its `Plate` says
+    that it has any.
+    """
 
     value: Tensor
     tokens: tuple[Tensor, ...] = ()
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +76,14 @@ class SitePropagator(Propagator, ABC):
 
     Attributes:
         passes_path: whether a cotangent on the sample goes on to φ.
+        weighs: whether a cotangent on the weights of its plate goes on to φ.
+        in_rows: whether plates are to be shown to it as further rows of the batch.
     """
 
     draws: ClassVar[bool] = True
     passes_path: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
+    in_rows: ClassVar[bool] = False
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:
@@ -80,6 +97,15 @@ class SitePropagator(Propagator, ABC):
 
     def state(self, node: Any) -> nn.Module | None:
         """Memory kept from call to call, for the site's `DistributionSpec`."""
+        return None
+
+    def plate(self, site: Site, batched: bool) -> Plate | None:
+        """The plate in which it draws several times, if any, under the site's name.
+
+        Args:
+            site: the site.
+            batched: whether its leading dimension is the batch.
+        """
         return None
 
     @abstractmethod
@@ -117,7 +143,8 @@ class SitePropagator(Propagator, ABC):
         return Message({name: grad for (name, _), grad in zip(wanted, grads) if grad is not None})
 
 
-def draw_detached(dist: Distribution) -> Tensor:
+def draw_detached(dist: Distribution, sample_shape: Sequence[int] = ()) -> Tensor:
     """A draw without gradient; through `rsample` where there is one, which needs no host check."""
+    shape = torch.Size(sample_shape)
     with torch.no_grad():
-        return dist.rsample() if dist.has_rsample else dist.sample()
+        return dist.rsample(shape) if dist.has_rsample else dist.sample(shape)

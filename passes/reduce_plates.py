@@ -1,0 +1,141 @@
+"""Reduce plates: which values carry which plates, and where their weighted mean is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from propc.errors import EstimatorError, GraphError, message
+from propc.graph import PropagationGraph
+from propc.ir import Cost, Named, Node, Output, Plate, Reduce, Ref, Resample, Segment, Site
+from propc.passes.base import Pass, register
+from propc.tracing.operations import is_random
+
+
+@register("reduce-plates")
+@dataclass(frozen=True)
+class ReducePlates(Pass):
+    """Carry plates along to everything downstream, and insert the `Reduce` nodes that end them.
+
+    A cost is reduced over one plate after the other, the last introduced first; the user sees the weighted
+    mean. So is a returned value that is no cost; of one that has no mean, such as a class, the first draw is
+    returned.
+    """
+
+    name: ClassVar[str] = "reduce-plates"
+
+    def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        if not graph.plates:
+            return graph
+        return replace(graph, nodes=_Walk(graph).run())
+
+
+class _Walk:
+    """One walk in program order."""
+
+    def __init__(self, graph: PropagationGraph) -> None:
+        self.graph = graph
+        self.order = {plate.name: i for i, plate in enumerate(graph.plates)}
+        self.plates = {plate.name: plate for plate in graph.plates}
+        self.owners = {site.plate: site for site in reversed(graph.sites) if site.plate}
+        self.nodes: dict[str, Node] = {}
+        self.carried: dict[Ref, tuple[str, ...]] = {}
+        self.reduced: dict[Ref, Ref] = {}  # costs, by what stands for them after their last plate
+
+    def run(self) -> dict[str, Node]:
+        for node in self.graph:
+            node = replace(node, inputs=tuple(self.reduced.get(ref, ref) for ref in node.inputs))
+            self.visit(node)
+        return self.nodes
+
+    def visit(self, node: Node) -> None:
+        plates = self.union(node.inputs)
+        if isinstance(node, Output):
+            self.output(node)
+            return
+        if plates and isinstance(node, Resample):
+            raise _refused(node, "refits a Gaussian to the rows of the batch, and stands inside", plates)
+        if plates and node.propagator is not None and not isinstance(node, Site):
+            raise _refused(node, "has a propagator of its own, and stands inside", plates)
+        if isinstance(node, Site) and node.plate:
+            plates = self.sorted({*plates, node.plate})
+        spread = self.spread(node) if isinstance(node, Segment) and plates else ()
+        made = replace(node, plates=plates, spread=spread) if spread else replace(node, plates=plates)
+        self.nodes[node.name] = made
+        for port, ref in enumerate(made.made or (Ref(node.name),)):
+            self.carried[ref] = spread[port] if spread else plates
+        if isinstance(node, Cost) and plates:
+            self.reduced[Ref(node.name)] = self.mean(made, Ref(node.name), node.name, of_cost=True)
+
+    def union(self, refs: Iterable[Ref]) -> tuple[str, ...]:
+        return self.sorted({plate for ref in refs for plate in self.carried[ref]})
+
+    def sorted(self, plates: Iterable[str]) -> tuple[str, ...]:
+        """The outermost first: that which was introduced last."""
+        return tuple(sorted(plates, key=self.order.__getitem__, reverse=True))
+
+    def spread(self, segment: Segment) -> tuple[tuple[str, ...], ...]:
+        """The plates of each output. Where random numbers are drawn, each element draws its own."""
+        if any(map(is_random, segment.body)):
+            return (self.union(segment.inputs),) * len(segment.outputs)
+        reads = [[ref for i, ref in enumerate(segment.inputs) if d.any >> i & 1] for d in segment.dependence]
+        return tuple(map(self.union, reads))
+
+    def mean(self, near: Node, ref: Ref, label: str, *, of_cost: bool) -> Ref:
+        """Insert what reduces a value over its plates; the end of it."""
+        kind = near.outputs[ref.port] if near.outputs else None
+        assert kind is not None
+        carried = self.carried[ref]
+        for i, name in enumerate(carried):
+            plate, site = self.plates[name], self.owners[name]
+            how = "mean" if kind.dtype.is_floating_point or kind.dtype.is_complex else "first"
+            if how == "first" and plate.weighted:
+                raise _no_mean(near, label, plate, site)
+            weights = (Ref(site.name, 1),) if plate.weighted and how == "mean" else ()
+            made = Reduce(
+                name=f"{label}/{name}",
+                inputs=(ref, *weights),
+                outputs=(kind,),
+                where=near.where,
+                plates=carried[i + 1 :],
+                over=name,
+                how=how,
+                of_cost=of_cost,
+            )
+            self.nodes[made.name] = made
+            ref = Ref(made.name)
+            self.carried[ref] = made.plates
+        return ref
+
+    def output(self, node: Output) -> None:
+        """End what reaches the returned values inside plates."""
+        ends: dict[Ref, Ref] = {}
+        for i, ref in enumerate(node.inputs):
+            if self.carried[ref] and ref not in ends:
+                label = f"output{node.paths[i] if i < len(node.paths) else i}"
+                ends[ref] = self.mean(self.nodes[ref.node], ref, label, of_cost=False)
+        self.nodes[node.name] = replace(node, inputs=tuple(ends.get(ref, ref) for ref in node.inputs))
+
+
+def _refused(node: Node, what: str, plates: tuple[str, ...]) -> EstimatorError:
+    return EstimatorError(
+        message(
+            f"it {what} the plate of {', '.join(map(repr, plates))}",
+            "Use one sample at the sites before it, or another estimator.",
+            at=f"{node.kind.value} {node.name!r}",
+            where=node.where,
+        )
+    )
+
+
+def _no_mean(near: Node, label: str, plate: Plate, site: Site) -> GraphError:
+    return GraphError(
+        message(
+            f"the returned value {label.removeprefix('output') or 'of the function'} has no mean over the "
+            f"{plate.size} configurations of site {site.name!r}",
+            "Return it as floating point (a one-hot vector for a class), or leave it out.",
+            at=f"{near.kind.value} {near.name!r}",
+            where=near.where,
+        )
+    )

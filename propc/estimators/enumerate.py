@@ -1,0 +1,69 @@
+"""`enumerate`: the exact expectation over a site of few values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from propc import propagators
+from propc.support import places, values_of
+from propc.errors import PropcValueError
+from propc.estimators.base import Estimator, SiteView, register_estimator
+from propc.propagators.samples import Samples, positive
+
+
+@register_estimator("enumerate")
+@dataclass(frozen=True)
+class Enumerate(Estimator):
+    r"""Exact expectation: the program after the site runs on every value that it can take.
+
+    Approximates: nothing; the value and the gradient are exact, given the other sites' draws
+    With:         Σ_z p(z; φ) f(z), differentiated as it is; z runs over the joint product of the site's
+                  event and batch dimensions other than the leading batch
+    Requires:     a distribution with `enumerate_support` (Bernoulli, Categorical, OneHotCategorical, Binomial with
+                  one count; inside Independent too), or a user's that has it, whose elements are independent;
+                  no more than `budget` configurations for one row of the batch
+    Unbiased:     exact, to any order
+    Costs:        one run of the program after the site for each configuration, in a plate
+    Reference:    the definition of the expectation
+
+    Sites before it and behind it keep their estimators; those behind it draw for every configuration, and their
+    messages are weighted with its probability.
+
+    Args:
+        budget: the largest number of configurations for one row of the batch.
+        noise: ``"independent"``, or ``"common"`` random numbers for later sites in every configuration.
+        chunk: how many configurations the program holds at once, as of `propc.compile`.
+    """
+
+    name: ClassVar[str] = "enumerate"
+    budget: int = 10_000
+    noise: str = "independent"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        positive("budget", self.budget)
+        Samples(1, self.noise, self.chunk)
+
+    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
+        values = values_of(site.spec, site.phi)
+        if values is None:
+            raise site.error(
+                f"estimator 'enumerate' needs a distribution whose values can be listed; those of {site.spec} cannot",
+                "It works on Bernoulli, Categorical and OneHotCategorical; use 'lr' or 'rp' here.",
+            )
+        where = places(site.spec, batched=site.batched)
+        count = values**where
+        if count > self.budget:
+            raise site.error(
+                f"estimator 'enumerate' would run {count:,} configurations for one row of the batch ({values} values "
+                f"in {where} places); the budget is {self.budget:,}",
+                f"Use budget={count} (and chunk= for the memory), or 'lr' with several samples.",
+            )
+        return propagators.Enumerate(values, where, self.noise == "common", self.chunk), "asked for"
+
+    def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
+        try:
+            return self.propagator(site)[0]
+        except PropcValueError:
+            return propagators.Plain()

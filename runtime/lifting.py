@@ -1,0 +1,52 @@
+"""Segments in plates: the program's own code through `torch.vmap`, all at once or in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from propc.graph import PropagationGraph
+from propc.ir import Segment
+from propc.tracing.operations import is_random
+
+Run = Callable[..., Sequence[Any]]
+
+
+def lifted(graph: PropagationGraph, segment: Segment, run: Run) -> Run:
+    """A segment's code for values in plates.
+
+    Args:
+        run: the code, for values of the program's own shapes.
+    """
+    reads = [graph.plates_of(ref) for ref in segment.inputs]
+    for name in reversed(segment.plates):  # the innermost first
+        into, out = ([0 if name in plates else None for plates in side] for side in (reads, segment.spread))
+        noise = "same" if graph.plate(name).common else "different"
+        run = torch.vmap(run, tuple(into), tuple(out), randomness=noise)
+    for name in segment.plates:
+        plate = graph.plate(name)
+        if plate.chunk is not None and plate.chunk < plate.size:
+            into, out = ([_place(name, plates) for plates in side] for side in (reads, segment.spread))
+            run = _in_chunks(run, plate.chunk, into, out, random=any(map(is_random, segment.body)))
+    return run
+
+
+def _place(name: str, plates: tuple[str, ...]) -> int | None:
+    return plates.index(name) if name in plates else None
+
+
+def _in_chunks(run: Run, chunk: int, into: Sequence[int | None], out: Sequence[int | None], random: bool) -> Run:
+    """The same, one chunk of a plate after the other; the reverse pass computes each again."""
+
+    def call(*values: Tensor) -> list[Any]:
+        split = [[value] if dim is None else value.split(chunk, dim) for value, dim in zip(values, into)]
+        count = max(map(len, split))
+        each = zip(*(parts if len(parts) == count else [*parts] * count for parts in split))
+        found = [checkpoint(run, *some, use_reentrant=False, preserve_rng_state=random) for some in each]
+        return [parts[0] if dim is None else torch.cat(parts, dim) for parts, dim in zip(zip(*found), out)]
+
+    return call
