@@ -113,8 +113,8 @@ class Placing:
         if tuple(value.shape) != whole:
             raise EstimatorError(
                 message(
-                    f"{spec} draws {list(value.shape)} in the plates {', '.join(map(repr, self.site.plates))}, in place "
-                    f"of {list(whole)}",
+                    f"{spec} draws {list(value.shape)} in the plates {', '.join(map(repr, self.site.plates))}, in "
+                    f"place of {list(whole)}",
                     "Let its sample() give [*sample_shape, *batch_shape, *event_shape], whatever batch shape its "
                     "parameters have.",
                     at=f"site {self.site.name!r}",

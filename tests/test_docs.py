@@ -192,8 +192,6 @@ def test_what_is_missing_is_missing() -> None:
     assert not there, f"the README says that there is no {', '.join(there)}"
     with pytest.raises(propc.PropcValueError, match="unknown backend"):
         propc.compile(backend="inductor")
-    with pytest.raises(TypeError):
-        propc.compile(chunk=2)
 
 
 def test_every_estimator_is_documented() -> None:

@@ -32,6 +32,10 @@ class Samples:
         if self.chunk is not None:
             positive("chunk", self.chunk)
 
+    def __repr__(self) -> str:
+        plain = self.noise == "independent" and self.chunk is None
+        return str(self.count) if plain else f"Samples({self.count}, noise={self.noise!r}, chunk={self.chunk})"
+
     def plate(self, name: str) -> Plate | None:
         """The plate of this name, if there are several draws."""
         return Plate(name, self.count, common=self.noise == "common", chunk=self.chunk) if self.count > 1 else None

@@ -21,8 +21,8 @@ from propc.passes.base import _TABLE, make_pass
 from propc.propagators import LikelihoodRatio, Pathwise
 
 BATCH = 5
-DEFAULT = ["split-costs", "find-influence", "prepare-estimators", "assign-propagators", "expand-targets",
-           "route-messages", "prune", "deduplicate-stages", "fuse", "schedule"]  # fmt: skip
+DEFAULT = ["split-costs", "find-influence", "prepare-estimators", "assign-propagators",
+           "introduce-plates", "merge-plates", "reduce-plates", "expand-targets", "route-messages", "prune", "deduplicate-stages", "fuse", "schedule"]  # fmt: skip
 
 
 def chain(theta: Tensor, sample: Any = propc.sample, between: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
@@ -269,8 +269,9 @@ def test_graphs() -> None:
     assert [name for name, _ in graphs] == ["traced", *DEFAULT]
     assert all(site.rule is None for site in graphs[3][1].sites)
     assert all(site.rule is not None for site in graphs[4][1].sites)
-    assert not graphs[5][1].routes
-    assert graphs[6][1].routes
+    routed = 1 + DEFAULT.index("route-messages")
+    assert not graphs[routed - 1][1].routes
+    assert graphs[routed][1].routes
     assert Pipeline().run(graphs[0][1]) is graphs[0][1]
 
 
