@@ -86,6 +86,20 @@ def test_local_expectation() -> None:
     check(draws, oracles.gradient(expectation, LOGITS[0]), twin=1.1)
 
 
+def test_relaxed_classes() -> None:
+    """Of two classes, the relaxed first is σ((l₁ − l₂ + e)/T), e logistic."""
+    model, x = latents.VAE(1, 2, pixels=5, hidden=4), torch.tensor([[1.0, 0, 0, 1, 1]])
+    logistic = torch.logit((torch.arange(100_000) + 0.5) / 100_000)
+
+    def expectation(logits: Tensor) -> Tensor:
+        first = torch.sigmoid((logits[0, 0] - logits[0, 1] + logistic) / latents.TEMPERATURE)
+        relaxed = torch.stack([first, 1 - first], -1)[:, None, None]
+        return model.loss(relaxed, x).mean() + latents.categorical_kl(logits.log_softmax(-1)[None]).sum()
+
+    logits = LOGITS[:1, :2]
+    check(logit_draws(latents.vae_gumbel_softmax, model, logits, x), oracles.gradient(expectation, logits))
+
+
 def test_kl_of_coins_and_of_classes_agree() -> None:
     logits = torch.tensor([[0.3, -1.2]])
     both = torch.stack([logits, torch.zeros_like(logits)], -1).log_softmax(-1)
