@@ -87,6 +87,15 @@ def expect_multivariate(loc: Tensor, scale_tril: Tensor, f: Callable[[Tensor], T
     return (weights * f(loc + nodes @ scale_tril.mT)).sum()
 
 
+def expect_joint(laws: Sequence[Tensor], f: Callable[[Tensor], Tensor]) -> Tensor:
+    """E[f(z)] of independent classes z = (z_1, …, z_D) with probabilities ``laws`` [K_d] each.
+
+    ``f`` maps all outcomes, integers [K_1⋯K_D, D] in lexicographic order, to their values.
+    """
+    z = torch.cartesian_prod(*(torch.arange(len(law)) for law in laws)).reshape(-1, len(laws))
+    return (torch.stack([law[z[:, d]] for d, law in enumerate(laws)]).prod(0) * f(z)).sum()
+
+
 Choose = Callable[[Distribution], Tensor]
 
 

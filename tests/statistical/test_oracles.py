@@ -82,6 +82,18 @@ def test_outcomes_are_enumerated_where_later_choices_depend_on_earlier() -> None
     torch.testing.assert_close(oracles.enumerate_outcomes(model), torch.tensor(expected))
 
 
+def test_joint_outcomes_are_those_of_the_laws_one_by_one() -> None:
+    probs = [vector(0.2, 0.5, 0.3), vector(0.6, 0.4)]
+
+    def f(z: Tensor) -> Tensor:
+        return torch.cos(z[..., 0] + 3.0 * z[..., 1])
+
+    def model(choose: oracles.Choose) -> Tensor:
+        return f(torch.stack([choose(Categorical(p)) for p in probs]))
+
+    torch.testing.assert_close(oracles.expect_joint(probs, f), oracles.enumerate_outcomes(model))
+
+
 DIAMOND = [("θ", "a"), ("a", "b"), ("a", "c"), ("b", "L"), ("c", "L"), ("θ", "L"), ("b", "M")]
 
 

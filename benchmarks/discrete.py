@@ -1,0 +1,127 @@
+"""Time of a training step with discrete latents or several samples, over the same estimator by hand.
+
+    python benchmarks/discrete.py [--small] [--check] [--out docs/benchmarks.md] [--peer PYTHON]
+
+The references are in `latents.py`. As in `step_time.py`, steps are interleaved in one process and a ratio is taken
+within a round. With `--peer` the same is done with Storchastic, in a process of that interpreter (`peer.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import latents
+import timing
+import torch
+import workloads
+from torch import Tensor
+from torch.distributions import Bernoulli, Normal, OneHotCategorical
+from workloads import SAMPLES, Workload
+
+import propc
+
+REFERENCE = "by hand"
+Program = Callable[[Any, Tensor], Tensor]
+FLAT = 1.1  # ratio of the longest chain over that of the one before
+
+
+def vae(model: latents.VAE, x: Tensor) -> Tensor:
+    """20×10 classes."""
+    q = OneHotCategorical(logits=model.logits(x))
+    z = propc.sample(q, "z")
+    return model.loss(z, x) + latents.categorical_kl(q.logits)
+
+
+def coins(model: latents.VAE, x: Tensor) -> Tensor:
+    """20 Bernoullis."""
+    logits = model.logits(x)
+    z = propc.sample(Bernoulli(logits=logits), "z")
+    return model.loss(z, x) + latents.bernoulli_kl(logits)
+
+
+def choice(model: latents.Choice, x: Tensor) -> Tensor:
+    """Four choices among ten."""
+    return model.loss(propc.sample(OneHotCategorical(logits=model.logits(x)), "z"), x)
+
+
+def chain(model: latents.Chain, x: Tensor) -> Tensor:
+    """Gaussian steps."""
+    for t in range(model.horizon):
+        x = propc.sample(Normal(model.step(x), latents.SIGMA), f"x{t}")
+    return model.loss(x)
+
+
+def programs() -> dict[str, tuple[Program, propc.Estimator]]:
+    """Program and estimator of each kind of workload."""
+    return {
+        "vae, lr K=1": (vae, propc.estimator("lr")),
+        f"vae, lr K={SAMPLES}": (vae, propc.estimator("lr", samples=SAMPLES)),
+        "vae, gumbel_softmax": (vae, propc.estimator("gumbel_softmax", temperature=latents.TEMPERATURE)),
+        "vae, local": (coins, propc.estimator("local")),
+        "enumerate": (choice, propc.estimator("enumerate", budget=10_000)),
+        f"chain, lr K={SAMPLES}": (chain, propc.estimator("lr", samples=SAMPLES)),
+        f"chain, rp K={SAMPLES}": (chain, propc.estimator("rp", samples=SAMPLES)),
+    }
+
+
+def measure(workload: Workload, clock: timing.Clock) -> timing.Ratio:
+    """The step of propc over that by hand."""
+    program, estimator = programs()[workload.kind]
+    model, x = workload.model(), workload.inputs()
+    compiled = propc.compile(partial(program, model), estimator=estimator)
+    steps = {
+        REFERENCE: workloads.step(model, partial(workload.by_hand, model, x)),
+        "propc": workloads.step(model, partial(compiled, x)),
+    }
+    return timing.ratios(timing.interleave(steps, rounds=workload.rounds, clock=clock), REFERENCE)["propc"]
+
+
+def of_peer(python: Path, small: bool) -> Mapping[str, timing.Ratio]:
+    """The peer's ratios by workload, measured by another interpreter; none, with the reason, where it cannot."""
+    command = [str(python), str(Path(__file__).with_name("peer.py")), *(["--small"] if small else [])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        print(f"Storchastic is left out: {python} cannot run peer.py ({reason})\n")
+        return {}
+    return {name: timing.Ratio(*figures) for name, figures in json.loads(done.stdout).items()}
+
+
+def bounds(results: Mapping[Workload, timing.Ratio]) -> list[timing.Bound]:
+    """What each workload should reach, and that long chains cost no more a site than shorter ones."""
+    found = [timing.Bound(f"{w}: time of propc / {REFERENCE}", ratio.median, w.target) for w, ratio in results.items()]
+    for kind in {w.kind: None for w in results if w.kind.startswith("chain")}:
+        *_, shorter, longest = (ratio for w, ratio in results.items() if w.kind == kind)
+        found.append(timing.Bound(f"{kind}: growth", longest.median / shorter.median, FLAT))
+    return found
+
+
+def main() -> int:
+    """The command line."""
+    parser = timing.options("Step time with discrete latents or several samples against the estimators by hand.")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="what is timed")
+    parser.add_argument("--peer", type=Path, metavar="PYTHON", help="an interpreter that has torch and storchastic")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    clock = timing.Clock.named(arguments.clock, torch.device("cpu"))
+    results = {w: measure(w, clock) for w in (workloads.small() if arguments.small else workloads.full())}
+    peer = of_peer(arguments.peer, arguments.small) if arguments.peer else {}
+    header = [f"step time / {REFERENCE}", "target", "propc", *(["Storchastic"] if peer else [])]
+    rows = [
+        [str(w), f"{w.target:g}", str(ratio), *([str(peer.get(str(w), "–"))] if peer else [])]
+        for w, ratio in results.items()
+    ]
+    timing.print_table(f"torch {torch.__version__}, cpu, one thread", header, rows)
+    if arguments.out:
+        timing.replace_section(arguments.out, "discrete", timing.markdown(header, rows))
+    return timing.check(bounds(results), strict=arguments.check)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
