@@ -50,6 +50,16 @@ class ExpandTargets(Pass):
             target = site.rule.weighting.target if isinstance(site.rule, InverseVariance) else None
             if target is None:
                 continue
+            if site.plates:
+                raise EstimatorError(
+                    message(
+                        f"a weighting target, here {target!r}, cannot be reached from inside the plate of "
+                        f"{', '.join(map(repr, site.plates))}",
+                        "Leave out target=, which weighs at the site, or use one sample at the sites before it.",
+                        at=f"site {site.name!r}",
+                        where=site.where,
+                    )
+                )
             if target not in paths:
                 paths[target] = _Paths(graph, target, changed, site)
             expand, ports = self._expand(graph, site, paths[target], codes)

@@ -61,7 +61,9 @@ class _Walk:
         if isinstance(node, Site) and node.plate:
             plates = self.sorted({*plates, node.plate})
         spread = self.spread(node) if isinstance(node, Segment) and plates else ()
-        made = replace(node, plates=plates, spread=spread) if spread else replace(node, plates=plates)
+        made: Node = replace(node, plates=plates)
+        if isinstance(made, Segment):
+            made = replace(made, spread=spread)
         self.nodes[node.name] = made
         for port, ref in enumerate(made.made or (Ref(node.name),)):
             self.carried[ref] = spread[port] if spread else plates

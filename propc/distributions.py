@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import CellType, FunctionType, ModuleType
 from typing import Any
 
@@ -86,16 +86,23 @@ class DistributionSpec:
         """Shape of one draw."""
         return self.batch_shape + self.event_shape
 
-    def builder(
-        self, plates: Sequence[int] = (), rows: int | None = None
-    ) -> Callable[[Sequence[Tensor]], Distribution]:
+    def builder(self, plates: Sequence[int] = ()) -> Callable[[Sequence[Tensor]], Distribution]:
         """A function from φ to the distribution; it runs no constructor.
 
         Args:
             plates: sizes of dimensions that all φ have in front of those of the program.
-            rows: a length of the leading batch dimension that takes the place of the program's.
         """
-        return _builder(_resized(self.skeleton, tuple(plates), rows) if plates or rows is not None else self.skeleton)
+        return _builder(_resized(self.skeleton, lambda shape: (*plates, *shape)) if plates else self.skeleton)
+
+    def with_rows(self, rows: int) -> DistributionSpec:
+        """The same with another length of the leading batch dimension."""
+        batch, event = self.batch_shape, self.event_shape
+        return replace(
+            self,
+            skeleton=_resized(self.skeleton, lambda shape: (rows, *shape[1:]) if shape else shape),
+            batch_shape=(rows, *batch[1:]) if batch else batch,
+            event_shape=event if batch else (rows, *event[1:]),
+        )
 
     def batched(self, index: int, shape: Sequence[int]) -> bool:
         """Whether φ[index] of this shape has one value for every batch element."""
@@ -297,18 +304,15 @@ def _builder(skeleton: Skeleton | Slot | Constant) -> Build:
     return build
 
 
-def _resized(skeleton: Any, plates: tuple[int, ...], rows: int | None) -> Any:
-    """The skeleton with further dimensions in front of every batch shape in it."""
+def _resized(skeleton: Any, resize: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Any:
+    """The skeleton with another batch shape of every distribution in it."""
     if not isinstance(skeleton, Skeleton):
         return skeleton
     items = []
     for key, child in skeleton.items:
         if key == "_batch_shape" and isinstance(child, Constant) and issubclass(skeleton.type, Distribution):
-            shape = tuple(child.value)
-            if rows is not None:
-                shape = (rows, *shape[1:]) if shape else shape
-            child = Constant(torch.Size((*plates, *shape)))
-        items.append((key, _resized(child, plates, rows)))
+            child = Constant(torch.Size(resize(tuple(child.value))))
+        items.append((key, _resized(child, resize)))
     return Skeleton(skeleton.type, tuple(items))
 
 

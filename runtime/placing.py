@@ -46,8 +46,9 @@ class Placing:
         """The site's context, of a distribution in plates."""
         spec, rows = self.site.spec, math.prod((*self.sizes, *self.batch))
         if self.in_rows:
-            build = spec.builder(rows=rows) if self.batch else spec.builder((rows,))
-            return replace(plain, build=build, batch=rows, lead=1)
+            spec = spec.with_rows(rows) if self.batch else spec
+            build = spec.builder() if self.batch else spec.builder((rows,))
+            return replace(plain, spec=spec, build=build, batch=rows, lead=1)
         inner = tuple(size for i, size in enumerate(self.sizes) if i not in self.shared)
         lead = len(self.sample_shape) + len(inner) + len(self.batch)
         return replace(plain, build=spec.builder(inner), sample_shape=self.sample_shape, lead=lead)

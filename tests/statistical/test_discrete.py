@@ -41,6 +41,14 @@ class Entry:
 ESTIMATORS = {
     "lr": Entry("lr"),
     "lr-none": Entry(propc.estimator("lr", baseline=None), lambda problem: problem.name != "toy-0.499", twin=1.2),
+    "lr-3": Entry(
+        propc.estimator("lr", samples=3, baseline="moving_average"),
+        lambda problem: problem.name != "toy-0.499",
+        evaluations=lambda problem: 3,
+    ),
+    "rloo": Entry(propc.estimator("rloo", samples=4), evaluations=lambda problem: 4),
+    "rloo-common": Entry(propc.estimator("rloo", samples=2, noise="common"), evaluations=lambda problem: 2),
+    "enumerate": Entry("enumerate", evaluations=lambda problem: problem.outcomes),
 }
 CASES = [(name, problem) for problem in PROBLEMS for name, entry in ESTIMATORS.items() if entry.takes(problem)]
 each_case = pytest.mark.parametrize(("name", "problem"), CASES, ids=str)
