@@ -25,7 +25,7 @@ def lifted(graph: PropagationGraph, segment: Segment, run: Run) -> Run:
     reads = [graph.plates_of(ref) for ref in segment.inputs]
     for name in reversed(segment.plates):  # the innermost first
         dims: list[Any] = [tuple(0 if name in p else None for p in side) for side in (reads, segment.spread)]
-        run = torch.vmap(run, *dims, randomness="same" if graph.plate(name).common else "different")
+        run = torch.vmap(run, dims[0], dims[1], randomness="same" if graph.plate(name).common else "different")
     for name in segment.plates:
         plate = graph.plate(name)
         if plate.chunk is not None and plate.chunk < plate.size:
