@@ -79,7 +79,21 @@ def mixture_graph() -> PropagationGraph:
     return propc.compile(mixture, estimator=estimators).graph(w, torch.zeros(20, 3))
 
 
+def clusters(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    k = propc.sample(Categorical(logits=x @ w), "k")
+    z = propc.sample(Normal(w[:, 0][k], softplus(w.sum())), "z")
+    a = propc.sample(Normal(z.detach(), 1.0), "a")
+    return propc.cost((z - x[:, 0]).square(), "far") + propc.cost(a * k, "near"), k.to(z.dtype)
+
+
+def plates_graph() -> PropagationGraph:
+    estimators = {"k": "enumerate", "z": propc.estimator("lr", samples=10, chunk=5), "a": "rp"}
+    w = torch.ones(3, 3, requires_grad=True)
+    return propc.compile(clusters, estimator=estimators).graph(w, torch.zeros(20, 3))
+
+
 GRAPHS = {
+    "plates": plates_graph,
     "rollout": lambda: rollout_graph(3, propc.estimator("tp", target="beta")),
     "rewards": lambda: rewards_graph(3),
     "autoencoder": autoencoder_graph,

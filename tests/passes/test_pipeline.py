@@ -21,8 +21,9 @@ from propc.passes.base import _TABLE, make_pass
 from propc.propagators import LikelihoodRatio, Pathwise
 
 BATCH = 5
-DEFAULT = ["split-costs", "find-influence", "prepare-estimators", "assign-propagators",
-           "introduce-plates", "merge-plates", "reduce-plates", "expand-targets", "route-messages", "prune", "deduplicate-stages", "fuse", "schedule"]  # fmt: skip
+DEFAULT = ["split-costs", "find-influence", "prepare-estimators", "assign-propagators", "introduce-plates",
+           "merge-plates", "reduce-plates", "expand-targets", "route-messages", "prune", "deduplicate-stages",
+           "fuse", "schedule"]  # fmt: skip
 
 
 def chain(theta: Tensor, sample: Any = propc.sample, between: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
