@@ -14,7 +14,7 @@ from propc.estimators.base import at_site
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Resample, Site
 from propc.passes.base import Pass, register
-from propc.propagators import InverseVariance, Plain, SitePropagator
+from propc.propagators import InverseVariance, Plain, SitePropagator, plain
 
 
 @register("assign-propagators")
@@ -40,7 +40,7 @@ class AssignPropagators(Pass):
 
     def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView, choice: Estimator | None) -> Site:
         if choice is None:
-            return replace(site, rule=Plain(), estimator="plain", reason="no parameter before it wants a gradient")
+            return self._plain(site, view)
         if not view.costs:  # then nothing is known of the batch, and `_without_cost` says what is wrong
             view = replace(view, batch=view.spec.rows())
         given, reason = choice.propagator(view)
@@ -50,6 +50,14 @@ class AssignPropagators(Pass):
         if rule.passes_path and view.rough:
             _warn_rough(view)
         return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason)
+
+    def _plain(self, site: Site, view: SiteView) -> Site:
+        """A site that only draws; relaxed, if that is what its estimator does."""
+        view = replace(view, blocked=(), rough=())  # no gradient has to pass
+        choice = _choice(self.estimator, site, view)
+        rule = choice.propagator(view)[0] if choice.relaxes(view) else None
+        reason = "no parameter before it wants a gradient"
+        return replace(site, rule=plain(rule), estimator="plain", reason=reason)
 
 
 def _only_values(graph: PropagationGraph, estimator: Any, views: Mapping[str, SiteView]) -> list[Site]:

@@ -1,0 +1,148 @@
+r"""Discrete distributions as estimators see them: logits, noise, and the maps between draws and relaxations.
+
+A draw is a hard map of perturbed logits (the Gumbel-max trick), and its relaxation a soft map of the same:
+
+    b = hard(z),    y = soft(z / temperature),    z = logits + noise
+
+All of them have the shape of the logits: ``[...]`` for a Bernoulli, whose logit is log p/(1 − p), and
+``[..., K]`` for K categories, whose logits are log-probabilities and whose draws are one-hot. Everything is
+elementwise over the leading dimensions, however many there are.
+
+Reference: Maddison, Mnih & Teh (2017), arXiv:1611.00712; Tucker et al. (2017), arXiv:1703.07370, for z given b.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    OneHotCategorical,
+    OneHotCategoricalStraightThrough,
+)
+from torch.nn import functional
+
+from propc.distributions import DistributionSpec
+
+
+class Family(ABC):
+    """What is common to distributions with the same kind of draws."""
+
+    @abstractmethod
+    def draw(self, probs: Tensor) -> Tensor:
+        """A draw, without gradient."""
+
+    @abstractmethod
+    def noise(self, like: Tensor) -> Tensor:
+        """What perturbs logits, of the shape of a tensor."""
+
+    @abstractmethod
+    def hard(self, z: Tensor) -> Tensor:
+        """The draw that perturbed logits give, without gradient."""
+
+    @abstractmethod
+    def soft(self, z: Tensor) -> Tensor:
+        """The relaxed draw that perturbed logits, over the temperature, give; of logits alone, the mean."""
+
+    @abstractmethod
+    def slope(self, mean: Tensor, logits: Tensor) -> Tensor:
+        """`soft`, linearized where it gives `mean`: its Jacobian there times the logits."""
+
+    @abstractmethod
+    def given(self, b: Tensor, logits: Tensor, noise: Tensor) -> Tensor:
+        """Perturbed logits z ~ p(z | hard(z) = b), a differentiable function of the logits.
+
+        Args:
+            b: a draw.
+            logits: of the distribution.
+            noise: made by `noise`, independent of b; it may have more leading dimensions.
+        """
+
+
+@dataclass(frozen=True)
+class Binary(Family):
+    """Zero or one. The noise is logistic."""
+
+    def draw(self, probs: Tensor) -> Tensor:
+        return torch.bernoulli(probs.detach())
+
+    def noise(self, like: Tensor) -> Tensor:
+        return torch.rand_like(like, memory_format=torch.contiguous_format, requires_grad=False).logit_()
+
+    def hard(self, z: Tensor) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+    def soft(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(z)
+
+    def slope(self, mean: Tensor, logits: Tensor) -> Tensor:
+        return mean * (1 - mean) * logits
+
+    def given(self, b: Tensor, logits: Tensor, noise: Tensor) -> Tensor:
+        """With s = ±1 for b = 1, 0: s·z = log(1 + e^noise / (1 − p_b)), where 1/(1 − p_b) = 1 + e^(s·logit)."""
+        sign = 2 * b - 1
+        return sign * functional.softplus(noise + functional.softplus(sign * logits))
+
+
+@dataclass(frozen=True)
+class Categories(Family):
+    """One of K categories, one-hot. The noise is Gumbel.
+
+    Attributes:
+        indexed: whether the distribution's own draws are the indices of categories, integers.
+    """
+
+    indexed: bool = False
+
+    def draw(self, probs: Tensor) -> Tensor:
+        return self.hard(probs / _exponential(probs))  # `torch.multinomial` waits for the device
+
+    def noise(self, like: Tensor) -> Tensor:
+        return _exponential(like).log_().neg_()
+
+    def hard(self, z: Tensor) -> Tensor:
+        return torch.zeros_like(z, requires_grad=False).scatter_(-1, z.argmax(-1, keepdim=True), 1.0)
+
+    def soft(self, z: Tensor) -> Tensor:
+        return torch.softmax(z, -1)
+
+    def slope(self, mean: Tensor, logits: Tensor) -> Tensor:
+        weighted = mean * logits
+        return weighted - mean * weighted.sum(-1, keepdim=True)
+
+    def given(self, b: Tensor, logits: Tensor, noise: Tensor) -> Tensor:
+        """The largest of all z is a Gumbel variable of its own; below it, each z is a truncated one."""
+        largest = (b * noise).sum(-1, keepdim=True)
+        below = -torch.logaddexp(-noise - logits, -largest)
+        return torch.where(b > 0, largest, below)
+
+
+_FAMILIES: dict[type, Family] = {
+    Bernoulli: Binary(),
+    OneHotCategorical: Categories(),
+    OneHotCategoricalStraightThrough: Categories(),
+    Categorical: Categories(indexed=True),
+}
+
+
+def family(spec: DistributionSpec) -> Family | None:
+    """The family of a site's distribution, inside Independent too; None for others."""
+    return _FAMILIES.get(spec.innermost.type)
+
+
+def innermost(dist: Distribution) -> Any:
+    """A distribution without Independent around it; one of a family has `logits` and `probs`."""
+    while isinstance(dist, Independent):
+        dist = dist.base_dist
+    return dist
+
+
+def _exponential(like: Tensor) -> Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format, requires_grad=False).exponential_()
