@@ -53,9 +53,9 @@ class AssignPropagators(Pass):
 
     def _plain(self, site: Site, view: SiteView) -> Site:
         """A site that only draws; relaxed, if that is what its estimator does."""
-        view = replace(view, blocked=(), rough=())  # no gradient has to pass
         choice = _choice(self.estimator, site, view)
-        rule = choice.propagator(view)[0] if choice.relaxes(view) else None
+        free = replace(view, blocked=(), rough=())  # no gradient has to come through
+        rule = at_site(choice.propagator(free)[0], free) if choice.relaxes(view) else None
         reason = "no parameter before it wants a gradient"
         return replace(site, rule=plain(rule), estimator="plain", reason=reason)
 

@@ -71,10 +71,10 @@ class Binary(Family):
     """Zero or one. The noise is logistic."""
 
     def draw(self, probs: Tensor) -> Tensor:
-        return torch.bernoulli(probs.detach())
+        return (_uniform(probs) < probs).to(probs.dtype)
 
     def noise(self, like: Tensor) -> Tensor:
-        return torch.rand_like(like, memory_format=torch.contiguous_format, requires_grad=False).logit_()
+        return _uniform(like).logit_()
 
     def hard(self, z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
@@ -102,13 +102,15 @@ class Categories(Family):
     indexed: bool = False
 
     def draw(self, probs: Tensor) -> Tensor:
-        return self.hard(probs / _exponential(probs))  # `torch.multinomial` waits for the device
+        exponential = _uniform(probs).log_().neg_()
+        return self.hard(probs.detach() / exponential)  # `torch.multinomial` would wait for the device
 
     def noise(self, like: Tensor) -> Tensor:
-        return _exponential(like).log_().neg_()
+        return _uniform(like).log_().neg_().log_().neg_()
 
     def hard(self, z: Tensor) -> Tensor:
-        return torch.zeros_like(z, requires_grad=False).scatter_(-1, z.argmax(-1, keepdim=True), 1.0)
+        largest = z.detach().max(-1, keepdim=True).indices
+        return torch.zeros_like(z, requires_grad=False).scatter_(-1, largest, 1.0)
 
     def soft(self, z: Tensor) -> Tensor:
         return torch.softmax(z, -1)
@@ -118,10 +120,9 @@ class Categories(Family):
         return weighted - mean * weighted.sum(-1, keepdim=True)
 
     def given(self, b: Tensor, logits: Tensor, noise: Tensor) -> Tensor:
-        """The largest of all z is a Gumbel variable of its own; below it, each z is a truncated one."""
+        """The largest of all z is a Gumbel variable, as each noise is; the others are Gumbels cut off there."""
         largest = (b * noise).sum(-1, keepdim=True)
-        below = -torch.logaddexp(-noise - logits, -largest)
-        return torch.where(b > 0, largest, below)
+        return largest - (1 - b) * functional.softplus(largest - logits - noise)
 
 
 _FAMILIES: dict[type, Family] = {
@@ -144,5 +145,11 @@ def innermost(dist: Distribution) -> Any:
     return dist
 
 
-def _exponential(like: Tensor) -> Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format, requires_grad=False).exponential_()
+def _uniform(like: Tensor) -> Tensor:
+    """Noise in (0, 1) of the shape of a tensor, in the order of its indices.
+
+    On the CPU several times as fast as `exponential_` and `torch.bernoulli`. Zero comes up now and then: it
+    becomes half of the smallest step.
+    """
+    noise = torch.rand_like(like, memory_format=torch.contiguous_format, requires_grad=False)
+    return noise.clamp_(min=torch.finfo(like.dtype).eps / 4)

@@ -126,7 +126,7 @@ class DistributionSpec:
         """The distribution inside any Independent."""
         skeleton = self.skeleton
         while skeleton.type is Independent:
-            skeleton = dict(skeleton.items)["base_dist"]  # type: ignore[assignment]
+            skeleton = dict(skeleton.items)["base_dist"]
         return skeleton
 
     def normal(self) -> tuple[int, int] | None:

@@ -53,7 +53,7 @@ class Temperature:
 
     def __post_init__(self) -> None:
         if not callable(self.choice):
-            _check(self.choice)
+            _positive(self.choice)
 
     def state(self) -> nn.Module | None:
         """The count of calls, where there is a schedule."""
@@ -65,12 +65,11 @@ class Temperature:
             return self.choice
         assert isinstance(site.state, Calls)
         calls = site.state.begin(trains)
-        value = self.choice(calls)
-        _check(value, f"site {site.name!r}", f" at call {calls}")
-        return value
+        return _positive(self.choice(calls), f"site {site.name!r}", f" at call {calls}")
 
 
-def _check(value: Any, at: str = "", when: str = "") -> None:
+def _positive(value: Any, at: str = "", when: str = "") -> float:
+    """The value as a number, checked."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise PropcTypeError(
             message(
@@ -79,5 +78,7 @@ def _check(value: Any, at: str = "", when: str = "") -> None:
                 at=at,
             )
         )
-    if not (value > 0 and math.isfinite(value)):
+    number = float(value)
+    if not 0 < number < math.inf:
         raise PropcValueError(message(f"option temperature={value!r}{when} must be positive and finite", at=at))
+    return number

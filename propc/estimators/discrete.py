@@ -20,7 +20,7 @@ def require_path_from_draw(name: str, site: SiteView) -> Family:
         )
     if isinstance(found, Categories) and found.indexed:
         raise site.error(
-            f"estimator {name!r} needs a gradient on the draw, and {site.spec} draws an integer, which lets none through",
+            f"estimator {name!r} needs a gradient on the draw; {site.spec} draws an integer, which lets none through",
             "Draw from OneHotCategorical, and write draw @ table in place of table[draw]; or try estimator='lr'.",
         )
     if site.blocked:
