@@ -14,7 +14,7 @@ from propc.estimators.base import at_site
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Resample, Site
 from propc.passes.base import Pass, register
-from propc.propagators import InverseVariance, Plain, SitePropagator, plain
+from propc.propagators import InverseVariance, Plain, SitePropagator
 
 
 @register("assign-propagators")
@@ -52,12 +52,10 @@ class AssignPropagators(Pass):
         return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason)
 
     def _plain(self, site: Site, view: SiteView) -> Site:
-        """A site that only draws; relaxed, if that is what its estimator does."""
-        choice = _choice(self.estimator, site, view)
-        free = replace(view, blocked=(), rough=())  # no gradient has to come through
-        rule = at_site(choice.propagator(free)[0], free) if choice.relaxes(view) else None
-        reason = "no parameter before it wants a gradient"
-        return replace(site, rule=plain(rule), estimator="plain", reason=reason)
+        """A site that only draws, once; relaxed, if that is what its estimator does."""
+        rule = _choice(self.estimator, site, view).without_gradient(view)
+        once = Plain(relaxed=rule.relaxed if isinstance(rule, Plain) else None)
+        return replace(site, rule=once, estimator="plain", reason="no parameter before it wants a gradient")
 
 
 def _only_values(graph: PropagationGraph, estimator: Any, views: Mapping[str, SiteView]) -> list[Site]:

@@ -23,13 +23,13 @@ from torch.distributions import (
     Bernoulli,
     Categorical,
     Distribution,
-    Independent,
     OneHotCategorical,
     OneHotCategoricalStraightThrough,
 )
 from torch.nn import functional
 
 from propc.distributions import DistributionSpec
+from propc.support import base_of
 
 
 class Family(ABC):
@@ -138,11 +138,18 @@ def family(spec: DistributionSpec) -> Family | None:
     return _FAMILIES.get(spec.innermost.type)
 
 
-def innermost(dist: Distribution) -> Any:
-    """A distribution without Independent around it; one of a family has `logits` and `probs`."""
-    while isinstance(dist, Independent):
-        dist = dist.base_dist
-    return dist
+def logits_of(dist: Distribution) -> Tensor:
+    """The logits of a distribution that has a family, in the shape of its draws."""
+    inner: Any = base_of(dist)
+    logits: Tensor = inner.logits
+    return logits
+
+
+def probs_of(dist: Distribution) -> Tensor:
+    """The mean of a distribution that has a family, in the shape of its draws."""
+    inner: Any = base_of(dist)
+    probs: Tensor = inner.probs
+    return probs
 
 
 def _uniform(like: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class DistributionSpec:
     def innermost(self) -> Skeleton:
         """The distribution inside any Independent."""
         skeleton = self.skeleton
-        while skeleton.type is Independent:
+        while issubclass(skeleton.type, Independent):
             skeleton = dict(skeleton.items)["base_dist"]
         return skeleton
 

@@ -64,7 +64,7 @@ class Temperature:
         if not callable(self.choice):
             return self.choice
         assert isinstance(site.state, Calls)
-        calls = site.state.begin(trains)
+        calls = site.state.begin(trains and not site.again)
         return _positive(self.choice(calls), f"site {site.name!r}", f" at call {calls}")
 
 

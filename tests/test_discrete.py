@@ -17,7 +17,7 @@ from torch.distributions import (
     RelaxedBernoulli,
 )
 
-from propc.discrete import Binary, Categories, Family, family, innermost
+from propc.discrete import Binary, Categories, Family, family
 from propc.distributions import take_apart
 
 ROWS = 400_000
@@ -175,4 +175,3 @@ def test_which_family() -> None:
     }
     for dist, kind in known.items():
         assert family(take_apart(dist)[0]) == kind, dist
-    assert isinstance(innermost(Independent(Independent(Normal(logits, 1.0), 1), 1)), Normal)

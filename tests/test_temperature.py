@@ -117,6 +117,22 @@ def test_every_site_counts_its_own_calls() -> None:
     assert seen == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("noise", ["independent", "common"])
+def test_a_call_counts_once_in_plates(noise: str) -> None:
+    """Under common random numbers the site draws for one element of the plate after the other."""
+    seen: list[int] = []
+
+    def two(theta: Tensor) -> Tensor:
+        first = propc.sample(Bernoulli(logits=theta), "first", estimator=propc.estimator("lr", samples=3, noise=noise))
+        return propc.sample(Bernoulli(logits=theta + first), "z").square()
+
+    compiled = propc.compile(two, estimator=annealed(seen))
+    compiled(THETA).mean().backward()
+    compiled(THETA).mean().backward()
+    assert sorted(set(seen)) == [0, 1]
+    assert seen == sorted(seen)
+
+
 @pytest.mark.parametrize("name", ["gumbel_softmax", "st_gumbel", "gumbel_rao"])
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
 def test_a_temperature_that_is_not_positive(name: str, value: float) -> None:

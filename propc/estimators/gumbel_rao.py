@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from propc import propagators
-from propc.errors import PropcValueError, message
 from propc.estimators.base import Estimator, SiteView, register_estimator
 from propc.estimators.discrete import require_path_from_draw
+from propc.propagators.samples import positive
 from propc.temperature import Temperature
 
 
@@ -41,8 +41,7 @@ class GumbelRao(Estimator):
 
     def __post_init__(self) -> None:
         Temperature(self.temperature)
-        if not isinstance(self.samples, int) or self.samples < 1:
-            raise PropcValueError(message(f"option samples={self.samples!r} must be a whole number, one or more"))
+        positive("samples", self.samples)
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         found = require_path_from_draw(self.name, site)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from propc import propagators
-from propc.discrete import Categories, family
+from propc.errors import EstimatorError
 from propc.estimators.base import Estimator, SiteView, register_estimator
 from propc.estimators.discrete import require_path_from_draw
 from propc.temperature import Temperature
@@ -46,10 +46,13 @@ class GumbelSoftmax(Estimator):
     def __post_init__(self) -> None:
         Temperature(self.temperature)
 
-    def relaxes(self, site: SiteView) -> bool:
-        found = family(site.spec)
-        return found is not None and not (isinstance(found, Categories) and found.indexed)
-
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         found = require_path_from_draw(self.name, site)
         return propagators.GumbelSoftmax(found, Temperature(self.temperature)), "asked for"
+
+    def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
+        free = replace(site, blocked=(), rough=())  # no gradient has to come through
+        try:
+            return propagators.plain(self.propagator(free)[0])
+        except EstimatorError:
+            return propagators.Plain()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from propc.discrete import Family, innermost
+from propc.discrete import Family, logits_of, probs_of
 from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.runtime.stand_in import stand_in
 from propc.temperature import Temperature
@@ -37,11 +37,11 @@ class GumbelRao(SitePropagator):
         return self.temperature.state()
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
-        dist, family = innermost(site.build(phi)), self.family
-        logits = dist.logits.expand(self.samples, *dist.logits.shape)
+        dist, family = site.build(phi), self.family
+        logits = logits_of(dist)
         temperature = self.temperature.now(site, torch.is_grad_enabled() and logits.requires_grad)
         with torch.no_grad():
-            b = family.draw(dist.probs)
-            given = family.given(b, dist.logits, family.noise(logits))
-        z = stand_in(given, logits, self.name, site)
+            b = family.draw(probs_of(dist))
+            z = family.given(b, logits, family.noise(logits.expand(self.samples, *logits.shape)))
+        z = stand_in(z, logits.expand_as(z), self.name, site)
         return Draw(stand_in(b, family.soft(z / temperature).mean(0), self.name, site))

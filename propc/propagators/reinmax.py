@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from propc.discrete import Family, innermost
+from propc.discrete import Family, logits_of, probs_of
 from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.runtime.stand_in import stand_in
 
@@ -28,8 +28,8 @@ class ReinMax(SitePropagator):
     family: Family
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
-        dist, family = innermost(site.build(phi)), self.family
-        probs, logits = dist.probs.detach(), dist.logits
+        dist, family = site.build(phi), self.family
+        probs, logits = probs_of(dist).detach(), logits_of(dist)
         b = family.draw(probs)
         path = 2 * family.slope((probs + b) / 2, logits) - family.slope(probs, logits) / 2
         return Draw(stand_in(b, path, self.name, site))

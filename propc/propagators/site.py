@@ -33,6 +33,7 @@ class SiteContext:
         sample_shape: of the draws; ``(K,)`` where the site introduces a plate of K elements, else ``()``. The
             draw has it in front of the shape that φ have in common, as `Distribution.sample` gives it.
         lead: how many leading dimensions of the draw are plates and batch; tokens have these.
+        again: whether the site has drawn in this call already, for another element of a plate.
         state: the module that `Propagator.state` gave.
         weights: mixing weights of other sites in this call, by site.
         normal: places of loc and scale among φ where the distribution is a Normal.
@@ -48,6 +49,7 @@ class SiteContext:
     view: Callable[[], NodeView] | None = None
     sample_shape: tuple[int, ...] = ()
     lead: int = 1
+    again: bool = False
     normal: tuple[int, int] | None = field(init=False)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from propc.discrete import Family, innermost
+from propc.discrete import Family, probs_of
 from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.runtime.stand_in import stand_in
 
@@ -26,5 +26,5 @@ class StraightThrough(SitePropagator):
     family: Family
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
-        probs = innermost(site.build(phi)).probs
+        probs = probs_of(site.build(phi))
         return Draw(stand_in(self.family.draw(probs), probs, self.name, site))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from propc.discrete import Family, innermost
+from propc.discrete import Family, logits_of
 from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.runtime.stand_in import stand_in
 from propc.temperature import Temperature
@@ -33,7 +33,7 @@ class StraightThroughGumbel(SitePropagator):
         return self.temperature.state()
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
-        logits = innermost(site.build(phi)).logits
+        logits = logits_of(site.build(phi))
         temperature = self.temperature.now(site, torch.is_grad_enabled() and logits.requires_grad)
         z = logits + self.family.noise(logits)
         return Draw(stand_in(self.family.hard(z), self.family.soft(z / temperature), self.name, site))

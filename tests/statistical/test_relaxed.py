@@ -408,3 +408,52 @@ def test_among_other_sites_and_costs() -> None:
     program_ = propc.compile(program)
     sampled = gradient_draws(program_, theta, rows=400_000, cost=lambda costs: 2 * costs[0] - 3 * costs[1])
     check(sampled, oracles.gradient(expectation, theta))
+
+
+FIRST = {
+    "samples": propc.estimator("lr", samples=4),
+    "common": propc.estimator("rloo", samples=2, noise="common"),
+    "enumerate": "enumerate",
+}
+
+
+@pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
+def test_in_plates(first: Any) -> None:
+    """A bit and a choice whose logits lie in the plate of an earlier site; the cost is quadratic in both."""
+
+    def program(theta: Tensor, batch: int) -> Tensor:
+        p = theta.expand(batch, -1)
+        z = propc.sample(Bernoulli(logits=p[..., 0]), "z", estimator=first)
+        b = propc.sample(Bernoulli(logits=p[..., 1] + z), "b")
+        d = propc.sample(OneHotCategorical(logits=p[..., 2:] * (1 + z[..., None])), "d")
+        return (b + d @ WEIGHTS).square() - z * b
+
+    def model(theta: Tensor, choose: oracles.Choose) -> Tensor:
+        z = choose(Bernoulli(logits=theta[0]))
+        b = choose(Bernoulli(logits=theta[1] + z))
+        d = choose(OneHotCategorical(logits=theta[2:] * (1 + z)))
+        return (b + d @ WEIGHTS).square() - z * b
+
+    theta = vector(0.4, -0.3, 0.2, -0.9, 0.5)
+    exact = oracles.gradient(lambda p: oracles.enumerate_outcomes(lambda choose: model(p, choose)), theta)
+    sampled, twin = (
+        gradient_draws(propc.compile(program, estimator=e), theta, rows=100_000) for e in ("reinmax", "st")
+    )
+    check(sampled, exact, twin=twin)
+
+
+@pytest.mark.parametrize("estimator", ["gumbel_softmax", *HARD])
+def test_a_plate_of_equal_elements_changes_nothing(estimator: str) -> None:
+    """With an earlier site of no influence in a plate of three, the draws of a site are three times as many."""
+
+    def program(theta: Tensor, batch: int) -> Tensor:
+        z = propc.sample(Bernoulli(logits=theta.expand(batch, -1)[..., 0]), "z", estimator=first)
+        d = propc.sample(OneHotCategorical(logits=theta.expand(batch, -1) + 0 * z[..., None]), "d")
+        return torch.sin(d @ WEIGHTS)
+
+    sampled = []
+    for first in (propc.estimator("lr", baseline=None), propc.estimator("lr", samples=3)):
+        sampled.append(gradient_draws(propc.compile(program, estimator=estimator), CHOICE, rows=100_000))
+    one, three = sampled
+    nothing = torch.zeros_like(CHOICE)
+    check(one - three, nothing, twin=one - 1.2 * three)
