@@ -17,7 +17,7 @@ from propc.ir import TensorType
 
 def values_of(spec: DistributionSpec, phi: Sequence[TensorType]) -> int | None:
     """How many values each independent element of a distribution has; None where they cannot be listed."""
-    kind = _inner(spec.skeleton).type
+    kind: Any = spec.innermost.type
     if not kind.has_enumerate_support or issubclass(kind, Binomial):  # its number of values is a value itself
         return None
     try:
@@ -29,8 +29,8 @@ def values_of(spec: DistributionSpec, phi: Sequence[TensorType]) -> int | None:
 
 def places(spec: DistributionSpec, *, batched: bool) -> int:
     """How many independent elements a draw has, for one row of the batch where there is one."""
-    event = dict(_inner(spec.skeleton).items)["_event_shape"].value
-    whole = spec.sample_shape[: len(spec.sample_shape) - len(event)]
+    event: Any = dict(spec.innermost.items)["_event_shape"]
+    whole = spec.sample_shape[: len(spec.sample_shape) - len(event.value)]
     return math.prod(whole[1:] if batched else whole)
 
 
@@ -59,9 +59,3 @@ def joint(table: Tensor) -> Tensor:
     for column in rest:
         total = (total.unsqueeze(1) + column.unsqueeze(0)).flatten(0, 1)
     return total
-
-
-def _inner(skeleton: Any) -> Any:
-    while issubclass(skeleton.type, Independent):
-        skeleton = dict(skeleton.items)["base_dist"]
-    return skeleton

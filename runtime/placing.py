@@ -72,7 +72,7 @@ class Placing:
         for element in range(self.sizes[dim]):
             torch.random.set_rng_state(state)
             some = [p.select(dim, element) if self._carries(p, i) else p for i, p in enumerate(phi)]
-            found.append(self._shared(rule, context, some, rest))
+            found.append(self._shared(rule, replace(context, again=True) if element else context, some, rest))
         at = dim - sum(other < dim for other in rest) + len(self.sample_shape)
         weights = [draw.weights for draw in found if draw.weights is not None]
         return Draw(

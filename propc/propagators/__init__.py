@@ -10,17 +10,22 @@ from propc.propagators.detach import Detach, Stop
 from propc.propagators.enumerate import Enumerate
 from propc.propagators.gated import Gated
 from propc.propagators.gaussian import GaussianShaping
+from propc.propagators.gumbel_rao import GumbelRao
+from propc.propagators.gumbel_softmax import GumbelSoftmax
 from propc.propagators.inverse_variance import InverseVariance, total_propagation
 from propc.propagators.likelihood_ratio import LikelihoodRatio
 from propc.propagators.loss import Loss
 from propc.propagators.pathwise import Pathwise
 from propc.propagators.pause import Pause
-from propc.propagators.plain import Plain
+from propc.propagators.plain import Plain, plain
 from propc.propagators.registry import find, known_propagators, propagator, register_propagator
+from propc.propagators.reinmax import ReinMax
 from propc.propagators.scale import Scale
 from propc.propagators.sequence import Sequence
 from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.propagators.skip import Skip
+from propc.propagators.straight_through import StraightThrough
+from propc.propagators.straight_through_gumbel import StraightThroughGumbel
 from propc.propagators.subtract_baseline import SubtractBaseline
 from propc.propagators.sum import Sum
 from propc.runtime.gates import token
@@ -35,6 +40,8 @@ __all__ = [
     "Enumerate",
     "Gated",
     "GaussianShaping",
+    "GumbelRao",
+    "GumbelSoftmax",
     "InverseVariance",
     "LikelihoodRatio",
     "Loss",
@@ -43,16 +50,20 @@ __all__ = [
     "Pause",
     "Plain",
     "Propagator",
+    "ReinMax",
     "Scale",
     "Sequence",
     "SiteContext",
     "SitePropagator",
     "Skip",
     "Stop",
+    "StraightThrough",
+    "StraightThroughGumbel",
     "SubtractBaseline",
     "Sum",
     "find",
     "known_propagators",
+    "plain",
     "propagator",
     "register_propagator",
     "row_log_prob",
