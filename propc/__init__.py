@@ -6,6 +6,8 @@ Write the model once as an ordinary PyTorch program, mark its random choices wit
 
 from propc import estimators, passes, propagators
 from propc.api import CompiledFunction, compile
+from propc.compare import compare
+from propc.comparison import Comparison
 from propc.errors import (
     EstimatorError,
     GraphError,
@@ -43,6 +45,7 @@ __all__ = [
     "PARENTS",
     "SELF",
     "Combine",
+    "Comparison",
     "CompiledFunction",
     "Estimator",
     "EstimatorError",
@@ -67,6 +70,7 @@ __all__ = [
     "PropcWarning",
     "TotalPropagation",
     "TraceError",
+    "compare",
     "compile",
     "cost",
     "estimator",

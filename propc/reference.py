@@ -1,0 +1,191 @@
+"""What the mean gradients of estimators are compared with: exact, a long run, or what the user gives."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from propc.api import compile
+from propc.errors import PropcTypeError, PropcValueError, message
+from propc.estimators import SiteView, known_estimators
+from propc.graph import PropagationGraph
+from propc.measuring import WARMUP, Candidate, Situation, interleave
+from propc.options import Options
+from propc.passes.base import Pass
+
+LONG = 10  # times as many steps as the estimators take
+PILOT = 20  # steps after which the least noisy of the unbiased estimators is chosen
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A gradient to compare with.
+
+    Attributes:
+        text: where it comes from.
+        mean: of each target, in float64.
+        error: the squared standard error of each coordinate.
+    """
+
+    text: str
+    mean: tuple[Tensor, ...]
+    error: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Alike(Pass):
+    """Sites do not ask for estimators of their own, which may be biased."""
+
+    name = "all-sites-alike"
+
+    def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        return graph.with_nodes(*(replace(site, requested=None) for site in graph.sites))
+
+
+def find(
+    given: Any, program: Any, situation: Situation, seeds: Sequence[int], label: Callable[[Any], str]
+) -> Reference | None:
+    """The reference for a call; None where no unbiased estimator works.
+
+    Args:
+        given: None, gradients, or the estimator of a long run.
+        program: a compiled function, method or module.
+        situation: the call.
+        seeds: for as many steps as it may take.
+        label: names an estimator.
+    """
+    if given is None:
+        return _exact(program, situation, seeds) or _unbiased(program, situation, seeds)
+    if _is_gradient(given):
+        return _given(given, situation)
+    asked = Candidate(label(given), program.with_estimator(given))
+    interleave([asked], situation, seeds)
+    if asked.error is not None:
+        raise asked.error
+    return _measured(asked)
+
+
+def _exact(program: Any, situation: Situation, seeds: Sequence[int]) -> Reference | None:
+    """By enumeration, if that leaves nothing to chance."""
+    candidate = _candidate(program, "enumerate", "enumerate", situation)
+    if candidate is None:
+        return None
+    graph = candidate.program.graph(*situation.args, **situation.kwargs)
+    if any(site.estimator != "enumerate" for site in graph.sites):
+        return None
+    _run([candidate], situation, seeds[: WARMUP + 3])
+    if candidate.error is not None or any(bool((m.squares > _rounding(m.mean)).any()) for m in candidate.moments):
+        return None  # other random numbers are in the program
+    text = "exact, by enumeration" if graph.sites else "exact, there is no random choice"
+    return Reference(text, *_figures(candidate, exact=True))
+
+
+def _unbiased(program: Any, situation: Situation, seeds: Sequence[int]) -> Reference | None:
+    """A long run of the least noisy of the unbiased estimators."""
+    tried = [
+        _candidate(program, label, estimator, situation)
+        for label, estimator in (("enumerate", "enumerate"), ("rp where it is sure, else lr", surely), ("lr", "lr"))
+    ]
+    candidates = [candidate for candidate in tried if candidate is not None]
+    _run(candidates, situation, seeds[: WARMUP + PILOT])
+    working = [c for c in candidates if c.error is None and not c.broken]
+    if not working:
+        return None
+    best = min(working, key=lambda candidate: candidate.variance)
+    _run([best], situation, seeds[WARMUP + PILOT :])
+    return _measured(best) if best.error is None and not best.broken else None
+
+
+def surely(site: SiteView) -> str | Any:
+    """An unbiased estimator for a site: `rp` only where no jump can be on the way to a cost."""
+    from propc.estimators import LikelihoodRatio
+
+    if site.spec.has_rsample and not site.blocked and not site.rough:
+        return "rp"
+    return LikelihoodRatio(None) if site.batch == 1 else "lr"
+
+
+def _candidate(program: Any, label: str, estimator: Any, situation: Situation) -> Candidate | None:
+    """The program with all sites under one estimator; None where that cannot work."""
+    if isinstance(estimator, str) and estimator not in known_estimators():
+        return None
+    options: Options = program._compiler().options
+    same = {f.name: getattr(options, f.name) for f in fields(options)}
+    same.update(estimator=estimator, passes=(*options.passes, _Alike()))
+    try:
+        compiled = compile(program, **same)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled.graph(*situation.args, **situation.kwargs)
+    except Exception:
+        return None
+    return Candidate(label, compiled)
+
+
+def _run(candidates: Sequence[Candidate], situation: Situation, seeds: Sequence[int]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        interleave(candidates, situation, seeds)
+
+
+def _measured(candidate: Candidate) -> Reference:
+    count = candidate.moments[0].count
+    return Reference(f"{count} steps of {candidate.label}", *_figures(candidate, exact=False))
+
+
+def _figures(candidate: Candidate, *, exact: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    means = tuple(m.mean for m in candidate.moments)
+    errors = (torch.zeros_like(m.mean) if exact else m.variance / m.count for m in candidate.moments)
+    return means, tuple(errors)
+
+
+def _rounding(mean: Tensor) -> Tensor:
+    """Squared deviations that are rounding of a float32, or of what is computed in another order."""
+    return (1e-5 * mean.abs().max()).square() if mean.numel() else mean
+
+
+def _is_gradient(given: Any) -> bool:
+    if isinstance(given, Mapping):
+        return all(isinstance(value, (Tensor, int, float)) for value in given.values())
+    if isinstance(given, (list, tuple)):
+        return all(isinstance(value, (Tensor, int, float)) for value in given)
+    return isinstance(given, (Tensor, int, float))
+
+
+def _given(given: Any, situation: Situation) -> Reference:
+    """Gradients that the user gave: one for each target.
+
+    Raises:
+        PropcValueError: of another shape, or not for all targets.
+    """
+    names = list(situation.targets)
+    if not isinstance(given, (Mapping, list, tuple)):
+        given = [given]
+    values = list(given) if not isinstance(given, Mapping) else [given.get(name) for name in names]
+    if len(values) != len(names) or any(value is None for value in values) or len(given) != len(names):
+        raise PropcValueError(
+            message(
+                f"reference= gives {len(given)} gradients; wanted are those of {', '.join(map(repr, names))}",
+                "Give a tensor for each, or a mapping from these names.",
+            )
+        )
+    means = tuple(_fitting(value, name, situation.targets[name]) for name, value in zip(names, values))
+    return Reference("given", means, tuple(map(torch.zeros_like, means)))
+
+
+def _fitting(value: Any, name: str, target: Tensor) -> Tensor:
+    made = torch.as_tensor(value, device=target.device).detach()
+    if made.shape != target.shape:
+        raise PropcValueError(
+            message(f"reference= gives shape {list(made.shape)} for {name!r}, whose shape is {list(target.shape)}")
+        )
+    if target.is_complex():
+        return torch.view_as_real(made.to(torch.complex128))
+    if made.is_complex():
+        raise PropcTypeError(message(f"reference= gives a complex gradient for {name!r}, which is real"))
+    return made.double()
