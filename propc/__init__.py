@@ -36,6 +36,7 @@ from propc.messages import CHILDREN, PARENTS, SELF, Field, Message
 from propc.network import Network
 from propc.propagation import Propagation
 from propc.propagators import NodeView, Propagator, propagator, register_propagator
+from propc.signal_to_noise import signal_to_noise
 from propc.sites import cost, node, opaque, sample
 
 __version__ = "0.1.0"
@@ -83,4 +84,5 @@ __all__ = [
     "register_estimator",
     "register_propagator",
     "sample",
+    "signal_to_noise",
 ]

@@ -12,7 +12,7 @@ from propc.judging import as_targets, limit, row
 from propc.labels import label, labelled
 from propc.leaves import chosen, leaves_of
 from propc.measuring import WARMUP, Candidate, Situation, draw_seeds, interleave, words
-from propc.reference import LONG, PILOT, find
+from propc.reference import LONG, find
 
 
 def compare(
@@ -61,7 +61,7 @@ def compare(
     compiled = as_compiled(program)
     candidates = [Candidate(name, compiled.with_estimator(each)) for name, each in labelled(estimators).items()]
     situation = _situation(candidates, compiled, wrt, args, kwargs)
-    seeds = draw_seeds(LONG * repeats + 2 * WARMUP + PILOT, seed)
+    seeds = draw_seeds(LONG * repeats + 2 * WARMUP, seed)
     with situation.undisturbed():
         interleave(candidates, situation, seeds[: WARMUP + repeats])
         _require_one(candidates)

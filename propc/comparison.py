@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
-HEADERS = ("estimator", "gradient", "bias", "in s.e.", "biased", "variance", "time [ms]", "efficiency")
+HEADERS = ("estimator", "gradient", "bias", "by chance", "in s.e.", "biased", "variance", "time [ms]", "efficiency")
 LEVEL = 0.01  # how often chance alone may call any estimator of a comparison biased
 
 
@@ -96,7 +96,8 @@ class Comparison:
         return [
             label,
             _number(length(row["mean"])),
-            f"{_number(row['bias'])} ± {_number(row['stderr'])}" if self.reference else "–",
+            _number(row["bias"]),
+            _number(row["stderr"]),
             _number(row["bias_se"], 2),
             verdict,
             _number(row["variance"]),
@@ -166,11 +167,11 @@ def _bars(axis: Any, rows: Sequence[Row], values: Sequence[float], title: str) -
 
 
 def length(gradient: Any) -> float:
-    """Of one gradient the value if it is a number, else the Euclidean length of all."""
+    """Of one gradient the value if it is a real number, else the Euclidean length of all."""
     parts = list(gradient.values()) if isinstance(gradient, dict) else [gradient]
-    if len(parts) == 1 and parts[0].numel() == 1:
+    if len(parts) == 1 and parts[0].numel() == 1 and not parts[0].is_complex():
         return float(parts[0])
-    return math.sqrt(sum(float(part.square().sum()) for part in parts))
+    return math.sqrt(sum(float(part.abs().square().sum()) for part in parts))
 
 
 def _number(value: float, digits: int = 3) -> str:

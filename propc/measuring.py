@@ -19,6 +19,8 @@ from propc.graph import PropagationGraph
 from propc.leaves import Leaves
 from propc.moments import Moments
 from propc.tracing.guards import random_states, restore_random
+from propc.tracing.operations import name_of
+from propc.tracing.program import Program
 
 WARMUP = 5  # steps before any is counted: compiling, first checks, memories of estimators
 
@@ -54,7 +56,7 @@ class Situation:
         assert graph.program is not None
         devices = {kind.device for node in graph for kind in node.outputs}
         keeps = any(tensor.grad_fn is not None for _, tensor in leaves)
-        written = Originals(tensor for _, tensor in leaves) if graph.program.mutates else Originals(())
+        written = Originals(tensor for _, tensor in leaves) if _writes(graph.program) else Originals(())
         return Situation(args, kwargs, targets, tuple(sorted(devices, key=str)), keeps, written)
 
     def gradients(self, program: Callable[..., Any]) -> list[Tensor | None]:
@@ -104,7 +106,8 @@ class Originals:
     def put_back(self) -> None:
         """Undo what was written since."""
         for i, (tensor, copy) in enumerate(self.copies):
-            if tensor._version != self.versions[i]:
+            silently = not tensor.requires_grad and not torch.equal(tensor, copy)  # as batch normalization does
+            if silently or tensor._version != self.versions[i]:
                 with torch.no_grad():
                     tensor.copy_(copy)
                 self.versions[i] = tensor._version
@@ -192,6 +195,12 @@ def mean_cost(returned: Any) -> Tensor:
             message("the program returns no cost", "Return a floating point tensor of shape [batch], or a scalar.")
         )
     return sum(costs[1:], costs[0])
+
+
+def _writes(program: Program) -> bool:
+    """Whether a program may write into tensors that it reads, announced or as running statistics."""
+    functions = (node.target for node in program.graph.nodes if node.op == "call_function")
+    return program.mutates or any(name_of(f) in ("batch_norm", "instance_norm") for f in functions)
 
 
 def _is_cost(value: Tensor) -> bool:

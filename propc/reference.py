@@ -56,7 +56,7 @@ def find(
         given: None, gradients, or the estimator of a long run.
         program: a compiled function, method or module.
         situation: the call.
-        seeds: for as many steps as it may take.
+        seeds: for the steps of a long run, and `WARMUP` twice.
         label: names an estimator.
     """
     if given is None:
@@ -64,7 +64,7 @@ def find(
     if _is_gradient(given):
         return _given(given, situation)
     asked = Candidate(label(given), program.with_estimator(given))
-    interleave([asked], situation, seeds)
+    interleave([asked], situation, seeds[WARMUP:])
     if asked.error is not None:
         raise asked.error
     return _measured(asked)
@@ -72,25 +72,19 @@ def find(
 
 def _exact(program: Any, situation: Situation, seeds: Sequence[int]) -> Reference | None:
     """By enumeration, if that leaves nothing to chance."""
-    candidate = _candidate(program, "enumerate", "enumerate", situation)
-    if candidate is None:
-        return None
-    graph = candidate.program.graph(*situation.args, **situation.kwargs)
-    if any(site.estimator != "enumerate" for site in graph.sites):
+    candidate = _candidate(program, "enumerate", situation)
+    if candidate is None or _at_work(candidate, situation) - {"enumerate"}:
         return None
     _run([candidate], situation, seeds[: WARMUP + 3])
     if candidate.error is not None or any(bool((m.squares > _rounding(m.mean)).any()) for m in candidate.moments):
         return None  # other random numbers are in the program
-    text = "exact, by enumeration" if graph.sites else "exact, there is no random choice"
+    text = "exact, by enumeration" if _at_work(candidate, situation) else "exact, there is no random choice"
     return Reference(text, *_figures(candidate, exact=True))
 
 
 def _unbiased(program: Any, situation: Situation, seeds: Sequence[int]) -> Reference | None:
     """A long run of the least noisy of the unbiased estimators."""
-    tried = [
-        _candidate(program, label, estimator, situation)
-        for label, estimator in (("enumerate", "enumerate"), ("rp where it is sure, else lr", surely), ("lr", "lr"))
-    ]
+    tried = [_candidate(program, estimator, situation) for estimator in ("enumerate", surely, "lr")]
     candidates = [candidate for candidate in tried if candidate is not None]
     _run(candidates, situation, seeds[: WARMUP + PILOT])
     working = [c for c in candidates if c.error is None and not c.broken]
@@ -110,7 +104,7 @@ def surely(site: SiteView) -> str | Any:
     return LikelihoodRatio(None) if site.batch == 1 else "lr"
 
 
-def _candidate(program: Any, label: str, estimator: Any, situation: Situation) -> Candidate | None:
+def _candidate(program: Any, estimator: Any, situation: Situation) -> Candidate | None:
     """The program with all sites under one estimator; None where that cannot work."""
     if isinstance(estimator, str) and estimator not in known_estimators():
         return None
@@ -124,7 +118,14 @@ def _candidate(program: Any, label: str, estimator: Any, situation: Situation) -
             compiled.graph(*situation.args, **situation.kwargs)
     except Exception:
         return None
-    return Candidate(label, compiled)
+    made = Candidate("", compiled)
+    made.label = " and ".join(sorted(_at_work(made, situation) - {"plain"})) or "the program"
+    return made
+
+
+def _at_work(candidate: Candidate, situation: Situation) -> set[str]:
+    """The estimators of a candidate's sites."""
+    return {site.estimator for site in candidate.program.graph(*situation.args, **situation.kwargs).sites}
 
 
 def _run(candidates: Sequence[Candidate], situation: Situation, seeds: Sequence[int]) -> None:
