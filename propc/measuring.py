@@ -119,7 +119,7 @@ class Candidate:
 
     Attributes:
         label: for people.
-        program: to call.
+        program: a compiled one.
         moments: of the gradient of each target.
         seconds: that each step took.
         broken: in how many steps a gradient was not finite.
@@ -127,7 +127,7 @@ class Candidate:
     """
 
     label: str
-    program: Callable[..., Any]
+    program: Any
     moments: list[Moments] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     broken: int = 0

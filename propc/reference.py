@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -12,14 +14,18 @@ from torch import Tensor
 
 from propc.api import compile
 from propc.errors import PropcTypeError, PropcValueError, message
-from propc.estimators import SiteView, known_estimators
+from propc.estimators import Enumerate, SiteView
 from propc.graph import PropagationGraph
+from propc.ir import Site
 from propc.measuring import WARMUP, Candidate, Situation, interleave
 from propc.options import Options
+from propc.passes.assign_propagators import site_views
 from propc.passes.base import Pass
+from propc.propagators import Plain
 
 LONG = 10  # times as many steps as the estimators take
-PILOT = 20  # steps after which the least noisy of the unbiased estimators is chosen
+PILOT = 20  # steps after which the most efficient of the unbiased estimators is chosen
+LARGEST = 3 * 10**7  # elements of all values of a program that is enumerated without being asked
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,19 @@ class _Alike(Pass):
         return graph.with_nodes(*(replace(site, requested=None) for site in graph.sites))
 
 
+@dataclass(frozen=True)
+class _Listed(Pass):
+    """Sites without a parameter before them are enumerated too, where they can be."""
+
+    name = "all-sites-listed"
+    after = "assign-propagators"
+
+    def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        views = site_views(graph)
+        only_draw = [(site, Enumerate().without_gradient(views[site.name])) for site in graph.sites if _draws(site)]
+        return graph.with_nodes(*(replace(site, rule=rule, estimator=rule.name) for site, rule in only_draw))
+
+
 def find(
     given: Any, program: Any, situation: Situation, seeds: Sequence[int], label: Callable[[Any], str]
 ) -> Reference | None:
@@ -60,9 +79,12 @@ def find(
         label: names an estimator.
     """
     if given is None:
-        return _exact(program, situation, seeds) or _unbiased(program, situation, seeds)
+        return _exact(program, situation, seeds, LARGEST) or _unbiased(program, situation, seeds)
     if _is_gradient(given):
         return _given(given, situation)
+    exact = _exact(program, situation, seeds) if given == "enumerate" else None
+    if exact is not None:
+        return exact
     asked = Candidate(label(given), program.with_estimator(given))
     interleave([asked], situation, seeds[WARMUP:])
     if asked.error is not None:
@@ -70,9 +92,9 @@ def find(
     return _measured(asked)
 
 
-def _exact(program: Any, situation: Situation, seeds: Sequence[int]) -> Reference | None:
-    """By enumeration, if that leaves nothing to chance."""
-    candidate = _candidate(program, "enumerate", situation)
+def _exact(program: Any, situation: Situation, seeds: Sequence[int], largest: float = math.inf) -> Reference | None:
+    """By enumeration, if that leaves nothing to chance and is not too large."""
+    candidate = _candidate(program, "enumerate", situation, _Listed(), largest=largest)
     if candidate is None or _at_work(candidate, situation) - {"enumerate"}:
         return None
     _run([candidate], situation, seeds[: WARMUP + 3])
@@ -83,44 +105,55 @@ def _exact(program: Any, situation: Situation, seeds: Sequence[int]) -> Referenc
 
 
 def _unbiased(program: Any, situation: Situation, seeds: Sequence[int]) -> Reference | None:
-    """A long run of the least noisy of the unbiased estimators."""
+    """A long run of the most efficient of the unbiased estimators."""
     tried = [_candidate(program, estimator, situation) for estimator in ("enumerate", surely, "lr")]
     candidates = [candidate for candidate in tried if candidate is not None]
     _run(candidates, situation, seeds[: WARMUP + PILOT])
     working = [c for c in candidates if c.error is None and not c.broken]
     if not working:
         return None
-    best = min(working, key=lambda candidate: candidate.variance)
+    best = min(working, key=lambda candidate: candidate.variance * median(candidate.seconds))
     _run([best], situation, seeds[WARMUP + PILOT :])
     return _measured(best) if best.error is None and not best.broken else None
 
 
-def surely(site: SiteView) -> str | Any:
+def surely(site: SiteView) -> str:
     """An unbiased estimator for a site: `rp` only where no jump can be on the way to a cost."""
-    from propc.estimators import LikelihoodRatio
-
     if site.spec.has_rsample and not site.blocked and not site.rough:
         return "rp"
-    return LikelihoodRatio(None) if site.batch == 1 else "lr"
+    return "lr" if site.batched and site.batch != 1 else "rloo"
 
 
-def _candidate(program: Any, estimator: Any, situation: Situation) -> Candidate | None:
-    """The program with all sites under one estimator; None where that cannot work."""
-    if isinstance(estimator, str) and estimator not in known_estimators():
-        return None
+def _candidate(
+    program: Any, estimator: Any, situation: Situation, *passes: Pass, largest: float = LARGEST
+) -> Candidate | None:
+    """The program with all sites under one estimator; None where that cannot work, or would be too large."""
     options: Options = program._compiler().options
     same = {f.name: getattr(options, f.name) for f in fields(options)}
-    same.update(estimator=estimator, passes=(*options.passes, _Alike()))
+    same.update(estimator=estimator, passes=(*options.passes, _Alike(), *passes))
     try:
         compiled = compile(program, **same)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            compiled.graph(*situation.args, **situation.kwargs)
+            graph = compiled.graph(*situation.args, **situation.kwargs)
     except Exception:
+        return None
+    if _size(graph) > largest:
         return None
     made = Candidate("", compiled)
     made.label = " and ".join(sorted(_at_work(made, situation) - {"plain"})) or "the program"
     return made
+
+
+def _draws(site: Site) -> bool:
+    return isinstance(site.rule, Plain)
+
+
+def _size(graph: PropagationGraph) -> int:
+    """Elements of all values in plates."""
+    return sum(
+        math.prod((*graph.sizes(node.plates), *kind.shape)) for node in graph if node.plates for kind in node.outputs
+    )
 
 
 def _at_work(candidate: Candidate, situation: Situation) -> set[str]:

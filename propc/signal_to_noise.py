@@ -32,7 +32,7 @@ def signal_to_noise(program: Any, /, *args: Any, repeats: int = 100, seed: int =
 
     Returns:
         the ratio of each site by name, 0 where no signal is seen above the noise, infinite where there is no noise.
-        Sites that only draw are left out.
+        Sites that send nothing are left out.
 
     Raises:
         PropcValueError: too few repeats; nothing wants a gradient.
@@ -62,8 +62,8 @@ def measured(
             heard = probe.take()
             if index >= WARMUP:
                 _add(found, heard, index - WARMUP)
-    active = [site.name for site in graph.sites if site.estimator != "plain"]
-    return {name: _ratio([found[place] for place in found if place[0] == name]) for name in active}
+    senders = {site: [found[place] for place in found if place[0] == site] for site, _ in found}
+    return {site.name: _ratio(senders[site.name]) for site in graph.sites if site.name in senders}
 
 
 def _add(found: dict[Place, Moments], heard: Mapping[Place, Any], before: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Normal
+from torch.distributions import Bernoulli, Distribution, Normal, Poisson
 
 import propc
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError
@@ -150,6 +151,68 @@ def test_a_gradient_that_does_not_vary() -> None:
     assert found["significant"] is False
     found = propc.compare(linear, theta, estimators=["rp"], repeats=10, reference=exact + 1e-6)["rp"]
     assert found["significant"] is True
+
+
+def two_coins(theta: Tensor) -> Tensor:
+    """The second depends on the first; the third has no parameter before it."""
+    z = propc.sample(Bernoulli(logits=theta.expand(20, 2)), "z")
+    w = propc.sample(Bernoulli(probs=0.3 + 0.4 * z[:, 0] * z[:, 1]), "w")
+    fair = propc.sample(Bernoulli(probs=torch.full((20,), 0.5)), "fair")
+    return (z - 0.499).square().sum(-1) + w * theta.sum() + fair * z[:, 0]
+
+
+def enumerated(theta: Tensor) -> Tensor:
+    """The expected cost of a row, added up by hand."""
+    p, total = torch.sigmoid(theta), theta.new_zeros(())
+    for a, b in itertools.product((0.0, 1.0), repeat=2):
+        chance = (p[0] if a else 1 - p[0]) * (p[1] if b else 1 - p[1])
+        total = total + chance * ((a - 0.499) ** 2 + (b - 0.499) ** 2 + (0.3 + 0.4 * a * b) * theta.sum() + 0.5 * a)
+    return total
+
+
+@pytest.mark.statistical
+def test_the_exact_reference() -> None:
+    theta = point(0.3, -0.2)
+    estimators = ["lr", "rloo", "enumerate", "a-fifth-too-much"]
+    found = propc.compare(two_coins, theta, estimators=estimators, repeats=600)
+    assert found.reference == "exact, by enumeration"
+    assert torch.allclose(found.gradient, torch.autograd.grad(enumerated(theta), theta)[0])
+    assert [row["significant"] for row in found.rows] == [False, False, False, True]
+    assert found["enumerate"]["variance"] < found["rloo"]["variance"] / 5
+    asked = propc.compare(two_coins, theta, estimators=["lr"], repeats=2, reference="enumerate")
+    assert asked.reference == "exact, by enumeration"
+
+
+def test_sites_that_ask_for_an_estimator_do_not_bias_the_reference() -> None:
+    def asks(theta: Tensor) -> Tensor:
+        z = propc.sample(Bernoulli(logits=theta.expand(ROWS)), "z", estimator="a-fifth-too-much")
+        return (z - 0.3).square()
+
+    theta = point(0.2)
+    found = propc.compare(asks, theta, estimators=["lr"], repeats=300)
+    p = theta.detach().sigmoid()
+    assert torch.allclose(found.gradient, p * (1 - p) * (0.49 - 0.09))
+    assert found["lr"]["significant"]  # the site has what it asks for
+
+
+def test_what_is_too_large_is_not_enumerated() -> None:
+    """2^24 configurations of a chain, each site of which has but two."""
+
+    def chain(theta: Tensor) -> Tensor:
+        z = theta.expand(4)
+        for t in range(24):
+            z = propc.sample(Bernoulli(logits=theta * (2 * z - 1)), f"z{t}")
+        return z
+
+    assert propc.compare(chain, point(0.2), estimators=["lr"], repeats=3).reference.startswith("30 steps of ")
+
+
+def test_scalar_costs_that_are_discrete() -> None:
+    def scalar(theta: Tensor) -> Tensor:
+        z = propc.sample(Poisson(theta.exp()), "z")
+        return (z - 1).square().clamp(max=9)
+
+    assert propc.compare(scalar, point(0.2), estimators=["rloo"], repeats=5).reference == "50 steps of rloo"
 
 
 def test_nothing_random_is_exact() -> None:
@@ -485,8 +548,20 @@ def test_gradients_that_are_not_finite() -> None:
 
 
 def test_no_reference() -> None:
-    def scalar(theta: Tensor) -> Tensor:
-        return (propc.sample(Normal(theta, 1.0), "x") > 0).to(theta.dtype) * theta
+    class Drawn(Distribution):
+        """Nothing is known of it."""
+
+        arg_constraints: ClassVar[dict[str, Any]] = {}
+
+        def __init__(self, loc: Tensor) -> None:
+            self.loc = loc
+            super().__init__(loc.shape)
+
+        def sample(self, sample_shape: Any = ()) -> Tensor:
+            return self.loc.detach() + torch.randn(self._extended_shape(sample_shape))
+
+    def unknown(theta: Tensor) -> Tensor:
+        return propc.sample(Drawn(theta.expand(ROWS)), "x") * theta
 
     @propc.register_estimator("knows-nothing")
     @dataclass(frozen=True)
@@ -494,7 +569,7 @@ def test_no_reference() -> None:
         def propagator(self, site: Any) -> tuple[propc.Propagator, str]:
             return propc.propagators.Plain(), "asked for"
 
-    found = propc.compare(scalar, point(0.2), estimators=["knows-nothing"], repeats=3)
+    found = propc.compare(unknown, point(0.2), estimators=["knows-nothing"], repeats=3)
     assert (found.reference, found.gradient) == ("", None)
     assert "none, no unbiased estimator works here" in str(found)
 

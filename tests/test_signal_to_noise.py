@@ -29,6 +29,9 @@ ESTIMATORS = [
     "gs-tp",
     "gr",
     {"x": "lr", "y": "rp"},
+    propc.estimator("lr", samples=3),
+    propc.estimator("rp", samples=3, noise="common"),
+    {"x": "rloo", "y": "lr"},
 ]
 
 
@@ -106,7 +109,8 @@ def test_what_sites_send_makes_the_gradient(estimator: Any) -> None:
     theta = torch.tensor([0.3, 0.4], requires_grad=True)
     heard, gradient = probed(program, estimator, theta)
     assert set(heard) == {("x", 0), ("y", 0)}
-    assert torch.allclose(heard["x", 0].sum(0) + heard["y", 0].sum(0) + 1, gradient)
+    sent = sum(cotangent.flatten(0, -2).sum(0) for cotangent in heard.values())
+    assert torch.allclose(sent + 1, gradient)
 
 
 @pytest.mark.parametrize("estimator", ["rp", "lr", "tp", propc.propagators.Sequence("rp", "clip")], ids=str)
@@ -154,6 +158,17 @@ def test_discrete_sites_and_several_phi() -> None:
     found = propc.signal_to_noise(program, THETA, repeats=100)
     assert set(found) == {"z", "x"}
     assert found["x"] > 0.05
+
+
+def test_of_a_site_that_is_enumerated() -> None:
+    def program(theta: Tensor) -> Tensor:
+        z = propc.sample(Bernoulli(logits=theta.expand(ROWS, 2)), "z")
+        return (z - 0.3).square().sum(-1)
+
+    theta = torch.tensor([0.3, 0.4], requires_grad=True)
+    heard, gradient = probed(program, "enumerate", theta)
+    assert torch.allclose(heard["z", 0].sum(0), gradient)
+    assert propc.signal_to_noise(propc.compile(program, estimator="enumerate"), theta, repeats=3) == {"z": float("inf")}
 
 
 def test_bad_input() -> None:
