@@ -707,3 +707,14 @@ def test_complex_parameters() -> None:
 
 def test_mean_cost_of_mixed_types() -> None:
     assert float(mean_cost({"a": torch.ones(3, dtype=torch.float32), "b": torch.tensor(2.0)})) == 3.0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    theta = torch.tensor([0.3, -0.4], device="cuda", requires_grad=True)
+    before, here = torch.cuda.get_rng_state(), torch.get_rng_state()
+    found = propc.compare(square, theta, estimators=["rp", "lr", "a-fifth-too-much"], repeats=400)
+    assert [row["significant"] for row in found.rows] == [False, False, True]
+    assert set(propc.signal_to_noise(square, theta, repeats=5)) == {"x"}
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), here)
