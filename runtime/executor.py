@@ -43,6 +43,7 @@ from propc.runtime.gates import attach, guard, join
 from propc.runtime.kept import Memory
 from propc.runtime.lifting import lifted
 from propc.runtime.placing import Placing
+from propc.runtime.probe import Probe
 from propc.runtime.reducing import centering, reduced
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
@@ -56,9 +57,12 @@ class Executable:
         graph: after all passes.
         state: what estimators keep from call to call.
         validate: check parameters and costs.
+        probe: hears what sites send to their φ.
     """
 
-    def __init__(self, graph: PropagationGraph, state: EstimatorState, validate: bool = True) -> None:
+    def __init__(
+        self, graph: PropagationGraph, state: EstimatorState, validate: bool = True, probe: Probe | None = None
+    ) -> None:
         self.graph, self.state, self.validate = graph, state, validate
         self.memory = Memory(graph, state)
         self.slots: dict[Ref | Token, int] = {}
@@ -76,6 +80,8 @@ class Executable:
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
         plan = [(graph[name], self._step(graph[name])) for name in graph.schedule.forward]
         self.plan: list[tuple[Node, Step]] = [(node, step) for node, step in plan if step is not None]
+        if probe is not None:
+            self.plan = [(node, probe.around(node, step, self._reads(node))) for node, step in self.plan]
         steps = [step for _, step in self.plan]
         self.keeping = Straight([(step, ()) for step in steps])
         self.straight = Straight(list(zip(steps, self._last_reads())))
