@@ -41,7 +41,7 @@ from propc.runtime import checks
 from propc.runtime.aligning import aligned
 from propc.runtime.gates import attach, guard, join
 from propc.runtime.kept import Memory
-from propc.runtime.lifting import lifted
+from propc.runtime.lifting import Lifting
 from propc.runtime.placing import Placing
 from propc.runtime.probe import Probe
 from propc.runtime.reducing import centering, reduced
@@ -76,6 +76,7 @@ class Executable:
             self.routes.setdefault(route.source, []).append(route)
         self.joins = {j.name: j for j in graph.joins}
         self.placings = {s.name: Placing(graph, s) for s in graph.sites if s.plates}
+        self.lift = Lifting(graph)
         self.fresh = any(getattr(s.rule, "donor", None) is not None for s in graph.sites)
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
         plan = [(graph[name], self._step(graph[name])) for name in graph.schedule.forward]
@@ -178,7 +179,7 @@ class Executable:
         first = self.slots[Ref(node.name)] if node.outputs else 0
         run = node.stage.module.forward
         if node.plates:
-            run = lifted(self.graph, node, run)
+            run = self.lift(node)
         return Call(run, self._reads(node), range(first, first + len(node.outputs)))
 
     def _site(self, node: Site) -> Step:
