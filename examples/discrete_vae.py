@@ -23,7 +23,7 @@ from vae.bounds import multi_sample
 from vae.data import Images, load
 from vae.model import DiscreteVAE
 from vae.pictures import gallery, plot
-from vae.tables import tabulate
+from vae.tables import for_markdown, for_terminal, lines
 from vae.training import Plan, Row, Run, train
 from vae.variance import gradient_variance
 
@@ -161,7 +161,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     noise = measure(settings, images, models[settings.estimators[0]])
     kind = "coins" if settings.categories is None else f"dice of {settings.categories} sides"
     title = f"VAE of {settings.latents} {kind}: {settings.plan.epochs} epochs, seeds: {settings.seeds}"
-    show(tabulate(title, settings.estimators, runs, noise, settings.samples), settings.out)
+    made = lines(settings.estimators, runs, noise)
+    show(for_terminal(title, made), settings.out)
+    (settings.out / "table.md").write_text(for_markdown(made))
     write_results([*runs, *noise], settings.out)
     plot(settings.estimators, runs, noise, settings.out / "training.png")
     gallery(models, images, settings.out / "pictures.png")

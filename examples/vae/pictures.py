@@ -61,6 +61,7 @@ def gallery(models: Mapping[str, DiscreteVAE], images: Images, path: Path, count
             place.set(xticks=[], yticks=[])
             place.axis("off")
         axes[0].set_title(name, loc="left", fontsize="small", pad=2)
+        axes[1].set_title("" if parts[1].isnan().all() else "drawn from the prior", loc="left", fontsize="small", pad=2)
     figure.savefig(path, dpi=100)
 
 

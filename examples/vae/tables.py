@@ -5,38 +5,51 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from rich.table import Table
+from tabulate import tabulate
 
 Row = dict[str, Any]
 
 
-def tabulate(title: str, estimators: Sequence[str], runs: Sequence[Row], noise: Sequence[Row], samples: int) -> Table:
-    """Bounds and times from `runs`, mean and standard deviation over seeds; gradient variances from `noise`."""
-    table = Table(title=title)
-    headings = (
-        "estimator",
-        "ELBO\ntrain",
-        "ELBO\ntest",
-        f"{samples} draws\ntest",
-        "var.\nfirst",
-        "var.\ntrained",
-        "ms\na step",
-        "s\nan epoch",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=heading == "estimator")
+def lines(estimators: Sequence[str], runs: Sequence[Row], noise: Sequence[Row]) -> list[dict[str, str]]:
+    """What stands in the table, by column: bounds and times from `runs`, variances of gradients from `noise`.
+
+    Bounds are means over seeds, with standard deviations.
+    """
+    made = []
     for name in estimators:
         own = [run for run in runs if run["estimator"] == name]
         variance = {row["stage"]: row["variance"] for row in noise if row["estimator"] == name}
-        table.add_row(
-            name,
-            *(spread([run[bound] for run in own]) for bound in ("train_elbo", "test_elbo", "test_bound")),
-            *(f"{variance[stage]:.2g}" for stage in ("first", "trained")),
-            f"{1000 * median(run['step_seconds'] for run in own):.2f}",
-            f"{median(run['epoch_seconds'] for run in own):.3f}",
+        made.append(
+            {
+                "estimator": name,
+                "ELBO train": spread([run["train_elbo"] for run in own]),
+                "ELBO test": spread([run["test_elbo"] for run in own]),
+                "bound test": spread([run["test_bound"] for run in own]),
+                "var. first": f"{variance['first']:.2g}",
+                "var. trained": f"{variance['trained']:.2g}",
+                "ms a step": f"{1000 * median(run['step_seconds'] for run in own):.2f}",
+                "s an epoch": f"{median(run['epoch_seconds'] for run in own):.3f}",
+            }
         )
-    return table
+    return made
 
 
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation; of a single value only itself."""
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def for_terminal(title: str, made: Sequence[dict[str, str]]) -> Table:
+    """The lines under a title."""
+    table = Table(title=title)
+    for heading in made[0]:
+        table.add_column(heading, justify="right", no_wrap=heading == "estimator")
+    for line in made:
+        table.add_row(*line.values())
+    return table
+
+
+def for_markdown(made: Sequence[dict[str, str]]) -> str:
+    """The lines as a page shows them."""
+    shown = [{**line, "estimator": f"`{line['estimator']}`"} for line in made]
+    return tabulate(shown, headers="keys", tablefmt="github", disable_numparse=True) + "\n"
