@@ -39,7 +39,9 @@ def draw_variances(axes: Axes, estimators: Sequence[str], noise: Sequence[Row]) 
     for shift, stage in ((-0.2, "first"), (0.2, "trained")):
         variance = {row["estimator"]: row["variance"] for row in noise if row["stage"] == stage}
         axes.bar(places + shift, [variance[name] for name in estimators], 0.4, label=f"{stage} parameters")
-    axes.set(yscale="log", title="variance of the encoder's gradient")
+    if any(row["variance"] > 0 for row in noise):
+        axes.set_yscale("log")
+    axes.set_title("variance of the encoder's gradient")
     axes.set_xticks(places, estimators, rotation=45, ha="right")
     axes.legend(fontsize="small")
 

@@ -43,7 +43,8 @@ def for_terminal(title: str, made: Sequence[dict[str, str]]) -> Table:
     """The lines under a title."""
     table = Table(title=title)
     for heading in made[0]:
-        table.add_column(heading, justify="right", no_wrap=heading == "estimator")
+        numbers = heading != "estimator"
+        table.add_column(heading, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
     for line in made:
         table.add_row(*line.values())
     return table

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Run:
     """A training that can stop and go on: what a checkpoint holds.
 
     Attributes:
-        seconds: what each epoch so far took, evaluations left out.
+        seconds: of the processor that each epoch so far took, evaluations left out.
         curve: a row for every evaluation.
     """
 
@@ -89,12 +89,12 @@ def train(run: Run, images: Images, checkpoint: Path) -> None:
     """Train up to the last epoch; an interrupted run that goes on ends as if it had never stopped."""
     epochs = range(run.epoch, run.plan.epochs)
     for _ in tqdm(epochs, desc=checkpoint.stem, initial=run.epoch, total=run.plan.epochs, leave=False):
-        begin = perf_counter()
+        begin = process_time()
         for x in batches(images.train, run.plan.batch):
             run.optimizer.zero_grad()
             run.model(x).mean().backward()
             run.optimizer.step()
-        run.seconds.append(perf_counter() - begin)
+        run.seconds.append(process_time() - begin)
         if run.epoch % run.plan.every == 0 or run.epoch == run.plan.epochs:
             run.curve.append({"epoch": run.epoch, "seconds": sum(run.seconds), **look(run.model, images)})
             run.save(checkpoint)
