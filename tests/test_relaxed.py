@@ -267,7 +267,9 @@ def test_an_integer_class_lets_no_gradient_through(use: Any, estimator: str) -> 
 
 @pytest.mark.parametrize("estimator", ALL)
 @pytest.mark.parametrize(
-    "cut", [torch.detach, torch.round, propc.opaque(torch.sin), lambda z: (z > 0.5).double()], ids=str
+    "cut",
+    [torch.detach, torch.round, propc.opaque(torch.sin), lambda z: (z > 0.5).double()],
+    ids=["detach", "round", "opaque", "compare"],
 )
 def test_no_path_to_the_cost(cut: Any, estimator: str) -> None:
     text = refused(LAWS["bernoulli"], estimator, cut)
