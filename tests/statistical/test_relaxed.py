@@ -447,13 +447,13 @@ def test_a_plate_of_equal_elements_changes_nothing(estimator: str) -> None:
     """With an earlier site of no influence in a plate of three, the draws of a site are three times as many."""
 
     def program(theta: Tensor, batch: int) -> Tensor:
-        z = propc.sample(Bernoulli(logits=theta.expand(batch, -1)[..., 0]), "z", estimator=first)
+        z = propc.sample(Bernoulli(logits=theta.expand(batch, -1)[..., 0]), "z")
         d = propc.sample(OneHotCategorical(logits=theta.expand(batch, -1) + 0 * z[..., None]), "d")
         return torch.sin(d @ WEIGHTS)
 
-    sampled = []
-    for first in (propc.estimator("lr", baseline=None), propc.estimator("lr", samples=3)):
-        sampled.append(gradient_draws(propc.compile(program, estimator=estimator), CHOICE, rows=100_000))
-    one, three = sampled
+    one, three = (
+        gradient_draws(propc.compile(program, estimator={"z": first, "d": estimator}), CHOICE, rows=100_000)
+        for first in (propc.estimator("lr", baseline=None), propc.estimator("lr", samples=3))
+    )
     nothing = torch.zeros_like(CHOICE)
     check(one - three, nothing, twin=one - 1.2 * three)
