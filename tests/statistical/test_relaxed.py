@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import oracles
 import pytest
@@ -21,6 +22,9 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, OneHotCategorical
 
 import propc
+from propc.discrete import Binary, logits_of, probs_of
+from propc.propagators import Draw, SiteContext, SitePropagator
+from propc.runtime.stand_in import stand_in
 
 pytestmark = pytest.mark.statistical
 
@@ -313,6 +317,26 @@ def test_gumbel_rao_has_the_mean_of_st_gumbel_and_less_variance(kind: str) -> No
     check(plain - many, nothing, twin=plain - 1.1 * many)
     assert_same_variance(plain, one)
     assert_less_variance(many, plain, times=2.0)
+
+
+@dataclass(frozen=True)
+class ThroughTheNoise(SitePropagator):
+    """The twin of Gumbel-Rao whose derivative goes through the noise given the draw, too."""
+
+    name: ClassVar[str] = "through-the-noise"
+    passes_path: ClassVar[bool] = True
+
+    def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
+        kind, dist = Binary(), site.build(phi)
+        b, logits = kind.draw(probs_of(dist)), logits_of(dist)
+        z = kind.given(b, logits, kind.noise(logits))
+        return Draw(stand_in(b, kind.soft(z), self.name, site))
+
+
+def test_the_noise_given_the_draw_counts_as_fixed() -> None:
+    f = OBJECTIVES["cos"]
+    twin = propc.compile(bit(f), estimator=ThroughTheNoise())
+    assert_rejected(gradient_draws(twin, BIT), straight_through_relaxed(f, 1.0))
 
 
 # -- all that draw hard samples ------------------------------------------------------------
