@@ -38,7 +38,7 @@ def compare(
     Args:
         program: a function, an `nn.Module` object, or either compiled. It keeps its passes; sites that ask for an
             estimator of their own get it.
-        *args, **kwargs: of a call.
+        *args, **kwargs: of a call. An argument whose name is taken here is passed by position.
         estimators: names, estimator objects, mappings from site-name patterns, functions of the site; or a
             mapping from labels to these.
         wrt: in which tensors: all that want a gradient (arguments, parameters, closed-over tensors), or one by its
@@ -46,7 +46,7 @@ def compare(
         repeats: gradients for each estimator, two or more.
         reference: the gradient to compare with: tensors, as many as `wrt` means, also by name; or an
             estimator, for ten times as many steps as `repeats`. By default the exact one where every
-            site can be enumerated, else ten times as many steps of the least noisy among unbiased estimators.
+            site can be enumerated, else ten times as many steps of the most efficient among unbiased ones.
         seed: of all random numbers. In a turn all estimators have the same.
 
     Returns:
