@@ -9,10 +9,10 @@ from propc.api import compile
 from propc.comparison import Comparison
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message
 from propc.judging import as_targets, limit, row
-from propc.labels import label, labelled
+from propc.labels import labelled
 from propc.leaves import chosen, leaves_of
 from propc.measuring import WARMUP, Candidate, Situation, draw_seeds, interleave, words
-from propc.reference import LONG, find
+from propc.reference import LONG, Reference, asked, find
 
 
 def compare(
@@ -61,11 +61,13 @@ def compare(
     compiled = as_compiled(program)
     candidates = [Candidate(name, compiled.with_estimator(each)) for name, each in labelled(estimators).items()]
     situation = _situation(candidates, compiled, wrt, args, kwargs)
+    wanted = asked(reference, compiled, situation)
     seeds = draw_seeds(LONG * repeats + 2 * WARMUP, seed)
     with situation.undisturbed():
         interleave(candidates, situation, seeds[: WARMUP + repeats])
         _require_one(candidates)
-        known = find(reference, compiled, situation, draw_seeds(len(seeds), seed + 1), label)
+        others = draw_seeds(len(seeds), seed + 1)
+        known = wanted if isinstance(wanted, Reference) else find(wanted, compiled, situation, others)
     coordinates = sum(target.numel() for target in situation.targets.values())
     bound = limit(coordinates * len(candidates), repeats)
     return Comparison(
