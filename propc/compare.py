@@ -9,10 +9,10 @@ from propc.api import compile
 from propc.comparison import Comparison
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message
 from propc.judging import as_targets, limit, row
-from propc.labels import label, labelled
+from propc.labels import labelled
 from propc.leaves import chosen, leaves_of
 from propc.measuring import WARMUP, Candidate, Situation, draw_seeds, interleave, words
-from propc.reference import LONG, find
+from propc.reference import LONG, Reference, asked, find
 
 
 def compare(
@@ -38,7 +38,7 @@ def compare(
     Args:
         program: a function, an `nn.Module` object, or either compiled. It keeps its passes; sites that ask for an
             estimator of their own get it.
-        *args, **kwargs: of a call.
+        *args, **kwargs: of a call. An argument whose name is taken here is passed by position.
         estimators: names, estimator objects, mappings from site-name patterns, functions of the site; or a
             mapping from labels to these.
         wrt: in which tensors: all that want a gradient (arguments, parameters, closed-over tensors), or one by its
@@ -46,7 +46,7 @@ def compare(
         repeats: gradients for each estimator, two or more.
         reference: the gradient to compare with: tensors, as many as `wrt` means, also by name; or an
             estimator, for ten times as many steps as `repeats`. By default the exact one where every
-            site can be enumerated, else ten times as many steps of the least noisy among unbiased estimators.
+            site can be enumerated, else ten times as many steps of the most efficient among unbiased ones.
         seed: of all random numbers. In a turn all estimators have the same.
 
     Returns:
@@ -61,11 +61,13 @@ def compare(
     compiled = as_compiled(program)
     candidates = [Candidate(name, compiled.with_estimator(each)) for name, each in labelled(estimators).items()]
     situation = _situation(candidates, compiled, wrt, args, kwargs)
+    wanted = asked(reference, compiled, situation)
     seeds = draw_seeds(LONG * repeats + 2 * WARMUP, seed)
     with situation.undisturbed():
         interleave(candidates, situation, seeds[: WARMUP + repeats])
         _require_one(candidates)
-        known = find(reference, compiled, situation, draw_seeds(len(seeds), seed + 1), label)
+        others = draw_seeds(len(seeds), seed + 1)
+        known = wanted if isinstance(wanted, Reference) else find(wanted, compiled, situation, others)
     coordinates = sum(target.numel() for target in situation.targets.values())
     bound = limit(coordinates * len(candidates), repeats)
     return Comparison(

@@ -161,7 +161,7 @@ def _bars(axis: Any, rows: Sequence[Row], values: Sequence[float], title: str) -
         axis.set_xscale("log")
         axis.set_xlim(left=min(positive) / 3)
     axis.bar_label(bars, [_number(value) for value in values], padding=3, fontsize=8)
-    axis.margins(x=0.3)
+    axis.margins(x=0.35)
     axis.set_title(title, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
 from typing import Any
@@ -17,6 +17,7 @@ from propc.errors import PropcTypeError, PropcValueError, message
 from propc.estimators import Enumerate, SiteView
 from propc.graph import PropagationGraph
 from propc.ir import Site
+from propc.labels import label
 from propc.measuring import WARMUP, Candidate, Situation, interleave
 from propc.options import Options
 from propc.passes.assign_propagators import site_views
@@ -66,30 +67,40 @@ class _Listed(Pass):
         return graph.with_nodes(*(replace(site, rule=rule, estimator=rule.name) for site, rule in only_draw))
 
 
-def find(
-    given: Any, program: Any, situation: Situation, seeds: Sequence[int], label: Callable[[Any], str]
-) -> Reference | None:
+def asked(given: Any, program: Any, situation: Situation) -> Reference | Candidate | None:
+    """What `reference=` means: gradients, a candidate for a long run, or None where it says nothing.
+
+    Args:
+        given: as of `propc.compare`.
+        program: a compiled function, method or module.
+        situation: the call.
+
+    Raises:
+        PropcValueError: gradients of another shape or number; an unknown estimator.
+    """
+    if given is None:
+        return None
+    return _given(given, situation) if _is_gradient(given) else Candidate(label(given), program.with_estimator(given))
+
+
+def find(wanted: Candidate | None, program: Any, situation: Situation, seeds: Sequence[int]) -> Reference | None:
     """The reference for a call; None where no unbiased estimator works.
 
     Args:
-        given: None, gradients, or the estimator of a long run.
+        wanted: the candidate for a long run, or None to choose.
         program: a compiled function, method or module.
         situation: the call.
         seeds: for the steps of a long run, and `WARMUP` twice.
-        label: names an estimator.
     """
-    if given is None:
+    if wanted is None:
         return _exact(program, situation, seeds, LARGEST) or _unbiased(program, situation, seeds)
-    if _is_gradient(given):
-        return _given(given, situation)
-    exact = _exact(program, situation, seeds) if given == "enumerate" else None
+    exact = _exact(program, situation, seeds) if wanted.label == "enumerate" else None
     if exact is not None:
         return exact
-    asked = Candidate(label(given), program.with_estimator(given))
-    interleave([asked], situation, seeds[WARMUP:])
-    if asked.error is not None:
-        raise asked.error
-    return _measured(asked)
+    interleave([wanted], situation, seeds[WARMUP:])
+    if wanted.error is not None:
+        raise wanted.error
+    return _measured(wanted)
 
 
 def _exact(program: Any, situation: Situation, seeds: Sequence[int], largest: float = math.inf) -> Reference | None:
