@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def bounds(results: Mapping[Workload, timing.Ratio]) -> list[timing.Bound]:
     found = [timing.Bound(f"{w}: time of propc / {REFERENCE}", ratio.median, w.target) for w, ratio in results.items()]
     for kind in {w.kind: None for w in results if w.kind.startswith("chain")}:
         over = [ratio.median for w, ratio in results.items() if w.kind == kind]
-        found += [timing.Bound(f"{kind}: growth", longer / shorter, FLAT) for shorter, longer in zip(over, over[1:])]
+        found += [timing.Bound(f"{kind}: growth", longer / shorter, FLAT) for shorter, longer in pairwise(over)]
     return found
 
 
