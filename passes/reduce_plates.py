@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from propc.errors import EstimatorError, GraphError, message
 from propc.graph import PropagationGraph
-from propc.ir import Cost, Named, Node, Output, Plate, Reduce, Ref, Resample, Segment, Site
+from propc.ir import Cost, Node, Output, Plate, Reduce, Ref, Resample, Segment, Site
 from propc.passes.base import Pass, register
 from propc.tracing.operations import is_random
 

@@ -38,8 +38,8 @@ from propc.propagators import Baseline, Draw, SiteContext, SitePropagator
 from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
-from propc.runtime.gates import attach, guard, join
 from propc.runtime.aligning import aligned
+from propc.runtime.gates import attach, guard, join
 from propc.runtime.kept import Memory
 from propc.runtime.lifting import Lifting
 from propc.runtime.placing import Placing

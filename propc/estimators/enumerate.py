@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
-from propc.support import places, values_of
 from propc.errors import PropcValueError
 from propc.estimators.base import Estimator, SiteView, register_estimator
 from propc.propagators.samples import Samples, positive
+from propc.support import places, values_of
 
 
 @register_estimator("enumerate")
