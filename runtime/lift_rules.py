@@ -1,153 +1,16 @@
-"""How single operations act on values with plates in front of their own dimensions: a table by operation name.
-
-A value of the program's shape [batch, ...] has the shape [*plates, batch, ...] at run time. Most operations look at
-trailing dimensions, or can be told to, and then need no `torch.vmap`. A rule writes the operation anew, or says by
-None that it does not hold here; an operation without a rule has none. `propc.runtime.lifting` uses them.
-"""
+"""How single operations act on values with plates in front of their own dimensions: a table by operation name."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
-from propc.ir import TensorType
-from propc.runtime.aligning import Names
-from propc.tracing.operations import Property, name_of
-from propc.tracing.program import type_of
-
-Node = torch.fx.Node
-Rule = Callable[["Step"], "Node | None"]
-_RULES: dict[str, Rule] = {}
-_MISSING = object()
-
-
-@dataclass(frozen=True)
-class Step:
-    """An operation to be written for values in plates.
-
-    Attributes:
-        emit: writes an operation into the new graph: (torch.fx op, target, args, kwargs).
-        node: as it was traced, for values of the program's own shapes.
-        args, kwargs: its arguments in the new graph; ``meta`` of each node in them has its ``type``, of the program's
-            shape, its ``plates``, and ``lead``, the number of dimensions in front of the program's.
-        plates: those of the result.
-        lead: the number of dimensions in front of the result's own.
-    """
-
-    emit: Callable[[str, Any, Any, Any], Node]
-    node: Node
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    plates: Names
-    lead: int
-
-    @property
-    def name(self) -> str:
-        """The operation's plain name."""
-        target = self.node.target
-        return target if isinstance(target, str) else name_of(target)
-
-    @property
-    def kind(self) -> TensorType | None:
-        """What the result is in the program; None for a tuple."""
-        return type_of(self.node)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The result's shape in the program."""
-        assert self.kind is not None
-        return self.kind.shape
-
-    @property
-    def tensors(self) -> list[Node]:
-        """The arguments that are tensors."""
-        found: list[Node] = []
-        torch.fx.node.map_arg((self.args, self.kwargs), found.append)
-        return found
-
-    @property
-    def single(self) -> bool:
-        """Whether the first argument is the only tensor."""
-        return self.tensors == [self.args[0]] if self.args else False
-
-    @property
-    def promotes(self) -> bool:
-        """Whether dtypes may come out differently, as a single number has less to say than a row of them."""
-        bare = any(n.meta["lead"] and not rank(n) for n in self.tensors)
-        return bare and len({n.meta["type"].dtype for n in self.tensors}) > 1
-
-    def written(self, args: Sequence[Any] | None = None, **changed: Any) -> Node:
-        """The same operation on other arguments."""
-        args = self.args if args is None else tuple(args)
-        return self.emit(self.node.op, self.node.target, args, {**self.kwargs, **changed})
-
-    def method(self, name: str, *args: Any) -> Node:
-        """A method of a tensor."""
-        return self.emit("call_method", name, args, {})
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Node:
-        """A function."""
-        return self.emit("call_function", function, args, {})
-
-    def mapped(self, change: Callable[[Node], Node]) -> Step:
-        """The step with other tensors as arguments."""
-        args, kwargs = torch.fx.node.map_arg((self.args, self.kwargs), change)
-        return replace(self, args=args, kwargs=kwargs)
-
-    def argument(self, name: str, position: int) -> Any:
-        """An argument that is no tensor; `_MISSING` where it is not given."""
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, _MISSING)
-
-    def replaced(self, name: str, position: int, value: Any) -> Node:
-        """The same operation with another value of an argument."""
-        if len(self.args) > position:
-            return self.written((*self.args[:position], value, *self.args[position + 1 :]))
-        return self.written(**{name: value})
-
-    def spread(self, value: Node) -> Node | None:
-        """A value with an element of its own in each plate of the result; None where that is not easily made."""
-        if value.meta["plates"] == self.plates:
-            return value
-        whole = next((n for n in self.tensors if n.meta["plates"] == self.plates), None)
-        return None if whole is None or value.meta["plates"] else self.call(_spread, value, whole, self.lead)
-
-
-def rank(value: Node) -> int:
-    """The number of dimensions that a value has in the program."""
-    return len(value.meta["type"].shape)
-
-
-def write(step: Step) -> Node | None:
-    """The operation for values in plates; None where there is no rule for it."""
-    target = step.node.target
-    if not isinstance(target, (str, Property)) and target not in _TORCH:
-        return None
-    found = _RULES.get(step.name.removeprefix("__").removesuffix("__"))
-    known = all(n.meta["type"] is not None for n in step.tensors) or target is operator.getitem
-    return found(step) if found is not None and known and step.kwargs.get("out") is None else None
-
-
-def rule(names: str) -> Callable[[Rule], Rule]:
-    """Register a rule under the names of operations: those of functions, and of methods without underscores."""
-
-    def register(function: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(names.split(), function))
-        return function
-
-    return register
-
-
-def names() -> list[str]:
-    """The operations that have a rule."""
-    return sorted(_RULES)
-
+from propc.runtime.lift_step import MISSING, RULES, Node, Rule, Step, rank, rule
+from propc.tracing.operations import Property
 
 _TORCH = frozenset(
     value
@@ -157,44 +20,34 @@ _TORCH = frozenset(
 )
 
 
-# -- run in the new code --------------------------------------------------------------
+def write(step: Step) -> Node | None:
+    """The operation for values in plates; None where there is no rule for it."""
+    target = step.node.target
+    if not isinstance(target, (str, Property)) and target not in _TORCH:
+        return None
+    found = RULES.get(step.name.removeprefix("__").removesuffix("__"))
+    known = all(n.meta["type"] is not None for n in step.tensors) or target is operator.getitem
+    return found(step) if found is not None and known and step.kwargs.get("out") is None else None
 
 
-def _spread(value: Tensor, like: Tensor, lead: int) -> Tensor:
-    return value.expand(like.shape[:lead] + value.shape)
-
-
-def _reshaped(value: Tensor, lead: int, shape: tuple[int, ...]) -> Tensor:
-    return value.reshape(value.shape[:lead] + shape)
-
-
-def _expanded(value: Tensor, lead: int, shape: tuple[int, ...]) -> Tensor:
-    missing = len(shape) + lead - value.dim()
-    if missing:
-        value = value.reshape(value.shape[:lead] + (1,) * missing + value.shape[lead:])
-    return value.expand(value.shape[:lead] + shape)
-
-
-def _unfolded(rows: Tensor, like: Tensor, lead: int) -> Tensor:
-    return rows.reshape(like.shape[: lead + 1] + rows.shape[1:])
-
-
-# -- rules ----------------------------------------------------------------------------
+def names() -> list[str]:
+    """The operations that have a rule."""
+    return sorted(RULES)
 
 
 @rule(
     "abs absolute acos acosh add addcdiv addcmul and angle asin asinh atan atan2 atanh bitwise_and bitwise_not "
-    "bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clip copysign cos cosh deg2rad digamma div divide elu eq "
-    "erf erfc erfinv exp exp2 expit expm1 float_power floor floor_divide floordiv fmax fmin fmod frac ge gelu greater "
-    "greater_equal gt hardsigmoid hardswish hardtanh heaviside hypot i0 invert isfinite isinf isnan ldexp le leaky_relu "
-    "lerp less less_equal lgamma log log10 log1p log2 logaddexp logaddexp2 logical_and logical_not logical_or "
-    "logical_xor logit logsigmoid lt maximum minimum mish mod mul multiply mvlgamma nan_to_num ne neg negative not_equal "
-    "or polygamma pos positive pow radd rad2deg rdiv reciprocal relu relu6 remainder rfloordiv rmod rmul round rpow "
-    "rsqrt rsub rtruediv selu sgn sigmoid sign silu sin sinc sinh softplus softsign special_digamma special_entr "
-    "special_erf special_erfc special_erfinv special_exp2 special_expit special_expm1 special_gammaln special_i0 "
-    "special_i0e special_i1 special_i1e special_log1p special_log_ndtr special_logit special_ndtr special_ndtri "
-    "special_sinc special_xlog1py special_xlogy sqrt square sub subtract tan tanh tanhshrink threshold true_divide "
-    "truediv trunc where xlogy xor"
+    "bitwise_or bitwise_xor ceil celu copysign cos cosh deg2rad digamma div divide elu eq erf erfc erfinv exp exp2 "
+    "expm1 float_power floor floor_divide floordiv fmax fmin fmod frac ge gelu greater greater_equal gt hardsigmoid "
+    "hardswish hardtanh heaviside hypot i0 invert isfinite isinf isnan ldexp le leaky_relu lerp less less_equal "
+    "lgamma log log10 log1p log2 log_sigmoid logaddexp logaddexp2 logical_and logical_not logical_or logical_xor "
+    "logit lt maximum minimum mish mod mul multiply mvlgamma nan_to_num ne neg negative not_equal or polygamma pos "
+    "positive pow rad2deg radd rdiv reciprocal relu relu6 remainder rfloordiv rmod rmul round rpow rsqrt rsub "
+    "rtruediv selu sgn sigmoid sign silu sin sinc sinh softplus softsign special_digamma special_entr special_erf "
+    "special_erfc special_erfinv special_exp2 special_expit special_expm1 special_gammaln special_i0 special_i0e "
+    "special_i1 special_i1e special_log1p special_log_ndtr special_logit special_ndtr special_ndtri special_sinc "
+    "special_xlog1py special_xlogy sqrt square sub subtract tan tanh tanhshrink true_divide truediv trunc where xlogy "
+    "xor"
 )
 def _by_element(step: Step) -> Node | None:
     """Plates stand in front of all dimensions of the result."""
@@ -219,6 +72,13 @@ def _alone(step: Step) -> Node | None:
     return step.written() if step.single and "memory_format" not in step.kwargs else None
 
 
+@rule("clamp clamp_max clamp_min clip")
+def _clamped(step: Step) -> Node | None:
+    """Bounds that are tensors must have the shape of what they bound, for the sake of torch's backward."""
+    alike = len({(n.meta["type"], n.meta["plates"]) for n in step.tensors}) == 1
+    return step.written() if alike else None
+
+
 @rule("masked_fill")
 def _filled(step: Step) -> Node | None:
     """The number may be a tensor of no dimensions, not one in plates."""
@@ -236,7 +96,7 @@ def _loss(step: Step) -> Node | None:
     return None if None in spread else step.written((*spread, *step.args[2:]))
 
 
-def _along(position: int, default: Any = _MISSING, grows: int = 0) -> Rule:
+def _along(position: int, default: Any = MISSING, grows: int = 0) -> Rule:
     """Acts along a dimension, or several, counted from the end.
 
     Args:
@@ -247,7 +107,7 @@ def _along(position: int, default: Any = _MISSING, grows: int = 0) -> Rule:
 
     def found(step: Step) -> Node | None:
         given = step.argument("dim", position)
-        dims = default if given is _MISSING else given
+        dims = default if given is MISSING else given
         width = (rank(step.args[0]) if step.single else 0) + grows
         if not step.single or not width or "axis" in step.kwargs:
             return None
@@ -366,7 +226,7 @@ def _together(step: Step, grows: int) -> Node | None:
     spread = [step.spread(part) for part in parts]
     if None in spread:
         return None
-    return step.written((spread,), dim=_behind(0 if dim is _MISSING else dim, len(step.shape)))
+    return step.written((spread,), dim=_behind(0 if dim is MISSING else dim, len(step.shape)))
 
 
 @rule("getitem")
@@ -411,7 +271,7 @@ def _gathered(step: Step) -> Node | None:
 @rule("embedding")
 def _embedded(step: Step) -> Node | None:
     """Indices in plates, into one table."""
-    limited = step.argument("max_norm", 3) not in (None, _MISSING)
+    limited = step.argument("max_norm", 3) not in (None, MISSING)
     return None if limited or len(step.args) < 2 or step.args[1].meta["lead"] else step.written()
 
 
@@ -460,9 +320,9 @@ def _einsum(step: Step) -> Node | None:
 
 
 @rule(
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d "
-    "avg_pool2d avg_pool3d conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d max_pool1d max_pool2d "
-    "max_pool3d"
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
+    "conv_transpose3d max_pool1d max_pool2d max_pool3d"
 )
 def _by_row(step: Step) -> Node | None:
     """Acts on each row of a batch: the plates are folded into it."""
@@ -472,3 +332,19 @@ def _by_row(step: Step) -> Node | None:
         return None
     rows = step.method("flatten", value, 0, step.lead)
     return step.call(_unfolded, step.written((rows, *step.args[1:])), value, step.lead)
+
+
+# -- functions that the new code calls -----------------------------------------------------
+def _reshaped(value: Tensor, lead: int, shape: tuple[int, ...]) -> Tensor:
+    return value.reshape(value.shape[:lead] + shape)
+
+
+def _expanded(value: Tensor, lead: int, shape: tuple[int, ...]) -> Tensor:
+    missing = len(shape) + lead - value.dim()
+    if missing:
+        value = value.reshape(value.shape[:lead] + (1,) * missing + value.shape[lead:])
+    return value.expand(value.shape[:lead] + shape)
+
+
+def _unfolded(rows: Tensor, like: Tensor, lead: int) -> Tensor:
+    return rows.reshape(like.shape[: lead + 1] + rows.shape[1:])

@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from propc import stages
 from propc.graph import PropagationGraph
 from propc.ir import Segment
-from propc.runtime import lift_rules
 from propc.runtime.aligning import Names, aligned
+from propc.runtime.lift_rules import write
+from propc.runtime.lift_step import Step
 from propc.tracing.operations import is_random
 
 Run = Callable[..., Sequence[Any]]
@@ -48,9 +49,18 @@ def vmapped(graph: PropagationGraph, segment: Segment, reads: Sequence[Names]) -
     assert segment.stage is not None
     run: Run = segment.stage.module.forward
     for name in reversed(segment.plates):  # the innermost first
-        dims: list[Any] = [tuple(0 if name in p else None for p in side) for side in (reads, segment.spread)]
-        run = torch.vmap(run, dims[0], dims[1], randomness="same" if graph.plate(name).common else "different")
+        into = tuple(0 if name in plates else None for plates in reads)
+        inside = [name in plates for plates in segment.spread]
+        noise = "same" if graph.plate(name).common else "different"
+        run = _picked(torch.vmap(run, into, 0, randomness=noise), inside)
     return run
+
+
+def _picked(run: Run, inside: Sequence[bool]) -> Run:
+    """One element of the results that are not in a plate; vmap cannot leave out a plate that is not the outermost."""
+    if all(inside):
+        return run
+    return lambda *values: [each if whole else each[0] for each, whole in zip(run(*values), inside)]
 
 
 def rewritten(segment: Segment, reads: Sequence[Names]) -> Run | None:
@@ -103,7 +113,7 @@ class _Code:
             return self.emit(op, target, args, kwargs, context)
 
         if plates:
-            found = lift_rules.write(lift_rules.Step(emit, node, args, kwargs, plates, self.lead(plates)))
+            found = write(Step(emit, node, args, kwargs, plates, self.lead(plates)))
         else:
             found = emit(node.op, node.target, args, kwargs)
         if found is not None:
