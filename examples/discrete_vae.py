@@ -18,18 +18,27 @@ from statistics import median
 
 import torch
 from report import parser, show, write_graph, write_results
+from rich.console import Group
 from tqdm import tqdm
 from vae.bounds import multi_sample
 from vae.data import Images, load
 from vae.model import DiscreteVAE
 from vae.pictures import gallery, plot
-from vae.tables import for_markdown, for_terminal, lines
+from vae.tables import bounds, for_markdown, for_terminal, gradients
 from vae.training import Plan, Row, Run, train
-from vae.variance import gradient_variance
 
 import propc
 
-ESTIMATORS = {"coins": ["lr", "lr:baseline=None"], "dice": ["lr", "lr:baseline=None"]}
+ESTIMATORS = (
+    "lr",
+    "rloo:samples=4",
+    "gumbel_softmax:temperature=0.5",
+    "st",
+    "st_gumbel",
+    "gumbel_rao:samples=10",
+    "reinmax",
+)
+REFERENCE = propc.estimator("rloo", samples=20)  # unbiased, at home with coins and with dice
 
 
 @dataclass(frozen=True)
@@ -108,13 +117,15 @@ def learn(settings: Settings, images: Images, estimator: str, seed: int) -> tupl
 
 
 def measure(settings: Settings, images: Images, trained: DiscreteVAE) -> list[Row]:
-    """Every estimator's variance at the same parameters: the first ones, and those of a trained model."""
-    models = {"first": first(settings, images, seed=0), "trained": trained}
-    x = images.seen[: settings.plan.batch]
+    """Bias and variance of the encoder's gradient: all estimators at the first parameters, and at trained ones."""
     rows = []
-    for stage, name in tqdm(list(itertools.product(models, settings.estimators)), desc="variance"):
-        model = models[stage].with_estimator(parse(name))
-        rows.append({"estimator": name, "stage": stage, **gradient_variance(model, x, settings.repeats)})
+    chosen, x = {name: parse(name) for name in settings.estimators}, images.seen[: settings.plan.batch]
+    for stage, model in (("first", first(settings, images, seed=0)), ("trained", trained)):
+        found = propc.compare(model, x, estimators=chosen, wrt="encoder", repeats=settings.repeats, reference=REFERENCE)
+        (settings.out / f"compare-{stage}.txt").write_text(f"{found}\n")
+        length = torch.cat([part.flatten() for part in found.gradient.values()]).norm().item()
+        keys = ("estimator", "bias", "stderr", "significant", "variance", "time")
+        rows += [{"stage": stage, "length": length, **{key: row[key] for key in keys}} for row in found]
     return rows
 
 
@@ -136,8 +147,8 @@ def read(argv: Sequence[str] | None) -> Settings:
     options.add_argument("--resume", action="store_true", help="go on from the checkpoints in the output folder")
     args = vars(options.parse_args(argv))
     if args.pop("smoke"):
-        args |= {"epochs": 4, "every": 2, "hidden": 30, "samples": 5, "repeats": 10, "seeds": 1}
-    names = args["estimators"] or ESTIMATORS["coins" if args["categories"] is None else "dice"]
+        args |= {"epochs": 4, "every": 2, "hidden": 30, "samples": 5, "repeats": 30, "seeds": 1}
+    names = args["estimators"] or ESTIMATORS
     for name in names:
         try:
             parse(name)
@@ -161,9 +172,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     noise = measure(settings, images, models[settings.estimators[0]])
     kind = "coins" if settings.categories is None else f"dice of {settings.categories} sides"
     title = f"VAE of {settings.latents} {kind}: {settings.plan.epochs} epochs, seeds: {settings.seeds}"
-    made = lines(settings.estimators, runs, noise)
-    show(for_terminal(title, made), settings.out)
-    (settings.out / "table.md").write_text(for_markdown(made))
+    made = {title: bounds(settings.estimators, runs), "Gradients": gradients(settings.estimators, runs, noise)}
+    show(Group(*(for_terminal(*part) for part in made.items())), settings.out)
+    (settings.out / "table.md").write_text("\n".join(map(for_markdown, made.values())))
     write_results([*runs, *noise], settings.out)
     plot(settings.estimators, runs, noise, settings.out / "training.png")
     gallery(models, images, settings.out / "pictures.png")

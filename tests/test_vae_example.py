@@ -10,8 +10,7 @@ import torch
 from stats import assert_rejected, assert_unbiased
 from test_examples import EXAMPLES, assert_wrote, rows, run
 
-ESTIMATORS = {"lr", "lr:baseline=None"}
-FILES = ("table.txt", "results.json", "training.png", "pictures.png", "lr-0.pt", "lr-baseline-None-0.pt")
+FILES = ("table.txt", "table.md", "results.json", "training.png", "pictures.png", "compare-first.txt", "lr-0.pt")
 
 
 @pytest.fixture
@@ -25,20 +24,25 @@ def vae(monkeypatch):
 
 
 @pytest.mark.parametrize("latents", [(), ("--categories", "5")], ids=["coins", "dice"])
-def test_discrete_vae(latents, tmp_path):
+def test_discrete_vae(latents, tmp_path, vae):
     out = tmp_path / "out"
-    run("discrete_vae", out, "--repeats", "100", *latents)
+    run("discrete_vae", out, *latents)
     assert_wrote(out, *FILES)
+    estimators = set(vae("discrete_vae").ESTIMATORS)
+    assert len(estimators) >= 7
     trained = {row["estimator"]: row for row in rows(out) if "curve" in row}
-    variance = {(row["estimator"], row["stage"]): row["variance"] for row in rows(out) if "stage" in row}
-    assert set(trained) == ESTIMATORS
-    assert set(variance) == set(itertools.product(ESTIMATORS, ("first", "trained")))
+    noise = {(row["estimator"], row["stage"]): row for row in rows(out) if "stage" in row}
+    assert set(trained) == estimators
+    assert set(noise) == set(itertools.product(estimators, ("first", "trained")))
     for name, row in trained.items():
         assert row["curve"][-1]["test_elbo"] > row["curve"][0]["test_elbo"], name
         assert row["test_bound"] > row["test_elbo"], name
         assert name in (out / "table.txt").read_text()
-    for stage in ("first", "trained"):
-        assert variance["lr", stage] < variance["lr:baseline=None", stage] / 10
+    variance = {name: noise[name, "first"]["variance"] for name in estimators}
+    assert variance["rloo:samples=4"] < variance["lr"] / 2
+    assert variance["st_gumbel"] < variance["lr"] / 10
+    assert not noise["lr", "first"]["significant"]
+    assert noise["st_gumbel", "first"]["significant"]
 
 
 # -- the command line ---------------------------------------------------------------------

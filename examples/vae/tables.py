@@ -1,4 +1,4 @@
-"""The table: one line for every estimator, as in Tables 1 to 3 of Echraibi et al. (2020)."""
+"""The tables: what was learned, and how the gradients were, as in Tables 1 to 3 of Echraibi et al. (2020)."""
 
 from collections.abc import Sequence
 from statistics import mean, median, stdev
@@ -8,29 +8,31 @@ from rich.table import Table
 from tabulate import tabulate
 
 Row = dict[str, Any]
+Line = dict[str, str]
 
 
-def lines(estimators: Sequence[str], runs: Sequence[Row], noise: Sequence[Row]) -> list[dict[str, str]]:
-    """What stands in the table, by column: bounds and times from `runs`, variances of gradients from `noise`.
-
-    Bounds are means over seeds, with standard deviations.
-    """
+def bounds(estimators: Sequence[str], runs: Sequence[Row]) -> list[Line]:
+    """Bounds at the end of the training: means over seeds, with standard deviations."""
     made = []
     for name in estimators:
         own = [run for run in runs if run["estimator"] == name]
-        variance = {row["stage"]: row["variance"] for row in noise if row["estimator"] == name}
-        made.append(
-            {
-                "estimator": name,
-                "ELBO train": spread([run["train_elbo"] for run in own]),
-                "ELBO test": spread([run["test_elbo"] for run in own]),
-                "bound test": spread([run["test_bound"] for run in own]),
-                "var. first": f"{variance['first']:.2g}",
-                "var. trained": f"{variance['trained']:.2g}",
-                "ms a step": f"{1000 * median(run['step_seconds'] for run in own):.2f}",
-                "s an epoch": f"{median(run['epoch_seconds'] for run in own):.3f}",
-            }
-        )
+        columns = {"ELBO train": "train_elbo", "ELBO test": "test_elbo", "bound test": "test_bound"}
+        found = {title: spread([run[key] for run in own]) for title, key in columns.items()}
+        made.append({"estimator": name, **found})
+    return made
+
+
+def gradients(estimators: Sequence[str], runs: Sequence[Row], noise: Sequence[Row]) -> list[Line]:
+    """Variance and bias of one gradient, and what a step of the training and a whole epoch take."""
+    made = []
+    for name in estimators:
+        stages = {row["stage"]: row for row in noise if row["estimator"] == name}
+        variance = {f"var. {stage}": f"{row['variance']:.2g}" for stage, row in stages.items()}
+        epoch = median(run["epoch_seconds"] for run in runs if run["estimator"] == name)
+        step = median(run["step_seconds"] for run in runs if run["estimator"] == name)
+        bias = {f"bias {stage}": share(row) for stage, row in stages.items()}
+        times = {"ms a step": f"{1000 * step:.2f}", "s an epoch": f"{epoch:.3f}"}
+        made.append({"estimator": name, **variance, **bias, **times})
     return made
 
 
@@ -39,18 +41,25 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def for_terminal(title: str, made: Sequence[dict[str, str]]) -> Table:
+def share(row: Row) -> str:
+    """A bias that chance does not explain, as a share of the gradient's length."""
+    return f"{row['bias'] / row['length']:.0%}" if row["significant"] else "–"
+
+
+def for_terminal(title: str, lines: Sequence[Line]) -> Table:
     """The lines under a title."""
     table = Table(title=title)
-    for heading in made[0]:
-        numbers = heading != "estimator"
-        table.add_column(heading, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
-    for line in made:
+    for heading in lines[0]:
+        name = heading == "estimator"
+        heading = heading.replace(" ", "\n")
+        table.add_column(heading, justify="left" if name else "right", no_wrap=not name, overflow="fold")
+    for line in lines:
         table.add_row(*line.values())
     return table
 
 
-def for_markdown(made: Sequence[dict[str, str]]) -> str:
+def for_markdown(lines: Sequence[Line]) -> str:
     """The lines as a page shows them."""
-    shown = [{**line, "estimator": f"`{line['estimator']}`"} for line in made]
-    return tabulate(shown, headers="keys", tablefmt="github", disable_numparse=True) + "\n"
+    shown = [{**line, "estimator": f"`{line['estimator']}`"} for line in lines]
+    align = ["left", *["right"] * (len(lines[0]) - 1)]
+    return tabulate(shown, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align) + "\n"
