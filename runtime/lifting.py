@@ -1,4 +1,4 @@
-"""Segments in plates: the program's own code through `torch.vmap`, all at once or in chunks."""
+"""Code in plates: segments through `torch.vmap`, all at once or in chunks; black boxes element by element."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from propc.graph import PropagationGraph
-from propc.ir import Segment
+from propc.ir import Opaque, Segment
 from propc.tracing.operations import is_random
 
 Run = Callable[..., Sequence[Any]]
@@ -32,6 +32,22 @@ def lifted(graph: PropagationGraph, segment: Segment, run: Run) -> Run:
             into, out = ([_place(name, plates) for plates in side] for side in (reads, segment.spread))
             run = _in_chunks(run, plate.chunk, into, out, random=any(map(is_random, segment.body)))
     return run
+
+
+def looped(graph: PropagationGraph, box: Opaque, run: Run) -> Run:
+    """A black box, called on one element of its plates after the other."""
+    reads = [graph.plates_of(ref) for ref in box.inputs]
+    for name in reversed(box.plates):
+        run = _one_by_one(run, graph.plate(name).size, [name in plates for plates in reads])
+    return run
+
+
+def _one_by_one(run: Run, size: int, inside: Sequence[bool]) -> Run:
+    def call(*values: Tensor) -> list[Any]:
+        found = [run(*(v[i] if split else v for v, split in zip(values, inside))) for i in range(size)]
+        return [torch.stack(parts) for parts in zip(*found)]
+
+    return call
 
 
 def _place(name: str, plates: tuple[str, ...]) -> int | None:

@@ -14,6 +14,8 @@ from propc.estimators.enumerate import Enumerate
 from propc.estimators.gaussian_shaping import GaussianResampling, GaussianShaping, ShapedTotalPropagation
 from propc.estimators.infer import Infer
 from propc.estimators.likelihood_ratio import LeaveOneOutRatio, LikelihoodRatio, require_batch
+from propc.estimators.local import Local
+from propc.estimators.measure_valued import MeasureValued
 from propc.estimators.pathwise import Pathwise, require_path
 from propc.estimators.total_propagation import TotalPropagation
 
@@ -28,6 +30,8 @@ __all__ = [
     "LeaveOneOut",
     "LeaveOneOutRatio",
     "LikelihoodRatio",
+    "Local",
+    "MeasureValued",
     "MovingAverage",
     "NoBaseline",
     "Pathwise",
