@@ -6,6 +6,7 @@ from propc.passes.base import Pass, Pipeline, known_passes, register
 from propc.passes.deduplicate_stages import DeduplicateStages
 from propc.passes.drop_idle import DropIdle
 from propc.passes.expand_targets import ExpandTargets
+from propc.passes.explore_alternatives import ExploreAlternatives
 from propc.passes.find_influence import FindInfluence
 from propc.passes.force_targets import ForceTargets
 from propc.passes.fuse import Fuse
@@ -25,6 +26,7 @@ __all__ = [
     "DeduplicateStages",
     "DropIdle",
     "ExpandTargets",
+    "ExploreAlternatives",
     "FindInfluence",
     "ForceTargets",
     "Fuse",

@@ -26,7 +26,7 @@ class Fuse(Pass):
         routes = []
         last: dict[object, tuple[Token, frozenset[Token]]] = {}
         for route in graph.routes:
-            if not route.by_autograd:
+            if not route.by_autograd or route.through:
                 routes.append(route)
                 continue
             plates = graph[route.source].plates

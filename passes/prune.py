@@ -80,7 +80,7 @@ def _is_live(site: Site, wanted: bool, sent: bool) -> bool:
     rule = site.rule
     if rule is None or isinstance(rule, Plain):
         return False
-    return (wanted or site.spec.holds_parameters()) and (rule.passes_path or rule.weighs or sent)
+    return (wanted or site.spec.holds_parameters()) and (rule.passes_path or rule.weighs or rule.explores or sent)
 
 
 def _restricted(route: Route, live: set[str]) -> Route:

@@ -12,8 +12,8 @@ from propc.cut import dependence
 from propc.errors import GraphError, message
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Named, Node, Output, Ref, Segment, Site
+from propc.passes.slicing import with_result
 from propc.tracing.operations import is_random
-from propc.tracing.program import type_of
 
 Place = tuple[int, ...]  # in program order, as tuples compare
 
@@ -275,7 +275,7 @@ class _Change:
         known = self.wiring.nodes[segment.name]
         assert isinstance(known, Segment)
         if argument not in known.results:
-            known = _with_result(known, argument)
+            known = with_result(known, argument)
             self.wiring.put(known)
         return Ref(known.name, known.results.index(argument))
 
@@ -301,15 +301,6 @@ class _Change:
                 where=self.made.where,
             )
         )
-
-
-def _with_result(segment: Segment, step: torch.fx.Node) -> Segment:
-    """A segment that also gives one of its inner values."""
-    kind = type_of(step)
-    assert kind is not None
-    results = (*segment.results, step)
-    found = dependence(segment.body, segment.arguments, results)
-    return replace(segment, results=results, outputs=(*segment.outputs, kind), dependence=found)
 
 
 def _with_ports(segment: Segment, ports: Collection[int]) -> Segment:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from propc.graph import PropagationGraph
-from propc.ir import BATCH, Cost, Node, Reduce, Ref, Route, Site, Token
+from propc.ir import BATCH, Cost, Reduce, Route, Site, Token
 from propc.passes.base import Pass, register
+from propc.passes.levels import level_of, levels_of
 from propc.passes.message_routes import message_routes
 from propc.passes.shaped_routes import shaped_routes
 from propc.propagators import Baseline, Loss, Propagator
@@ -48,28 +48,14 @@ class RouteMessages(Pass):
             reached = influence.values[cost.inputs[0]].any
             if not _is_cumulative(cost.rule):
                 reached = influence.values[cost.inputs[0]].near
-            levels = _levels(cost, reduces)
+            levels = levels_of(cost, reduces)
             grouped: dict[tuple[str, Baseline, tuple[str, ...]], list[Token]] = {}
             for key, mask in masks.items():
                 for i in _bits(mask & reached):
-                    source = _level(levels, graph.sites[i]) if len(levels) > 1 else cost.name
+                    source = level_of(levels, graph.sites[i]) if len(levels) > 1 else cost.name
                     grouped.setdefault((source, key[0], over[i]), []).append(tokens[key][i])
             routes += [Route(name, tuple(t), baseline, over=dims) for (name, baseline, dims), t in grouped.items()]
         return routes
-
-
-def _levels(cost: Cost, reduces: Mapping[Ref, Reduce]) -> list[Node]:
-    """A cost and what it becomes over one plate after the other."""
-    found: list[Node] = [cost]
-    while found[-1].plates:
-        found.append(reduces[Ref(found[-1].name)])
-    return found
-
-
-def _level(levels: list[Node], site: Site) -> str:
-    """Where a site's messages begin: after the plates that began behind it, whose weights depend on its draw."""
-    inside = [node for node in levels if set(site.plates) <= set(node.plates)]
-    return inside[-1].name
 
 
 def _over(graph: PropagationGraph, site: Site) -> tuple[str, ...]:

@@ -66,7 +66,8 @@ class Explanation:
         for route in self.graph.routes:
             for target in (t for t in route.targets if t.site in sent):
                 sent[target.site].append(route.source)
-        return [self._row(site, sent[site.name], costs[site.name]) for site in self.graph.sites]
+        sites = [site for site in self.graph.sites if not site.copy_of]
+        return [self._row(site, sent[site.name], costs[site.name]) for site in sites]
 
     def _row(self, site: Site, sent: Iterable[str], costs: Iterable[str]) -> dict[str, str]:
         plain = isinstance(site.rule, Plain)

@@ -110,6 +110,8 @@ class PropagationGraph:
     def plates_of(self, ref: Ref) -> tuple[str, ...]:
         """The plates that a value carries, the outermost first."""
         node = self.nodes[ref.node]
+        if isinstance(node, Site) and node.alternatives and ref.port:
+            return (node.alternatives, *node.plates)
         return node.spread[ref.port] if isinstance(node, Segment) and node.spread else node.plates
 
     def batched(self, site: Site) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from propc.ir import Expand, Input, Node, Opaque, Output, Parameter, Ref, Resample, Segment, Site
+from propc.ir import Compare, Expand, Input, Node, Opaque, Output, Parameter, Ref, Resample, Segment, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +99,10 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
             joined = _union(node, values)
             phi[node.name] = joined
             own = 1 << index[node.name]
-            values[Ref(node.name)] = Reach(
-                joined.any | own, joined.smooth | own, joined.rough, own, 0, joined.ancestors, own
-            )
+            drawn = Reach(joined.any | own, joined.smooth | own, joined.rough, own, 0, joined.ancestors, own)
+            values[Ref(node.name)] = drawn
             for weights in node.made[1:]:
-                values[weights] = joined
+                values[weights] = drawn if node.alternatives else joined
         elif isinstance(node, Resample):
             joined = phi[node.name] = _union(node, values)
             own = 1 << index[node.name]
@@ -119,7 +118,8 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
             for port in range(len(node.outputs)):
                 values[Ref(node.name, port)] = Reach()
         elif not isinstance(node, Output):
-            values[Ref(node.name)] = values[node.inputs[0]] if len(node.inputs) == 1 else _union(node, values)
+            alone = len(node.inputs) == 1 or isinstance(node, Compare)
+            values[Ref(node.name)] = values[node.inputs[0]] if alone else _union(node, values)
     return Influence(sites, draws, leaves, values, phi, index)
 
 

@@ -33,6 +33,7 @@ class Kind(str, Enum):
     SITE = "site"
     RESAMPLE = "resample"
     REDUCE = "reduce"
+    COMPARE = "compare"
     NODE = "node"
     OPAQUE = "opaque"
     COST = "cost"
@@ -84,7 +85,8 @@ class Plate:
 
     Attributes:
         kind: ``samples`` are draws of equal weight, ``configurations`` all that a site can take, with their
-            probabilities as weights, ``pair`` two antithetic draws of equal weight.
+            probabilities as weights, ``pair`` two antithetic draws of equal weight, ``alternatives`` values that
+            a site might have taken instead, of weight 0.
         weighted: whether the site has its weights as a second output; else all weights are 1/size.
         common: whether other sites inside draw from the same random numbers in every element.
         chunk: how many elements segments hold at once; None is all.
@@ -105,7 +107,8 @@ class Plate:
 class Node:
     """What every node has: a unique name, inputs, output types, the user's line.
 
-    `plates` are those that its values carry, the outermost first; set by reduce-plates.
+    `plates` are those that its values carry, the outermost first; set by reduce-plates. `copy_of` names the node
+    that it runs again on alternatives of a site, without gradient; set by explore-alternatives.
     """
 
     name: str
@@ -113,6 +116,7 @@ class Node:
     inputs: tuple[Ref, ...] = ()
     where: Source = Source("", 0)
     plates: tuple[str, ...] = ()
+    copy_of: str = ""
 
     @property
     def kind(self) -> Kind:
@@ -218,7 +222,9 @@ class Site(Node):
 
     `requested` is what the user wrote in `propc.sample(..., estimator=)`; `rule` and
     `reason` are set by assign-propagators, `tangents` by expand-targets, `plate`, the name of the one in which
-    it draws several times, by introduce-plates. The second output, if any, are the weights of that plate.
+    it draws several times, by introduce-plates, `alternatives`, that of the one of values that it might have taken
+    instead, by explore-alternatives. The second output, if any, are the weights of the first or the values in the
+    second.
     """
 
     spec: DistributionSpec
@@ -228,6 +234,7 @@ class Site(Node):
     reason: str = ""
     tangents: tuple[Ref | None, ...] = ()
     plate: str = ""
+    alternatives: str = ""
 
     @property
     def propagator(self) -> Propagator | None:
@@ -343,6 +350,17 @@ class Reduce(Node):
     of_cost: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compare(Node):
+    """A cost beside what it would be on alternatives of a site; inserted by explore-alternatives.
+
+    Inputs are the cost and that of the alternatives, in the plate `over`; the value is the cost's. A route leads
+    from here to the site: weight × (cost of the alternative − cost).
+    """
+
+    over: str
+
+
 BATCH = "batch"
 BETWEEN = ("message", "forward", "kept")
 
@@ -352,7 +370,8 @@ class Route:
     """The planned way of a message, by its kind.
 
     A ``score`` leads from a cost to tokens of sites, under one baseline; a ``shaped`` one from a
-    resample node to tokens of the sites before it; a ``message`` from a node with a
+    resample node to tokens of the sites before it; ``alternatives`` from a compare node to the token of its site; a
+    ``message`` from a node with a
     propagator to nodes with one, in the reverse pass; a ``forward`` likewise in the forward pass; a ``kept``
     to the node itself, at the next call.
 
@@ -395,6 +414,7 @@ KIND_OF: dict[type, Kind] = {
     Site: Kind.SITE,
     Resample: Kind.RESAMPLE,
     Reduce: Kind.REDUCE,
+    Compare: Kind.COMPARE,
     Named: Kind.NODE,
     Opaque: Kind.OPAQUE,
     Cost: Kind.COST,

@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from propc.fold import Box
-from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Reduce, Resample, Segment, Site
+from propc.ir import (
+    Compare,
+    Cost,
+    Expand,
+    Input,
+    Named,
+    Node,
+    Opaque,
+    Output,
+    Parameter,
+    Reduce,
+    Resample,
+    Segment,
+    Site,
+)
 from propc.text import described, directions, distribution, operations_of, ratio, refit, runs
 
 if TYPE_CHECKING:
@@ -145,8 +159,7 @@ def quoted(text: str) -> str:
 def _site(graph: PropagationGraph, site: Site) -> Look:
     dark, light = _colours(site.estimator)
     rule = [_text(site.estimator, dark, bold=True)] if site.estimator else []
-    if site.plate:
-        rule.append(_text(described(graph.plate(site.plate)), dark, 9))
+    rule += [_text(described(graph.plate(name)), dark, 9) for name in (site.plate, site.alternatives) if name]
     return {
         "shape": "ellipse",
         "color": dark,
@@ -222,6 +235,16 @@ def _reduce(graph: PropagationGraph, node: Reduce) -> Look:
     }
 
 
+def _compare(graph: PropagationGraph, node: Compare) -> Look:
+    return {
+        "shape": "invtrapezium",
+        "color": PINK[0],
+        "fillcolor": PINK[1],
+        "margin": '"0.0,0.03"',
+        "label": _lines([_text(f"compare on {node.over}", PINK[0], 9)]),
+    }
+
+
 def _output(graph: PropagationGraph, node: Output) -> Look:
     return {"style": '"filled,rounded"', "color": INK, "label": _lines([_text("return", bold=True)])}
 
@@ -235,6 +258,7 @@ _RULES: dict[type[Node], Rule] = {
     Expand: _expand,
     Resample: _resample,
     Reduce: _reduce,
+    Compare: _compare,
     Output: _output,
 }
 

@@ -1,4 +1,4 @@
-"""Distributions of finitely many values: how many, in how many places, and all of them together."""
+"""What is inside a distribution: its independent elements, their values and probabilities, its parameters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Binomial, Distribution, Independent
+from torch.distributions import Bernoulli, Binomial, Categorical, Distribution, Independent, OneHotCategorical
 
-from propc.distributions import DistributionSpec
+from propc.distributions import DistributionSpec, Slot
 from propc.ir import TensorType
 
 
@@ -34,11 +34,27 @@ def places(spec: DistributionSpec, *, batched: bool) -> int:
     return math.prod(whole[1:] if batched else whole)
 
 
+def parameters(spec: DistributionSpec) -> dict[str, int]:
+    """The tensors that the distribution inside `Independent` holds: places among φ, by attribute."""
+    return {name: child.index for name, child in spec.innermost.items if isinstance(child, Slot)}
+
+
 def base_of(dist: Distribution) -> Distribution:
     """The distribution inside `Independent`."""
     while isinstance(dist, Independent):
         dist = dist.base_dist
     return dist
+
+
+def probabilities(dist: Distribution, support: Tensor) -> Tensor:
+    """The probability of each value of each element, [values, *batch_shape], differentiable at 0 and 1 too."""
+    if type(dist) is Bernoulli:
+        table = torch.stack((1 - dist.probs, dist.probs))
+    elif type(dist) in (Categorical, OneHotCategorical):
+        table = dist.probs.movedim(-1, 0)  # type: ignore[attr-defined]
+    else:
+        table = dist.log_prob(support).exp()
+    return table.expand(len(support), *dist.batch_shape)
 
 
 def configurations(values: int, places: int, device: torch.device) -> Tensor:

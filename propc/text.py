@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from propc.ir import (
+    Compare,
     Cost,
     Expand,
     Input,
@@ -174,6 +175,8 @@ def _does(graph: PropagationGraph, node: Node) -> str:
         return f"resample({reads}) {{{refit(node)}}}"
     if isinstance(node, Reduce):
         return f"{node.how}({reads}) over {node.over}"
+    if isinstance(node, Compare):
+        return f"compare({reads})"
     assert isinstance(node, (Cost, Named, Opaque))
     return f"{node.kind.value}({reads})" + (f" by {node.propagator.name}" if node.propagator is not None else "")
 
@@ -187,6 +190,8 @@ def _plate(plate: Plate) -> tuple[str, str]:
 def described(plate: Plate) -> str:
     """How many of what a plate holds, and their weights."""
     weights = "weights of the site" if plate.weighted else f"weights 1/{plate.size}"
+    if plate.kind == "alternatives":
+        weights = "weight 0"
     return f"{plate.size} {plate.kind}, {weights}"
 
 

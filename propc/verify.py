@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir import Cost, Output, Reduce, Resample, Route, Segment, Site, Token
+from propc.ir import Compare, Cost, Output, Reduce, Resample, Route, Segment, Site, Token
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -77,6 +77,8 @@ def _plates(graph: PropagationGraph) -> Iterator[str]:
     if len(order) != len(graph.plates):
         yield "two plates have the same name"
     for node in graph:
+        if isinstance(node, Compare):
+            yield from _comparison(graph, node)
         if any(name not in order for name in node.plates):
             yield f"{node.kind.value} {node.name!r} ({node.where}) stands in a plate that does not exist"
         elif sorted(node.plates, key=order.__getitem__, reverse=True) != list(node.plates):
@@ -85,13 +87,23 @@ def _plates(graph: PropagationGraph) -> Iterator[str]:
             yield f"returned values still stand in the plates {', '.join(map(repr, node.plates))}"
 
 
+def _comparison(graph: PropagationGraph, node: Compare) -> Iterator[str]:
+    """A cost is compared with copies of itself, on alternatives of a site to which a route leads."""
+    sites = [site for site in graph.sites if site.alternatives == node.over]
+    ways = [route for route in graph.routes if route.source == node.name and route.kind == "alternatives"]
+    if len(node.inputs) != 2 or node.over not in graph.plates_of(node.inputs[1]):
+        yield f"compare node {node.name!r} ({node.where}) reads no cost of alternatives in the plate {node.over!r}"
+    if len(sites) != 1 or [token.site for way in ways for token in way.targets] != [site.name for site in sites]:
+        yield f"compare node {node.name!r} ({node.where}) has no route to the site with alternatives {node.over!r}"
+
+
 def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
     """Routes and joins. Sets of tokens are bit masks: routes number the square of the horizon."""
     count = len(graph.sites)
     bits = {
         Token(site.name, j): 1 << (i + j * count)
         for i, site in enumerate(graph.sites)
-        for j in range(len(site.rule.baselines) if site.rule is not None else 0)
+        for j in range(site.rule.inlets if site.rule is not None else 0)
     }
     made: dict[Token, int] = dict(bits)
     for join in graph.joins:
@@ -103,7 +115,7 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
         if not route.by_autograd:
             yield from _between(graph, route)
             continue
-        if not isinstance(source, (Cost, Reduce, Resample)):
+        if not isinstance(source, (Cost, Reduce, Compare, Resample)):
             yield f"the route from {route.source!r} does not begin at a cost or resample node"
             continue
         if not route.targets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.distributions import constraints
 from propc.distributions import Relative
 from propc.errors import GraphError, NonFiniteError, message
 from propc.graph import PropagationGraph
-from propc.ir import Cost, Parameter, Ref, Resample, Site
+from propc.ir import Compare, Cost, Parameter, Ref, Resample, Site
 
 Bounds = Sequence[tuple[int, constraints.Constraint | Relative]]
 
@@ -82,6 +83,25 @@ def explain_failure(graph: PropagationGraph, values: Mapping[Ref, Any]) -> NonFi
     return None
 
 
+def finite_alternatives(node: Compare, site: Site, costs: Tensor) -> None:
+    """Check the costs of a site's alternatives.
+
+    Raises:
+        NonFiniteError: NaN or infinity among them.
+    """
+    if math.isfinite(costs.sum().item()) or bool(torch.isfinite(costs).all()):
+        return
+    bad = int((~torch.isfinite(costs)).sum())
+    raise NonFiniteError(
+        message(
+            f"{bad} of {costs.numel()} costs of its alternatives are NaN or infinite ({node.name}, {node.where})",
+            "Let the cost be finite on every value of the site, or use 'lr' there.",
+            at=f"site {site.name!r}",
+            where=site.where,
+        )
+    )
+
+
 def check_rows(
     graph: PropagationGraph, replay: Callable[[Mapping[Ref, Tensor]], Mapping[Ref, Any]], draws: Mapping[Ref, Tensor]
 ) -> None:
@@ -101,7 +121,7 @@ def check_rows(
     lead = {ref: len(graph.plates_of(ref)) for node in graph for ref in node.made}
     after = replay({ref: _with_other_row(value, batch, lead[ref]) for ref, value in draws.items()})
     for node in graph:
-        if isinstance(node, (Site, Resample, Cost)):
+        if isinstance(node, (Site, Resample, Cost)) and not node.copy_of:
             for ref in node.inputs:
                 if not _same_rows(before[ref], after[ref], batch, lead[ref]):
                     raise GraphError(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from propc.graph import PropagationGraph
 from propc.ir import (
+    Compare,
     Cost,
     Expand,
     Input,
@@ -39,9 +40,11 @@ from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
 from propc.runtime.aligning import aligned
+from propc.runtime.comparing import compared
+from propc.runtime.copies import Copies
 from propc.runtime.gates import attach, guard, join
 from propc.runtime.kept import Memory
-from propc.runtime.lifting import Lifting
+from propc.runtime.lifting import Lifting, looped
 from propc.runtime.placing import Placing
 from propc.runtime.probe import Probe
 from propc.runtime.reducing import centering, reduced
@@ -75,7 +78,8 @@ class Executable:
         for route in graph.routes:
             self.routes.setdefault(route.source, []).append(route)
         self.joins = {j.name: j for j in graph.joins}
-        self.placings = {s.name: Placing(graph, s) for s in graph.sites if s.plates}
+        self.placings = {s.name: Placing(graph, s) for s in graph.sites if s.plates or s.alternatives}
+        self.copies = Copies(graph)
         self.lift = Lifting(graph)
         self.fresh = any(getattr(s.rule, "donor", None) is not None for s in graph.sites)
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
@@ -139,18 +143,22 @@ class Executable:
         for port in range(len(node.outputs)):
             self.slots[Ref(node.name, port)] = len(self.slots)
         if isinstance(node, Site) and node.rule is not None:
-            for index in range(len(node.rule.baselines)):
+            for index in range(node.rule.inlets):
                 self.slots[Token(node.name, index)] = len(self.slots)
 
     def _context(self, site: Site) -> SiteContext:
         assert site.rule is not None
         memory = site.rule.state(site.spec)
-        state = None if memory is None else self.state.part(site.name, lambda: memory)
+        state = None if memory is None else self.state.part(site.copy_of or site.name, lambda: memory)
         context = SiteContext(site.name, site.spec, site.spec.builder(), self.graph.batch, state)
         context = replace(context, view=lambda: self.memory.view(site))
-        return self.placings[site.name].context(context) if site.plates else context
+        return self.placings[site.name].context(context) if site.name in self.placings else context
 
     def _step(self, node: Node) -> Step | None:
+        step = self._plain_step(node)
+        return None if step is None else self.copies.around(node, step)
+
+    def _plain_step(self, node: Node) -> Step | None:
         if isinstance(node, Segment):
             return self._segment(node)
         if isinstance(node, Site):
@@ -161,6 +169,8 @@ class Executable:
             return self._cost(node)
         if isinstance(node, Reduce):
             return self._reduce(node)
+        if isinstance(node, Compare):
+            return self._compare(node)
         if isinstance(node, Named):
             return self._copy(node) if node.rule is None or node.rule.idle else self._gate(node, node.rule)
         if isinstance(node, Opaque):
@@ -190,7 +200,7 @@ class Executable:
         every = checks.bounds(node, self.graph)
         later = every if node.outputs[0].device.type == "cpu" else ()  # elsewhere a check would wait for the device
         contexts, draw_by = self.contexts, rule.draw
-        if node.plates:
+        if node.name in self.placings:
             return self._placed(node, later)
 
         def call(*given: Tensor) -> tuple[Tensor, ...]:
@@ -201,7 +211,7 @@ class Executable:
             draw = draw_by(contexts[name], phi, none if known is None else [known.get(i) for i in range(count)])
             return (draw.value, *draw.tokens)
 
-        writes = range(out, out + 1 + len(rule.baselines))
+        writes = range(out, out + 1 + rule.inlets)
         return Call(call, (*self._reads(node), *tangents.values()), writes)
 
     def _placed(self, node: Site, later: checks.Bounds) -> Step:
@@ -219,10 +229,10 @@ class Executable:
             drawn = placing.draw(draw, self.contexts[node.name], phi)
             if not self.checked:
                 placing.check(drawn.value)
-            weights = () if drawn.weights is None else (drawn.weights,)
-            return (drawn.value, *weights, *drawn.tokens)
+            beside = (drawn.weights, drawn.alternatives)
+            return (drawn.value, *(values for values in beside if values is not None), *drawn.tokens)
 
-        return Call(call, self._reads(node), range(out, out + len(node.outputs) + len(rule.baselines)))
+        return Call(call, self._reads(node), range(out, out + len(node.outputs) + rule.inlets))
 
     def _reduce(self, node: Reduce) -> Step:
         mean, reads, out = reduced(self.graph, node), self._reads(node), self.slots[Ref(node.name)]
@@ -242,6 +252,24 @@ class Executable:
 
         def step(values: Values) -> None:
             values[out] = send(values[read], values)
+
+        return step
+
+    def _compare(self, node: Compare) -> Step:
+        cost, others = self._reads(node)
+        out = self.slots[Ref(node.name)]
+        ((token,),) = (route.targets for route in self.routes[node.name])
+        site = self.graph[token.site]
+        assert isinstance(site, Site)
+        have, want = self.graph.plates_of(node.inputs[1]), (node.over, *node.plates)
+        inlet = self._token(token, node, node.over)
+        on_cpu = node.outputs[0].device.type == "cpu"
+
+        def step(values: Values) -> None:
+            alternatives = aligned(values[others], have, want)
+            if self.validate and (on_cpu or not self.checked):
+                checks.finite_alternatives(node, site, alternatives)
+            values[out] = compared(values[cost], alternatives, inlet(values), site)
 
         return step
 
@@ -298,12 +326,17 @@ class Executable:
 
         return read
 
-    def _token(self, token: Token, node: Node) -> Callable[[Values], Tensor]:
-        """Reads a token; one of a site in fewer plates than the node, or without the batch, is spread over them."""
+    def _token(self, token: Token, node: Node, *over: str) -> Callable[[Values], Tensor]:
+        """Reads a token; one of a site in fewer plates than the node, or without the batch, is spread over them.
+
+        Args:
+            over: a plate in front of those of both.
+        """
         slot, site = self.slots[token], self.graph.nodes.get(token.site)
         if not isinstance(site, Site) or (site.plates == node.plates and self.graph.batched(site) == bool(node.shape)):
             return lambda values: values[slot]
-        have, want, whole = site.plates, node.plates, (*self.graph.sizes(node.plates), *node.shape)
+        have, want = (*over, *site.plates), (*over, *node.plates)
+        whole = *self.graph.sizes(want), *node.shape
         tail = len(node.shape) - self.graph.batched(site)
         return lambda values: aligned(values[slot], have, want)[(...,) + (None,) * tail].expand(whole)
 
@@ -324,17 +357,17 @@ class Executable:
         return step
 
     def _opaque(self, node: Opaque) -> Step:
-        slots = dict(zip(node.arguments, self._reads(node)))
-        call, first = node.call, self.slots[Ref(node.name)]
+        place = {argument: i for i, argument in enumerate(node.arguments)}
+        call, reads, first = node.call, self._reads(node), self.slots[Ref(node.name)]
         last = first + len(node.outputs)
 
-        def step(values: Values) -> None:
-            args, kwargs = torch.fx.node.map_arg((call.args, call.kwargs), lambda n: values[slots[n]].detach())
+        def run(*given: Tensor) -> list[Tensor]:
+            args, kwargs = torch.fx.node.map_arg((call.args, call.kwargs), lambda n: given[place[n]].detach())
             with torch.no_grad():
                 result = call.target(*args, **kwargs)  # type: ignore[operator]
-            values[first:last] = [t.detach() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+            return [t.detach() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
 
-        return step
+        return Call(looped(self.graph, node, run), reads, range(first, last))
 
     def _expand(self, node: Expand) -> Step:
         run, reads, first = node.code.forward, self._reads(node), self.slots[Ref(node.name)]
@@ -365,7 +398,7 @@ class Executable:
         scored = [
             s
             for s in self.graph.influence.upstream(node.inputs[index])
-            if isinstance(rule := self.graph[s].propagator, SitePropagator) and rule.baselines
+            if isinstance(rule := self.graph[s].propagator, SitePropagator) and rule.inlets
         ]
         if not scored:
             return None
@@ -396,7 +429,7 @@ class Executable:
         return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}
 
     def check_rows(self, values: Values) -> None:
-        drawn = (*self.graph.sites, *self.graph.of(Resample))
+        drawn = [node for node in self.graph if isinstance(node, (Site, Resample)) and not node.copy_of]
         draws = {ref: values[self.slots[ref]] for node in drawn for ref in node.made}
         checks.check_rows(self.graph, lambda changed: self._replay(values, changed), draws)
 
@@ -411,6 +444,8 @@ class Executable:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             for node, step in self.plan:
+                if node.copy_of:
+                    continue
                 if isinstance(node, (Site, Resample)):
                     for ref in node.made:
                         slot = self.slots[ref]
@@ -418,7 +453,7 @@ class Executable:
                 elif isinstance(node, Opaque):
                     start = self.slots[Ref(node.name)]
                     values[start : start + len(node.outputs)] = first[start : start + len(node.outputs)]
-                elif isinstance(node, (Cost, Named)):
+                elif isinstance(node, (Cost, Compare, Named)):
                     values[self.slots[Ref(node.name)]] = values[self.slots[node.inputs[0]]]
                 elif isinstance(node, Reduce):
                     mean = reduced(self.graph, node)

@@ -1,4 +1,4 @@
-"""Segments in plates: their code rewritten for leading dimensions, else through `torch.vmap`; at once or in chunks."""
+"""Code in plates: segments rewritten for leading dimensions, else through `torch.vmap`; black boxes one by one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from propc import stages
 from propc.graph import PropagationGraph
-from propc.ir import Segment
+from propc.ir import Opaque, Segment
 from propc.runtime.aligning import Names, aligned
 from propc.runtime.lift_rules import write
 from propc.runtime.lift_step import Step
@@ -137,6 +137,22 @@ class _Code:
 
     def lead(self, plates: Names) -> int:
         return len(self.order) - self.order.index(plates[0]) if plates else 0
+
+
+def looped(graph: PropagationGraph, box: Opaque, run: Run) -> Run:
+    """A black box, called on one element of its plates after the other."""
+    reads = [graph.plates_of(ref) for ref in box.inputs]
+    for name in reversed(box.plates):
+        run = _one_by_one(run, graph.plate(name).size, [name in plates for plates in reads])
+    return run
+
+
+def _one_by_one(run: Run, size: int, inside: Sequence[bool]) -> Run:
+    def call(*values: Tensor) -> list[Any]:
+        found = [run(*(v[i] if split else v for v, split in zip(values, inside))) for i in range(size)]
+        return [torch.stack(parts) for parts in zip(*found)]
+
+    return call
 
 
 def _place(name: str, plates: tuple[str, ...]) -> int | None:

@@ -129,7 +129,7 @@ class Messenger:
         tokens = [token for route in self.routes.get(node.name, ()) for token in route.targets]
         made: list[Ref | Token] = [Ref(node.name, port) for port in range(len(node.outputs))]
         if isinstance(node, Site) and node.rule is not None:
-            made += [Token(node.name, index) for index in range(len(node.rule.baselines))]
+            made += [Token(node.name, index) for index in range(node.rule.inlets)]
         by_rule = takes_messages(node)
         if by_rule and isinstance(node, Cost):
             tokens = []
@@ -318,6 +318,9 @@ def _unfused(graph: PropagationGraph) -> PropagationGraph:
     """The graph with a join for each route, since no cost can share one with another here."""
     joins, routes = [], []
     for i, route in enumerate(r for r in graph.routes if r.by_autograd):
+        if route.kind == "alternatives":
+            routes.append(route)
+            continue
         joins.append(Join(f"join{i}", route.targets))
         routes.append(replace(route, through=(Token(f"join{i}"),)))
     return replace(graph, routes=tuple(routes), joins=tuple(joins))

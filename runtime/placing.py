@@ -14,6 +14,7 @@ from propc.graph import PropagationGraph
 from propc.ir import Site
 from propc.propagators.site import Draw, SiteContext
 from propc.runtime.aligning import aligned
+from propc.runtime.noise import set_state, state_of
 
 Rule = Callable[[SiteContext, Sequence[Tensor]], Draw]
 
@@ -27,16 +28,18 @@ class Placing:
     Attributes:
         inner: the plates that are dimensions of the distribution, the outermost first.
         sample_shape: of the draws of the distribution.
+        at: where the new plate stands among all; a draw has it in front.
     """
 
     def __init__(self, graph: PropagationGraph, site: Site) -> None:
         assert site.rule is not None
         self.graph, self.site = graph, site
         read = {name for ref in site.inputs for name in graph.plates_of(ref)}
-        fresh = bool(site.plate) and site.plate not in read and site.plate == site.plates[0]
-        self.inner = site.plates[1:] if fresh else site.plates
+        fresh = (site.plate,) if site.plate and site.plate not in read else ()
+        self.inner = tuple(name for name in site.plates if name not in fresh)
         self.sizes = graph.sizes(self.inner)
-        self.sample_shape = graph.sizes(site.plates[:1]) if fresh else ()
+        self.sample_shape = graph.sizes(fresh)
+        self.at = site.plates.index(site.plate) if fresh else 0
         self.batch = (graph.batch,) if graph.batch is not None and graph.batched(site) else ()
         self.in_rows = site.rule.in_rows and bool(self.inner)
         self.shared = [i for i, p in enumerate(self.inner) if graph.plate(p).common and p != site.plate]
@@ -55,6 +58,15 @@ class Placing:
 
     def draw(self, rule: Rule, context: SiteContext, phi: Sequence[Tensor]) -> Draw:
         """Draw by a rule in the plates."""
+        drawn = self._draw(rule, context, phi)
+        if not self.at:
+            return drawn
+        weights = None if drawn.weights is None else drawn.weights.movedim(0, self.at)
+        tokens = tuple(token.movedim(0, self.at) for token in drawn.tokens)
+        return Draw(drawn.value.movedim(0, self.at), tokens, weights)
+
+    def _draw(self, rule: Rule, context: SiteContext, phi: Sequence[Tensor]) -> Draw:
+        """The same, with a new plate in front."""
         phi = [value if fit is None else fit(value) for value, fit in zip(phi, self.fit)]
         if self.in_rows:
             found, lead = rule(context, phi), (*self.sizes, *self.batch)
@@ -68,17 +80,21 @@ class Placing:
         if not dims:
             return rule(context, phi)
         *rest, dim = dims
-        state, found = torch.random.get_rng_state(), []
+        device, found = phi[0].device, []
+        state = state_of(device)
         for element in range(self.sizes[dim]):
-            torch.random.set_rng_state(state)
+            set_state(device, state)
             some = [p.select(dim, element) if self._carries(p, i) else p for i, p in enumerate(phi)]
             found.append(self._shared(rule, replace(context, again=True) if element else context, some, rest))
         at = dim - sum(other < dim for other in rest) + len(self.sample_shape)
         weights = [draw.weights for draw in found if draw.weights is not None]
+        others = [draw.alternatives for draw in found if draw.alternatives is not None]
+        behind = at + bool(others)  # alternatives stand in front of all plates
         return Draw(
             torch.stack([draw.value for draw in found], at),
-            tuple(torch.stack(tokens, at) for tokens in zip(*(draw.tokens for draw in found))),
+            tuple(torch.stack(tokens, behind) for tokens in zip(*(draw.tokens for draw in found))),
             torch.stack(weights, at) if weights else None,
+            torch.stack(others, behind) if others else None,
         )
 
     def _carries(self, phi: Tensor, index: int) -> bool:
@@ -110,7 +126,7 @@ class Placing:
             EstimatorError: the draw has another shape.
         """
         spec = self.site.spec
-        whole = (*self.sample_shape, *self.sizes, *spec.sample_shape)
+        whole = (*self.graph.sizes(self.site.plates), *spec.sample_shape)
         if tuple(value.shape) != whole:
             raise EstimatorError(
                 message(

@@ -16,11 +16,12 @@ Center = Callable[[Tensor], Tensor]
 
 
 def reduced(graph: PropagationGraph, node: Reduce) -> Callable[..., Tensor]:
-    """What takes a value (and the weights of its outermost plate) to its mean over that plate."""
+    """What takes a value (and the weights of a plate) to its mean over that plate."""
+    dim = graph.plates_of(node.inputs[0]).index(node.over)
     if node.how == "first":
-        return lambda value: value[0]
+        return lambda value: value.select(dim, 0)
     if len(node.inputs) == 1:
-        return lambda value: value.mean(0)
+        return lambda value: value.mean(dim)
     value_plates, have = (graph.plates_of(ref) for ref in node.inputs)
     weights = node.inputs[1]
     own = len(graph[weights.node].outputs[weights.port].shape)
@@ -28,7 +29,7 @@ def reduced(graph: PropagationGraph, node: Reduce) -> Callable[..., Tensor]:
 
     def mean(value: Tensor, weights: Tensor) -> Tensor:
         weights = aligned(weights, have, value_plates)
-        return (value * weights[(...,) + (None,) * tail]).sum(0)
+        return (value * weights[(...,) + (None,) * tail]).sum(dim)
 
     return mean
 

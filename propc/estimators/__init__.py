@@ -17,6 +17,8 @@ from propc.estimators.gumbel_rao import GumbelRao
 from propc.estimators.gumbel_softmax import GumbelSoftmax
 from propc.estimators.infer import Infer
 from propc.estimators.likelihood_ratio import LeaveOneOutRatio, LikelihoodRatio, require_batch
+from propc.estimators.local import Local
+from propc.estimators.measure_valued import MeasureValued
 from propc.estimators.pathwise import Pathwise, require_path
 from propc.estimators.reinmax import ReinMax
 from propc.estimators.straight_through import StraightThrough
@@ -36,6 +38,8 @@ __all__ = [
     "LeaveOneOut",
     "LeaveOneOutRatio",
     "LikelihoodRatio",
+    "Local",
+    "MeasureValued",
     "MovingAverage",
     "NoBaseline",
     "Pathwise",

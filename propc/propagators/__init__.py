@@ -8,13 +8,16 @@ from propc.propagators.chain import Chain
 from propc.propagators.clip import Clip
 from propc.propagators.detach import Detach, Stop
 from propc.propagators.enumerate import Enumerate
+from propc.propagators.exploring import Exploring
 from propc.propagators.gated import Gated
 from propc.propagators.gaussian import GaussianShaping
 from propc.propagators.gumbel_rao import GumbelRao
 from propc.propagators.gumbel_softmax import GumbelSoftmax
 from propc.propagators.inverse_variance import InverseVariance, total_propagation
 from propc.propagators.likelihood_ratio import LikelihoodRatio
+from propc.propagators.local import Local
 from propc.propagators.loss import Loss
+from propc.propagators.measure_valued import MeasureValued
 from propc.propagators.pathwise import Pathwise
 from propc.propagators.pause import Pause
 from propc.propagators.plain import Plain, plain
@@ -38,13 +41,16 @@ __all__ = [
     "Detach",
     "Draw",
     "Enumerate",
+    "Exploring",
     "Gated",
     "GaussianShaping",
     "GumbelRao",
     "GumbelSoftmax",
     "InverseVariance",
     "LikelihoodRatio",
+    "Local",
     "Loss",
+    "MeasureValued",
     "NodeView",
     "Pathwise",
     "Pause",

@@ -70,6 +70,9 @@ class Gated(SitePropagator):
     def backward(self, node: NodeView, message: Message) -> Sent:
         return self.inner.backward(node, message)
 
+    def anew(self) -> None:
+        return None
+
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         assert site.view is not None
         value, inlet = _SiteGate.apply(self, site.view(), len(self.baselines), *phi)

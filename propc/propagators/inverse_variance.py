@@ -15,6 +15,7 @@ from propc.distributions import DistributionSpec, row_log_prob
 from propc.errors import EstimatorError, message
 from propc.propagators.likelihood_ratio import LikelihoodRatio
 from propc.propagators.pathwise import Pathwise
+from propc.propagators.plain import Plain
 from propc.propagators.registry import register_propagator
 from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
 from propc.runtime import normal
@@ -58,6 +59,9 @@ class InverseVariance(SitePropagator):
 
     def state(self, node: Any) -> nn.Module | None:
         return PastVariances() if self.weighting.weights == "past" else None
+
+    def anew(self) -> SitePropagator:
+        return Plain()
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         if site.normal is not None and self._is_total:

@@ -11,6 +11,7 @@ from torch import Tensor
 from propc.baselines import Baseline, baseline
 from propc.distributions import row_log_prob
 from propc.ir import Plate, Site
+from propc.propagators.plain import Plain
 from propc.propagators.registry import register_propagator
 from propc.propagators.samples import ONE, Samples
 from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
@@ -41,6 +42,9 @@ class LikelihoodRatio(SitePropagator):
 
     def plate(self, site: Site, batched: bool) -> Plate | None:
         return self.samples.plate(site.name)
+
+    def anew(self) -> SitePropagator:
+        return Plain()
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         dist = site.build(phi)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from propc.ir import Plate, Site
+from propc.propagators.plain import Plain
 from propc.propagators.registry import register_propagator
 from propc.propagators.samples import ONE, Samples
 from propc.propagators.site import Draw, SiteContext, SitePropagator
@@ -27,6 +28,9 @@ class Pathwise(SitePropagator):
 
     def plate(self, site: Site, batched: bool) -> Plate | None:
         return self.samples.plate(site.name)
+
+    def anew(self) -> SitePropagator:
+        return Plain()
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         if site.normal is None:

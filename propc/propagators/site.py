@@ -66,12 +66,14 @@ class Draw:
     """A site's outputs: the sample and its tokens, zeros [*plates, batch], one for each channel.
 
     `weights` are those of the plate that the site introduces, [size, *plates, batch], where its `Plate` says
-    that it has any.
+    that it has any. `alternatives` are other values of the site, [size, *value.shape], where its rule explores
+    some; the token is [size, *plates, batch] then.
     """
 
     value: Tensor
     tokens: tuple[Tensor, ...] = ()
     weights: Tensor | None = None
+    alternatives: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class SitePropagator(Propagator, ABC):
     Attributes:
         passes_path: whether a cotangent on the sample goes on to φ.
         weighs: whether a cotangent on the weights of its plate goes on to φ.
+        explores: whether its one token takes what costs would be on alternatives, minus what they are.
         in_rows: whether plates are to be shown to it as further rows of the batch.
         relaxes: whether what it draws is no draw of the distribution; then it draws where no gradient
             passes too.
@@ -93,18 +96,24 @@ class SitePropagator(Propagator, ABC):
     draws: ClassVar[bool] = True
     passes_path: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
+    explores: ClassVar[bool] = False
     in_rows: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:
-        """One for each token; empty where the site receives no messages."""
+        """One for each token that takes costs; empty where the site receives none."""
         return ()
+
+    @property
+    def inlets(self) -> int:
+        """How many tokens it has."""
+        return len(self.baselines) + self.explores
 
     @property
     def per_sample(self) -> bool:
         """Whether costs must be given for each sample of the batch."""
-        return bool(self.baselines)
+        return bool(self.inlets)
 
     def state(self, node: Any) -> nn.Module | None:
         """Memory kept from call to call, for the site's `DistributionSpec`."""
@@ -118,6 +127,17 @@ class SitePropagator(Propagator, ABC):
             batched: whether its leading dimension is the batch.
         """
         return None
+
+    def alternatives(self, site: Site, batched: bool) -> Plate | None:
+        """The plate of the alternatives that it explores, if any, under the site's name."""
+        return None
+
+    def anew(self) -> SitePropagator | None:
+        """The rule by which the site is drawn again on alternatives of an earlier one, without gradient.
+
+        None if it cannot be.
+        """
+        return self
 
     @abstractmethod
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:

@@ -22,7 +22,8 @@ from propc.propagators import LikelihoodRatio, Pathwise
 
 BATCH = 5
 DEFAULT = ["split-costs", "find-influence", "prepare-estimators", "assign-propagators", "introduce-plates",
-           "merge-plates", "reduce-plates", "expand-targets", "route-messages", "prune", "deduplicate-stages",
+           "merge-plates", "reduce-plates", "expand-targets", "route-messages", "prune",
+           "explore-alternatives", "deduplicate-stages",
            "fuse", "schedule"]  # fmt: skip
 
 

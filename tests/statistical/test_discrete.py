@@ -49,6 +49,8 @@ ESTIMATORS = {
     ),
     "rloo": Entry(propc.estimator("rloo", samples=4), evaluations=lambda problem: 4),
     "rloo-common": Entry(propc.estimator("rloo", samples=2, noise="common"), evaluations=lambda problem: 2),
+    "local": Entry("local", evaluations=lambda problem: 20),
+    "mvd": Entry("mvd", evaluations=lambda problem: 20),
     "enumerate": Entry("enumerate", evaluations=lambda problem: problem.outcomes),
 }
 CASES = [(name, problem) for problem in PROBLEMS for name, entry in ESTIMATORS.items() if entry.takes(problem)]

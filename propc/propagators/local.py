@@ -1,0 +1,29 @@
+"""Local expectation gradient: every element takes all its values in turn, while the others keep the draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from propc.propagators.exploring import Exploring
+from propc.support import probabilities
+
+
+@dataclass(frozen=True)
+class Local(Exploring):
+    """The alternatives of an element are all values that it has not, weighted with their probabilities."""
+
+    name: ClassVar[str] = "local"
+
+    def others(self, dist: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+        count, event = self.each + 1, dist.event_shape
+        support = dist.enumerate_support(expand=False)
+        with torch.no_grad():
+            same = (support == value).flatten(value.dim() - len(event) + 1).all(-1) if event else support == value
+            steps = torch.arange(1, count, device=value.device).view(-1, *(1,) * (same.dim() - 1))
+            other = (same.to(torch.uint8).argmax(0) + steps) % count
+        table = probabilities(dist, support)
+        return support.reshape(count, *event)[other], table.gather(0, other)

@@ -1,0 +1,59 @@
+"""How copies of nodes run on alternatives: without gradient, and perhaps from the random numbers of their originals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from propc.graph import PropagationGraph
+from propc.ir import Node, Site
+from propc.runtime.noise import from_state, state_of
+from propc.runtime.straight import Call, Step
+
+
+class Copies:
+    """What goes round the steps of copies.
+
+    Attributes:
+        repeated: sites whose copies draw from the same random numbers.
+        states: of the generator, in front of the draws of these sites.
+    """
+
+    def __init__(self, graph: PropagationGraph) -> None:
+        copies = (site for site in graph.sites if site.copy_of)  # the plate of alternatives is their outermost
+        self.repeated = {site.copy_of for site in copies if graph.plate(site.plates[0]).common}
+        self.states: dict[str, Tensor] = {}
+
+    def around(self, node: Node, step: Step) -> Step:
+        """The step of a node, as its copies or what it copies want it."""
+        if node.copy_of:
+            again = isinstance(node, Site) and node.copy_of in self.repeated
+            return _outside(step, lambda run: torch.no_grad()(self._again(node, run) if again else run))
+        return _outside(step, lambda run: self._kept(node, run)) if node.name in self.repeated else step
+
+    def _kept(self, node: Node, run: Callable[..., Any]) -> Callable[..., Any]:
+        states, name, device = self.states, node.name, node.outputs[0].device
+
+        def remembering(*values: Any) -> Any:
+            states[name] = state_of(device)
+            return run(*values)
+
+        return remembering
+
+    def _again(self, node: Node, run: Callable[..., Any]) -> Callable[..., Any]:
+        states, name, device = self.states, node.copy_of, node.outputs[0].device
+
+        def again(*values: Any) -> Any:
+            with from_state(device, states[name]):
+                return run(*values)
+
+        return again
+
+
+def _outside(step: Step, wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Step:
+    """A step with something round its function."""
+    return replace(step, function=wrapped(step.function)) if isinstance(step, Call) else wrapped(step)

@@ -1,0 +1,36 @@
+"""States of random generators: drawing from the same random numbers again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def state_of(device: torch.device) -> Tensor:
+    """The state of a device's default generator."""
+    if device.type == "cpu":
+        return torch.random.get_rng_state()
+    state: Tensor = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def set_state(device: torch.device, state: Tensor) -> None:
+    """Set the state of a device's default generator."""
+    if device.type == "cpu":
+        torch.random.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
+@contextmanager
+def from_state(device: torch.device, state: Tensor) -> Iterator[None]:
+    """Draw from a state on, then go on from where the generator was before."""
+    before = state_of(device)
+    set_state(device, state)
+    try:
+        yield
+    finally:
+        set_state(device, before)
