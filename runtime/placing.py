@@ -27,16 +27,18 @@ class Placing:
     Attributes:
         inner: the plates that are dimensions of the distribution, the outermost first.
         sample_shape: of the draws of the distribution.
+        place: of its own new plate among all; not the first where an earlier site shares it.
     """
 
     def __init__(self, graph: PropagationGraph, site: Site) -> None:
         assert site.rule is not None
         self.graph, self.site = graph, site
         read = {name for ref in site.inputs for name in graph.plates_of(ref)}
-        fresh = bool(site.plate) and site.plate not in read and site.plate == site.plates[0]
-        self.inner = site.plates[1:] if fresh else site.plates
+        fresh = bool(site.plate) and site.plate not in read
+        self.inner = tuple(name for name in site.plates if not (fresh and name == site.plate))
         self.sizes = graph.sizes(self.inner)
-        self.sample_shape = graph.sizes(site.plates[:1]) if fresh else ()
+        self.sample_shape = graph.sizes((site.plate,)) if fresh else ()
+        self.place = site.plates.index(site.plate) if fresh else 0
         self.batch = (graph.batch,) if graph.batch is not None and graph.batched(site) else ()
         self.in_rows = site.rule.in_rows and bool(self.inner)
         self.shared = [i for i, p in enumerate(self.inner) if graph.plate(p).common and p != site.plate]
@@ -59,9 +61,8 @@ class Placing:
         if self.in_rows:
             found, lead = rule(context, phi), (*self.sizes, *self.batch)
             return Draw(found.value.unflatten(0, lead), tuple(token.unflatten(0, lead) for token in found.tokens))
-        if self.shared:
-            return self._shared(rule, context, phi, self.shared)
-        return rule(context, phi)
+        found = self._shared(rule, context, phi, self.shared) if self.shared else rule(context, phi)
+        return _moved(found, self.place) if self.place else found
 
     def _shared(self, rule: Rule, context: SiteContext, phi: Sequence[Tensor], dims: Sequence[int]) -> Draw:
         """Draw element by element of some plates, from the same random numbers in each."""
@@ -110,7 +111,7 @@ class Placing:
             EstimatorError: the draw has another shape.
         """
         spec = self.site.spec
-        whole = (*self.sample_shape, *self.sizes, *spec.sample_shape)
+        whole = (*self.graph.sizes(self.site.plates), *spec.sample_shape)
         if tuple(value.shape) != whole:
             raise EstimatorError(
                 message(
@@ -122,6 +123,12 @@ class Placing:
                     where=self.site.where,
                 )
             )
+
+
+def _moved(draw: Draw, place: int) -> Draw:
+    """A draw whose own plate, its first dimension, takes another place among the plates."""
+    value, *tokens = (each.movedim(0, place) for each in (draw.value, *draw.tokens))
+    return Draw(value, tuple(tokens), None if draw.weights is None else draw.weights.movedim(0, place))
 
 
 def _spaced(phi: Tensor, own: int, missing: int) -> Tensor:
