@@ -27,11 +27,6 @@ def values_of(spec: DistributionSpec, phi: Sequence[TensorType]) -> int | None:
         return None
 
 
-def family(spec: DistributionSpec) -> Any:
-    """The class of a distribution, or of that inside `Independent`."""
-    return _inner(spec.skeleton).type
-
-
 def places(spec: DistributionSpec, *, batched: bool) -> int:
     """How many independent elements a draw has, for one row of the batch where there is one."""
     event: Any = dict(spec.innermost.items)["_event_shape"]

@@ -6,15 +6,11 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch.distributions import Bernoulli, Categorical, OneHotCategorical, OneHotCategoricalStraightThrough
-
 from propc import propagators
+from propc.discrete import family
 from propc.errors import PropcValueError
 from propc.estimators.base import Estimator, SiteView, register_estimator
 from propc.propagators.samples import Samples
-from propc.support import family
-
-FAMILIES = (Bernoulli, Categorical, OneHotCategorical, OneHotCategoricalStraightThrough)
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class Antithetic(Estimator):
         self._samples()
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
-        if family(site.spec) not in FAMILIES:
+        if family(site.spec) is None:
             raise site.error(
                 f"estimator {self.name!r} has no rule for {site.spec}",
                 "It works on Bernoulli, Categorical and OneHotCategorical, inside Independent too; use "

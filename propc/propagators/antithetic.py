@@ -13,6 +13,8 @@ from torch.distributions import Bernoulli
 from torch.nn.functional import one_hot
 
 from propc.baselines import Baseline, NoBaseline
+from propc.discrete import logits_of
+from propc.errors import EstimatorError, message
 from propc.ir import Plate, Site
 from propc.propagators.decisions import Pair, categories_of, drawn_pair, tree
 from propc.propagators.samples import ONE, Samples
@@ -48,18 +50,28 @@ class Antithetic(SitePropagator):
         """What multiplies the log odds of a decision on the way to b, and those of one on the way to b̃ alone."""
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
+        if not site.sample_shape:
+            raise _alone(site)
         dist = base_of(site.build(phi))
+        logits = logits_of(dist)
         binary = isinstance(dist, Bernoulli)
-        levels = [dist.logits.unsqueeze(-1)] if binary else tree(dist.logits)
+        levels = [logits.unsqueeze(-1)] if binary else tree(logits)
         leaves, tangent = drawn_pair(levels, site.sample_shape[0] // 2, self.coefficients)
-        if binary:
-            value = leaves.to(dist.logits.dtype)
-        else:
-            classes = dist.logits.shape[-1]
-            value = categories_of(leaves, classes)
-            value = one_hot(value, classes).to(dist.logits.dtype) if dist.event_shape else value
-        inner = tangent.flatten(site.lead).sum(site.lead) if tangent.dim() > site.lead else tangent
-        return Draw(value, (opposed(site.name, inner),))
+        value = leaves.to(logits.dtype) if binary else categories_of(leaves, logits.shape[-1])
+        if dist.event_shape:
+            value = one_hot(value, logits.shape[-1]).to(logits.dtype)
+        row = tangent.flatten(site.lead).sum(site.lead) if tangent.dim() > site.lead else tangent
+        return Draw(value, (opposed(site.name, row),))
+
+
+def _alone(site: SiteContext) -> EstimatorError:
+    return EstimatorError(
+        message(
+            "antithetic draws need a plate, which a propagator inside another does not get",
+            "Use 'arm' and 'disarm' by themselves, or 'lr' here.",
+            at=f"site {site.name!r}",
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ class Arm(Antithetic):
     name: ClassVar[str] = "arm"
 
     def coefficients(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        first, second = (((0 < p) & (p < 1)) * (1 - 2 * u) for p, u in ((pair.p, pair.u), (pair.q, pair.v)))
+        first, second = (((p > 0) & (p < 1)) * (1 - 2 * u) for p, u in ((pair.p, pair.u), (pair.q, pair.v)))
         return first, second
 
 

@@ -89,7 +89,7 @@ def tree(logits: Tensor) -> list[Tensor]:
         zero, one = nodes.unflatten(-1, (-1, 2)).unbind(-1)
         levels.append(one - zero)
         nodes = torch.logaddexp(zero, one)
-    return levels[::-1] or [nodes.detach() * 0 + least]
+    return levels[::-1] or [0 * nodes + least]  # a single class: never a one
 
 
 def categories_of(leaves: Tensor, classes: int) -> Tensor:

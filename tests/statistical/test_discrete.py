@@ -49,6 +49,9 @@ ESTIMATORS = {
     ),
     "rloo": Entry(propc.estimator("rloo", samples=4), evaluations=lambda problem: 4),
     "rloo-common": Entry(propc.estimator("rloo", samples=2, noise="common"), evaluations=lambda problem: 2),
+    "arm": Entry("arm", evaluations=lambda problem: 2, twin=1.15),
+    "disarm": Entry("disarm", evaluations=lambda problem: 2),
+    "disarm-3": Entry(propc.estimator("disarm", samples=3, noise="common"), evaluations=lambda problem: 6),
     "enumerate": Entry("enumerate", evaluations=lambda problem: problem.outcomes),
 }
 CASES = [(name, problem) for problem in PROBLEMS for name, entry in ESTIMATORS.items() if entry.takes(problem)]
