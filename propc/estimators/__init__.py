@@ -1,6 +1,7 @@
 """The user's choices: names, options and what each estimator promises. One a file."""
 
 from propc.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
+from propc.estimators.antithetic import Arm, DisArm
 from propc.estimators.base import (
     Estimator,
     SiteView,
@@ -26,8 +27,10 @@ from propc.estimators.straight_through_gumbel import StraightThroughGumbel
 from propc.estimators.total_propagation import TotalPropagation
 
 __all__ = [
+    "Arm",
     "Combine",
     "Custom",
+    "DisArm",
     "Enumerate",
     "Estimator",
     "GaussianResampling",

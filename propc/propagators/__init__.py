@@ -2,6 +2,7 @@
 
 from propc.baselines import Baseline
 from propc.distributions import row_log_prob
+from propc.propagators.antithetic import Antithetic, Arm, DisArm
 from propc.propagators.backprop import Backprop
 from propc.propagators.base import NodeView, Propagator
 from propc.propagators.chain import Chain
@@ -34,11 +35,14 @@ from propc.propagators.sum import Sum
 from propc.runtime.gates import token
 
 __all__ = [
+    "Antithetic",
+    "Arm",
     "Backprop",
     "Baseline",
     "Chain",
     "Clip",
     "Detach",
+    "DisArm",
     "Draw",
     "Enumerate",
     "Exploring",
