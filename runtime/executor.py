@@ -40,11 +40,12 @@ from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
 from propc.runtime.aligning import aligned
+from propc.runtime.boxes import looped
 from propc.runtime.comparing import compared
 from propc.runtime.copies import Copies
 from propc.runtime.gates import attach, guard, join
 from propc.runtime.kept import Memory
-from propc.runtime.lifting import lifted, looped
+from propc.runtime.lifting import lifted
 from propc.runtime.placing import Placing
 from propc.runtime.reducing import centering, reduced
 from propc.runtime.shaping import refit

@@ -1,4 +1,4 @@
-"""Code in plates: segments through `torch.vmap`, all at once or in chunks; black boxes element by element."""
+"""Code in plates: segments rewritten for leading dimensions, else through `torch.vmap`; black boxes one by one."""
 
 from __future__ import annotations
 
@@ -6,32 +6,137 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from propc import stages
 from propc.graph import PropagationGraph
 from propc.ir import Opaque, Segment
+from propc.runtime.aligning import Names, aligned
+from propc.runtime.lift_rules import write
+from propc.runtime.lift_step import Step
 from propc.tracing.operations import is_random
 
 Run = Callable[..., Sequence[Any]]
 
 
-def lifted(graph: PropagationGraph, segment: Segment, run: Run) -> Run:
-    """A segment's code for values in plates.
+class Lifting:
+    """Makes the code of a graph's segments act on values in plates. Equal segments share it."""
+
+    def __init__(self, graph: PropagationGraph) -> None:
+        self.graph = graph
+        self.known: dict[Any, Run | None] = {}
+
+    def __call__(self, segment: Segment) -> Run:
+        """A segment's code for values in its plates."""
+        assert segment.stage is not None
+        reads = [self.graph.plates_of(ref) for ref in segment.inputs]
+        key = segment.stage.name, tuple(reads), segment.spread
+        if key not in self.known:
+            self.known[key] = rewritten(segment, reads)
+        run = self.known[key] or vmapped(self.graph, segment, reads)
+        for name in segment.plates:
+            plate = self.graph.plate(name)
+            if plate.chunk is not None and plate.chunk < plate.size:
+                into, out = ([_place(name, plates) for plates in side] for side in (reads, segment.spread))
+                run = _in_chunks(run, plate.chunk, into, out, random=any(map(is_random, segment.body)))
+        return run
+
+
+def vmapped(graph: PropagationGraph, segment: Segment, reads: Sequence[Names]) -> Run:
+    """A segment's code through `torch.vmap`, a plate at a time."""
+    assert segment.stage is not None
+    run: Run = segment.stage.module.forward
+    for name in reversed(segment.plates):  # the innermost first
+        into = tuple(0 if name in plates else None for plates in reads)
+        inside = [name in plates for plates in segment.spread]
+        noise = "same" if graph.plate(name).common else "different"
+        run = _picked(torch.vmap(run, into, 0, randomness=noise), inside)
+    return run
+
+
+def _picked(run: Run, inside: Sequence[bool]) -> Run:
+    """One element of the results that are not in a plate; vmap cannot leave out a plate that is not the outermost."""
+    if all(inside):
+        return run
+    return lambda *values: [each if whole else each[0] for each, whole in zip(run(*values), inside)]
+
+
+def rewritten(segment: Segment, reads: Sequence[Names]) -> Run | None:
+    """A segment's code for values in plates; None where an operation has no rule.
 
     Args:
-        run: the code, for values of the program's own shapes.
+        reads: the plates of each input.
     """
-    reads = [graph.plates_of(ref) for ref in segment.inputs]
-    for name in reversed(segment.plates):  # the innermost first
-        dims: list[Any] = [tuple(0 if name in p else None for p in side) for side in (reads, segment.spread)]
-        run = torch.vmap(run, dims[0], dims[1], randomness="same" if graph.plate(name).common else "different")
-    for name in segment.plates:
-        plate = graph.plate(name)
-        if plate.chunk is not None and plate.chunk < plate.size:
-            into, out = ([_place(name, plates) for plates in side] for side in (reads, segment.spread))
-            run = _in_chunks(run, plate.chunk, into, out, random=any(map(is_random, segment.body)))
+    assert segment.stage is not None
+    if any(node.meta.get("writes") or is_random(node) for node in segment.body):
+        return None
+    code = _Code(segment.plates)
+    arguments = [code.argument(node, plates) for node, plates in zip(segment.arguments, reads)]
+    for node in segment.body:
+        if not code.add(node):
+            return None
+    results = [code.result(node, plates) for node, plates in zip(segment.results, segment.spread)]
+    body = [node for node in code.graph.nodes if node.op != "placeholder"]
+    run: Run = stages.build(segment.stage.name, body, arguments, results).forward
     return run
+
+
+class _Code:
+    """The new code in the making.
+
+    A value is in its plates from the outermost that it has to the innermost of the segment; of those between that it
+    does not have, it has a dimension of length 1.
+    """
+
+    def __init__(self, order: Names) -> None:
+        self.order = order
+        self.graph = torch.fx.Graph()
+        self.made: dict[torch.fx.Node, torch.fx.Node] = {}
+
+    def argument(self, node: torch.fx.Node, plates: Names) -> torch.fx.Node:
+        made = value = self.graph.placeholder(f"a{len(self.made)}")
+        if plates and plates != self.order[-len(plates) :]:
+            value = self.emit("call_function", aligned, (made, plates, self.order), {})
+        self.known(node, value, plates)
+        return made
+
+    def add(self, node: torch.fx.Node) -> bool:
+        """Write an operation; false where there is no rule for it."""
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self.made.__getitem__)
+        carried = {name for source in node.all_input_nodes for name in self.made[source].meta["plates"]}
+        plates = tuple(name for name in self.order if name in carried)
+        context = node.meta.get("context")
+
+        def emit(op: str, target: Any, args: Any, kwargs: Any) -> torch.fx.Node:
+            return self.emit(op, target, args, kwargs, context)
+
+        if plates:
+            found = write(Step(emit, node, args, kwargs, plates, self.lead(plates)))
+        else:
+            found = emit(node.op, node.target, args, kwargs)
+        if found is not None:
+            self.known(node, found, plates)
+        return found is not None
+
+    def result(self, node: torch.fx.Node, plates: Names) -> torch.fx.Node:
+        value = self.made[node]
+        assert value.meta["plates"] == plates, f"{node} is in {value.meta['plates']}, not in {plates}"
+        missing = [i for i, name in enumerate(self.order[-self.lead(plates) :]) if plates and name not in plates]
+        return self.emit("call_method", "squeeze", (value, missing), {}) if missing else value
+
+    def emit(self, op: str, target: Any, args: Any, kwargs: Any, context: Any = None) -> torch.fx.Node:
+        made = self.graph.create_node(op, target, tuple(args), dict(kwargs))
+        made.meta["context"] = context
+        return made
+
+    def known(self, node: torch.fx.Node, value: torch.fx.Node, plates: Names) -> None:
+        self.made[node] = value
+        value.meta.update(type=node.meta.get("type"), plates=plates, lead=self.lead(plates))
+
+    def lead(self, plates: Names) -> int:
+        return len(self.order) - self.order.index(plates[0]) if plates else 0
 
 
 def looped(graph: PropagationGraph, box: Opaque, run: Run) -> Run:
