@@ -55,16 +55,12 @@ def full() -> list[Workload]:
     """All of them; chains from short to long."""
     classes, coins = partial(latents.VAE, 20, 10), partial(latents.VAE, 20)
     return [
-        Workload("vae, lr K=1", classes, images, latents.vae_lr, 1.05, 201),
-        Workload(f"vae, lr K={SAMPLES}", classes, images, partial(latents.vae_lr, samples=SAMPLES), 1.05, 61),
-        Workload("vae, gumbel_softmax", classes, images, latents.vae_gumbel_softmax, 1.05, 201),
-        Workload("vae, local", coins, images, latents.vae_local, 1.1, 41, "20 coins"),
-        Workload("enumerate", latents.Choice, lambda: torch.rand(8, 8), latents.choice_enumerate, 1.1, 41, "10⁴"),
-        *(
-            chain(rule, horizon, rounds)
-            for rule in ("lr", "rp")
-            for horizon, rounds in ((1, 401), (10, 201), (100, 61))
-        ),
+        Workload("vae, lr K=1", classes, images, latents.vae_lr, 1.05, 101),
+        Workload(f"vae, lr K={SAMPLES}", classes, images, partial(latents.vae_lr, samples=SAMPLES), 1.05, 41),
+        Workload("vae, gumbel_softmax", classes, images, latents.vae_gumbel_softmax, 1.05, 101),
+        Workload("vae, local", coins, images, latents.vae_local, 1.1, 31, "20 coins"),
+        Workload("enumerate", latents.Choice, lambda: torch.rand(8, 8), latents.choice_enumerate, 1.1, 31, "10⁴"),
+        *(chain(rule, horizon, rounds) for rule in ("lr", "rp") for horizon, rounds in ((1, 101), (10, 61), (100, 31))),
     ]
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 import propc
 
@@ -35,8 +34,8 @@ def write_results(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     (folder / "results.json").write_text(json.dumps(list(rows), indent=1) + "\n")
 
 
-def show(table: Table, folder: Path) -> None:
-    """Print a table, and save it as ``table.txt``."""
+def show(table: RenderableType, folder: Path) -> None:
+    """Print a table, or a group of them, and save it as ``table.txt``."""
     Console().print(table)
     with (folder / "table.txt").open("w") as file:
         Console(file=file, width=120).print(table)

@@ -40,7 +40,7 @@ class AssignPropagators(Pass):
 
     def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView, choice: Estimator | None) -> Site:
         if choice is None:
-            return replace(site, rule=Plain(), estimator="plain", reason="no parameter before it wants a gradient")
+            return self._plain(site, view)
         if not view.costs:  # then nothing is known of the batch, and `_without_cost` says what is wrong
             view = replace(view, batch=view.spec.rows())
         given, reason = choice.propagator(view)
@@ -50,6 +50,12 @@ class AssignPropagators(Pass):
         if rule.passes_path and view.rough:
             _warn_rough(view)
         return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason)
+
+    def _plain(self, site: Site, view: SiteView) -> Site:
+        """A site that only draws, once; relaxed, if that is what its estimator does."""
+        rule = _choice(self.estimator, site, view).without_gradient(view)
+        once = Plain(relaxed=rule.relaxed if isinstance(rule, Plain) else None)
+        return replace(site, rule=once, estimator="plain", reason="no parameter before it wants a gradient")
 
 
 def _only_values(graph: PropagationGraph, estimator: Any, views: Mapping[str, SiteView]) -> list[Site]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from propc.graph import PropagationGraph
 from propc.ir import Expand, Resample, Route, Site
 from propc.passes.base import Pass, register
-from propc.propagators import Plain
+from propc.propagators import Plain, plain
 
 
 @register("prune")
@@ -31,7 +31,7 @@ class Prune(Pass):
         idle = [
             replace(
                 s,
-                rule=Plain(),
+                rule=plain(s.rule),
                 estimator="plain",
                 tangents=(),
                 reason=s.reason if isinstance(s.rule, Plain) else "no gradient leaves it",

@@ -6,6 +6,8 @@ Write the model once as an ordinary PyTorch program, mark its random choices wit
 
 from propc import estimators, passes, propagators
 from propc.api import CompiledFunction, compile
+from propc.compare import compare
+from propc.comparison import Comparison
 from propc.errors import (
     EstimatorError,
     GraphError,
@@ -34,6 +36,7 @@ from propc.messages import CHILDREN, PARENTS, SELF, Field, Message
 from propc.network import Network
 from propc.propagation import Propagation
 from propc.propagators import NodeView, Propagator, propagator, register_propagator
+from propc.signal_to_noise import signal_to_noise
 from propc.sites import cost, node, opaque, sample
 
 __version__ = "0.1.0"
@@ -43,6 +46,7 @@ __all__ = [
     "PARENTS",
     "SELF",
     "Combine",
+    "Comparison",
     "CompiledFunction",
     "Estimator",
     "EstimatorError",
@@ -67,6 +71,7 @@ __all__ = [
     "PropcWarning",
     "TotalPropagation",
     "TraceError",
+    "compare",
     "compile",
     "cost",
     "estimator",
@@ -79,4 +84,5 @@ __all__ = [
     "register_estimator",
     "register_propagator",
     "sample",
+    "signal_to_noise",
 ]

@@ -16,6 +16,7 @@ from propc.graph import PropagationGraph
 from propc.messages import Message
 from propc.options import Options
 from propc.propagation import Propagation
+from propc.signal_to_noise import measured
 from propc.tracing import active_tracer
 
 
@@ -38,9 +39,16 @@ class CompiledMethods:
         first, records = self._compiler().records(self._owner(), args, kwargs)
         return [("traced", first), *((r.name, r.graph) for r in records)]
 
-    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
-        """A table of the sites of a call: distribution, estimator, why, messages, costs."""
-        return Explanation(self._compiler().graph(self._owner(), args, kwargs))
+    def explain(self, *args: Any, snr: int | Mapping[str, float] | None = None, **kwargs: Any) -> Explanation:
+        """A table of the sites of a call: distribution, estimator, why, messages, costs.
+
+        Args:
+            snr: signal-to-noise ratios of what the sites send, as a further column: from `propc.signal_to_noise`, or
+                the number of steps in which to measure them, such as 100. Without it nothing is run.
+            *args, **kwargs: the call's arguments.
+        """
+        ratios = measured(self, args, kwargs, snr) if isinstance(snr, int) else snr
+        return Explanation(self._compiler().graph(self._owner(), args, kwargs), ratios)
 
     def propagate(
         self, direction: str, message: Message | Mapping[str, Message] | None = None, /, *args: Any, **kwargs: Any

@@ -29,6 +29,7 @@ from propc.passes.base import Record
 from propc.propagation import Propagation, check_call
 from propc.runtime.executor import Executable
 from propc.runtime.messenger import Messenger
+from propc.runtime.probe import Probe
 from propc.runtime.state import EstimatorState
 from propc.terms import aside, returned_costs, with_terms
 from propc.tracing import Tracer
@@ -113,6 +114,7 @@ class Compiler:
         self.attention = Attention()
         self.watched: tuple[Callable[[], Any], list[Any], Watch] | None = None  # of the last call
         self.traces = 0
+        self.probe: Probe | None = None
 
     def __call__(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.take_apart(owner, args, kwargs)
@@ -209,7 +211,7 @@ class Compiler:
             program = self._trace(call)
             graph = self.options.pipeline().run(self._first(program))
             run = Messenger if graph.general else Executable
-            executable = run(graph, self.state, self.options.validate)
+            executable = run(graph, self.state, self.options.validate, self.probe)
         held = tuple(leaf for leaf in program.leaves if leaf.fetch is not None)
         keep = tuple(leaf for leaf in call.leaves if not isinstance(leaf, Tensor))
         return Compiled(program, graph, executable, held, keep)

@@ -121,14 +121,19 @@ class DistributionSpec:
     def _reinterpreted(self) -> tuple[int, ...]:
         return self.event_shape if self.skeleton.type is Independent else ()
 
+    @property
+    def innermost(self) -> Skeleton:
+        """The distribution inside any Independent."""
+        skeleton = self.skeleton
+        while issubclass(skeleton.type, Independent):
+            skeleton = dict(skeleton.items)["base_dist"]
+        return skeleton
+
     def normal(self) -> tuple[int, int] | None:
         """Indices of loc and scale where this is a Normal, inside Independent too."""
-        skeleton: Any = self.skeleton
-        while skeleton.type is Independent:
-            skeleton = dict(skeleton.items)["base_dist"]
-        if skeleton.type is not Normal:
+        if self.innermost.type is not Normal:
             return None
-        parts = dict(skeleton.items)
+        parts: dict[Any, Any] = dict(self.innermost.items)
         return parts["loc"].index, parts["scale"].index
 
 

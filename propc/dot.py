@@ -23,7 +23,7 @@ ENDINGS = ("dot", "pdf", "png", "svg")
 Link = tuple[str, str, str]  # two names in program order, and what leads from one to the other
 
 
-def to_dot(graph: PropagationGraph, *, fold: bool = True) -> pydot.Dot:
+def to_dot(graph: PropagationGraph, *, fold: bool = True, snr: Mapping[str, float] | None = None) -> pydot.Dot:
     """The graph as a pydot object. Equal graphs give equal text.
 
     Args:
@@ -31,15 +31,20 @@ def to_dot(graph: PropagationGraph, *, fold: bool = True) -> pydot.Dot:
         fold: draw runs of equal steps as one box, inputs and parameters beside every reader, and
             sums of tokens that costs share as one node with one way to each member. Without it
             every node is drawn once, and every pair of a site and a cost that sends to it.
+        snr: signal-to-noise ratios by site, to colour the sites by.
+
+    Raises:
+        PropcValueError: a ratio of what is no site.
     """
-    dot = pydot.Dot(looks.quoted(graph.name), graph_type="digraph", label=looks.title(graph), **looks.PAGE)
+    ratios = {} if snr is None else _of_sites(graph, snr)
+    dot = pydot.Dot(looks.quoted(graph.name), graph_type="digraph", label=looks.title(graph, ratios), **looks.PAGE)
     dot.set_node_defaults(**looks.NODES)
     dot.set_edge_defaults(**looks.EDGES)
     drawn = boxes(graph, fold=fold)
     joins = _shared_joins(graph) if fold else {}
     home = _homes(drawn, joins)
     for box in drawn:
-        dot.add_node(pydot.Node(looks.quoted(box.name), **looks.box_look(graph, box)))
+        dot.add_node(pydot.Node(looks.quoted(box.name), **looks.box_look(graph, box, ratios)))
     for name in (name for name in joins if home[name] == name):
         dot.add_node(pydot.Node(looks.quoted(name), **looks.JOIN))
     for tail, head, kind in _between_boxes([*_values(graph, drawn), *_messages(graph, joins)], home):
@@ -47,7 +52,9 @@ def to_dot(graph: PropagationGraph, *, fold: bool = True) -> pydot.Dot:
     return dot
 
 
-def render(graph: PropagationGraph, path: str | PathLike[str], fold: bool = True) -> str:
+def render(
+    graph: PropagationGraph, path: str | PathLike[str], fold: bool = True, snr: Mapping[str, float] | None = None
+) -> str:
     """Draw the graph into a file, whose ending says how; returns the path.
 
     Raises:
@@ -58,7 +65,7 @@ def render(graph: PropagationGraph, path: str | PathLike[str], fold: bool = True
         raise PropcValueError(
             message(f"cannot draw a graph into {fspath(path)!r}: its ending is {ending!r}", nearest(ending, ENDINGS))
         )
-    dot = to_dot(graph, fold=fold)
+    dot = to_dot(graph, fold=fold, snr=snr)
     Path(path).write_bytes(dot.to_string().encode() if ending == "dot" else _drawn(dot, ending))
     return fspath(path)
 
@@ -94,6 +101,15 @@ def _drawn(dot: pydot.Dot, ending: str) -> bytes:
         ) from error
     assert isinstance(made, bytes)
     return made
+
+
+def _of_sites(graph: PropagationGraph, snr: Mapping[str, float]) -> Mapping[str, float]:
+    """Ratios, all of which are those of sites."""
+    names = [site.name for site in graph.sites]
+    for name in snr:
+        if name not in names:
+            raise PropcValueError(message(f"snr= has a ratio of {name!r}, which is no site", nearest(name, names)))
+    return snr
 
 
 def _homes(drawn: Iterable[Box], joins: Mapping[str, str]) -> dict[str, str]:

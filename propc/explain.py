@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -10,7 +10,7 @@ from tabulate import tabulate
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Resample, Site
 from propc.propagators import Plain
-from propc.text import distribution, runs
+from propc.text import distribution, ratio, runs
 
 HEADERS = (
     "site",
@@ -24,6 +24,7 @@ HEADERS = (
     "fused call",
     "line",
 )
+RATIO = "signal/noise"
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,25 @@ class Explanation:
         messages out: the distribution's tensors that it sends cotangents to.
         fused call: in which call of the autograd engine; empty where the site only draws, or where nodes are
             visited one by one.
+        signal/noise: only where it was measured (`propc.signal_to_noise`), beside the estimator.
+
+    Attributes:
+        graph: after all passes.
+        snr: signal-to-noise ratios by site; None to leave the column out.
     """
 
     graph: PropagationGraph
+    snr: Mapping[str, float] | None = None
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """The names of the columns: `HEADERS`, and the signal-to-noise ratio where it was measured."""
+        beside = HEADERS.index("estimator") + 1
+        return HEADERS if self.snr is None else (*HEADERS[:beside], RATIO, *HEADERS[beside:])
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        """The table as records, with the keys of `HEADERS`."""
+        """The table as records, with the keys of `headers`."""
         influence = self.graph.influence
         costs: dict[str, list[str]] = {name: [] for name in influence.draws}
         for receiver in self.graph:
@@ -71,7 +84,10 @@ class Explanation:
             "" if plain or not self.graph.schedule.engine_calls else "1",
             str(site.where),
         )
-        return dict(zip(HEADERS, values))
+        row = dict(zip(HEADERS, values))
+        if self.snr is not None:
+            row[RATIO] = ratio(self.snr[site.name]) if site.name in self.snr else ""
+        return {header: row[header] for header in self.headers}
 
     def _sent_on(self, site: Site) -> str:
         """The φ that a gradient can go to."""
@@ -90,7 +106,7 @@ class Explanation:
 
     def _table(self, form: str) -> str:
         cells = [list(row.values()) for row in self.rows]
-        return tabulate(cells, headers=HEADERS, tablefmt=form, disable_numparse=True)
+        return tabulate(cells, headers=self.headers, tablefmt=form, disable_numparse=True)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -246,25 +246,33 @@ class PropagationGraph:
 
         return to_text(self)
 
-    def to_dot(self, *, fold: bool = True) -> str:
+    def to_dot(self, *, fold: bool = True, snr: Mapping[str, float] | None = None) -> str:
         """The graph in DOT, the language of Graphviz.
 
         Args:
             fold: show runs of repeated stages as one box.
+            snr: signal-to-noise ratios by site (`propc.signal_to_noise`), to colour the sites by.
+
+        Raises:
+            PropcValueError: a ratio of what is no site.
         """
         from propc.dot import to_dot
 
-        return to_dot(self, fold=fold).to_string()
+        return to_dot(self, fold=fold, snr=snr).to_string()
 
-    def render(self, path: str, *, fold: bool = True) -> str:
+    def render(self, path: str, *, fold: bool = True, snr: Mapping[str, float] | None = None) -> str:
         """Draw the graph into a file (SVG, PNG or PDF, by its ending) with Graphviz.
 
+        Args:
+            path: of the file.
+            fold, snr: as of `to_dot`.
+
         Raises:
-            PropcValueError: Graphviz is not installed, or the ending is unknown.
+            PropcValueError: Graphviz is not installed, or the ending is unknown; as `to_dot`.
         """
         from propc.dot import render
 
-        return render(self, path, fold=fold)
+        return render(self, path, fold=fold, snr=snr)
 
     def _repr_svg_(self) -> str | None:
         from propc.dot import svg

@@ -85,8 +85,8 @@ class Plate:
 
     Attributes:
         kind: ``samples`` are draws of equal weight, ``configurations`` all that a site can take, with their
-            probabilities as weights, ``pair`` two antithetic draws of equal weight, ``alternatives`` values that
-            a site might have taken instead, of weight 0.
+            probabilities as weights, ``antithetic draws`` pairs of equal weight, all firsts and then all seconds,
+            ``alternatives`` values that a site might have taken instead, of weight 0.
         weighted: whether the site has its weights as a second output; else all weights are 1/size.
         common: whether other sites inside draw from the same random numbers in every element.
         chunk: how many elements segments hold at once; None is all.

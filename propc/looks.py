@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -24,7 +25,7 @@ from propc.ir import (
     Segment,
     Site,
 )
-from propc.text import described, directions, distribution, operations_of, refit, runs
+from propc.text import described, directions, distribution, operations_of, ratio, refit, runs
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -53,6 +54,13 @@ OTHERS = (
     ("#4c51bf", "#eaebfd"),
     ("#9b2c2c", "#fde8e8"),
     ("#5a6b1e", "#f2f7dc"),
+)
+RATIOS = (  # upper ends of signal-to-noise ratios and their colours, from red to blue
+    (0.01, "#f9cdb9"),
+    (0.1, "#fdeae1"),
+    (1.0, "#f2f2f2"),
+    (10.0, "#e0eef7"),
+    (math.inf, "#b9d9ec"),
 )
 FONT = '"Helvetica,Arial,sans-serif"'
 
@@ -92,7 +100,7 @@ JOIN: Look = {
 }
 
 
-def title(graph: PropagationGraph) -> str:
+def title(graph: PropagationGraph, snr: Mapping[str, float]) -> str:
     """The graph's name, and a legend of the colours in use."""
     batch = f"  batch {graph.batch}" if graph.batch is not None else ""
     estimators = sorted({site.estimator for site in graph.sites} - {""})
@@ -101,17 +109,20 @@ def title(graph: PropagationGraph) -> str:
     legend += [_text(f"┄ {_called(kind)}", _message_colour(kind), 10) for kind in kinds]
     head = _text(graph.name, size=14, bold=True) + (_text(batch, QUIET) if batch else "")
     lines = [head, "   ".join(legend), " "] if legend else [head, " "]
+    if snr:
+        lines.insert(-1, _scale())
     return "<" + "".join(f'{line}<br align="left"/>' for line in lines) + ">"
 
 
-def box_look(graph: PropagationGraph, box: Box) -> Look:
-    """A box, by what is in it."""
+def box_look(graph: PropagationGraph, box: Box, snr: Mapping[str, float]) -> Look:
+    """A box, by what is in it; sites with a signal-to-noise ratio by that."""
     if box.steps:
-        return _repeated(graph, box)
+        return _repeated(graph, box, snr)
     if isinstance(box.nodes[0], (Input, Parameter)):
         return _leaves(box.nodes)
     (node,) = box.nodes
-    return {"tooltip": quoted(_tip(node)), **_RULES[type(node)](graph, node)}
+    look = {"tooltip": quoted(_tip(node)), **_RULES[type(node)](graph, node)}
+    return _with_ratio(look, snr[node.name]) if node.name in snr else look
 
 
 def edge_look(kind: str) -> Look:
@@ -271,12 +282,13 @@ def _leaves(nodes: Sequence[Node]) -> Look:
     }
 
 
-def _repeated(graph: PropagationGraph, box: Box) -> Look:
+def _repeated(graph: PropagationGraph, box: Box, snr: Mapping[str, float]) -> Look:
     """A folded run: how many steps, and a row for each of the step's sites, costs and named values."""
     rows = [f'<td colspan="3">{_text(f"⋯ {box.repeats} × the same ⋯", QUIET, bold=True)}</td>']
     for nodes in box.steps:
         cells = _text(runs([node.name for node in nodes]), size=12, bold=True), *_role(graph, nodes[0])
-        rows.append("".join(f'<td align="left">{cell}</td>' for cell in cells))
+        ratios = [snr[node.name] for node in nodes if node.name in snr]
+        rows.append("".join(f'<td align="left">{cell}</td>' for cell in cells) + (_range(ratios) if ratios else ""))
     table = "".join(f"<tr>{row}</tr>" for row in rows)
     return {
         "style": '"filled,rounded,dashed"',
@@ -286,6 +298,30 @@ def _repeated(graph: PropagationGraph, box: Box) -> Look:
         "label": f'<<table border="0" cellspacing="4" cellpadding="0">{table}</table>>',
         "tooltip": quoted(_tip(box.nodes[0])),
     }
+
+
+def _with_ratio(look: Look, value: float) -> Look:
+    """A site filled with the colour of its signal-to-noise ratio, which is written below the rest."""
+    label = look["label"].removesuffix(">") + f"<br/>{_text(f'signal/noise {ratio(value)}')}>"
+    return {**look, "fillcolor": _ratio_colour(value), "label": label}
+
+
+def _range(ratios: Sequence[float]) -> str:
+    """A cell for the ratios of a row of sites: the ends, in the colour of the lowest."""
+    low, high = min(ratios), max(ratios)
+    text = f"signal/noise {ratio(low)}" + (f" to {ratio(high)}" if ratio(low) != ratio(high) else "")
+    return f'<td align="left" bgcolor="{_ratio_colour(low)}">{_text(text)}</td>'
+
+
+def _scale() -> str:
+    """The legend of signal-to-noise ratios: coloured numbers would be too pale to read, so the colours are squares."""
+    ends = [f"below {RATIOS[0][0]:g}", *(f"below {end:g}" for end, _ in RATIOS[1:-1]), f"{RATIOS[-2][0]:g} or more"]
+    squares = [f"{_text('■', colour, 12)} {_small(end)}" for end, (_, colour) in zip(ends, RATIOS)]
+    return "  ".join([_small("signal/noise"), *squares])
+
+
+def _ratio_colour(value: float) -> str:
+    return next((colour for end, colour in RATIOS if value < end), RATIOS[-1][1])
 
 
 def _role(graph: PropagationGraph, node: Node) -> tuple[str, str]:

@@ -104,7 +104,11 @@ def opaque(fn: Callable[..., R]) -> Callable[..., R]:
 
     A score-function estimator sees through it; a pathwise one cannot. Row i of its
     outputs must depend on row i of its inputs alone. When a compiled function is traced,
-    `fn` runs once on zeros, to learn the shapes it returns.
+    `fn` runs once on zeros, to learn the shapes it returns; checks may run it again. So it must
+    not remember: give it its state as an argument, and let it return the next.
+
+    Make a black box outside the compiled function if it holds what changes, such as an environment:
+    one made inside is looked through for changes, each of which compiles a new graph.
 
     Returns:
         A function with the signature of `fn`; its tensor results are detached.
@@ -121,6 +125,7 @@ def opaque(fn: Callable[..., R]) -> Callable[..., R]:
             result = pytree.tree_map_only(Tensor, Tensor.detach, fn(*args, **kwargs))
         return result
 
+    call._propc_opaque = True  # type: ignore[attr-defined]
     return call
 
 

@@ -17,7 +17,7 @@ from propc.ir import TensorType
 
 def values_of(spec: DistributionSpec, phi: Sequence[TensorType]) -> int | None:
     """How many values each independent element of a distribution has; None where they cannot be listed."""
-    kind = family(spec)
+    kind: Any = spec.innermost.type
     if not kind.has_enumerate_support or issubclass(kind, Binomial):  # its number of values is a value itself
         return None
     try:
@@ -29,20 +29,14 @@ def values_of(spec: DistributionSpec, phi: Sequence[TensorType]) -> int | None:
 
 def places(spec: DistributionSpec, *, batched: bool) -> int:
     """How many independent elements a draw has, for one row of the batch where there is one."""
-    event = dict(_inner(spec.skeleton).items)["_event_shape"].value
-    whole = spec.sample_shape[: len(spec.sample_shape) - len(event)]
+    event: Any = dict(spec.innermost.items)["_event_shape"]
+    whole = spec.sample_shape[: len(spec.sample_shape) - len(event.value)]
     return math.prod(whole[1:] if batched else whole)
-
-
-def family(spec: DistributionSpec) -> type[Distribution]:
-    """The class of the distribution inside `Independent`."""
-    found: type[Distribution] = _inner(spec.skeleton).type
-    return found
 
 
 def parameters(spec: DistributionSpec) -> dict[str, int]:
     """The tensors that the distribution inside `Independent` holds: places among φ, by attribute."""
-    return {name: child.index for name, child in _inner(spec.skeleton).items if isinstance(child, Slot)}
+    return {name: child.index for name, child in spec.innermost.items if isinstance(child, Slot)}
 
 
 def base_of(dist: Distribution) -> Distribution:
@@ -81,9 +75,3 @@ def joint(table: Tensor) -> Tensor:
     for column in rest:
         total = (total.unsqueeze(1) + column.unsqueeze(0)).flatten(0, 1)
     return total
-
-
-def _inner(skeleton: Any) -> Any:
-    while issubclass(skeleton.type, Independent):
-        skeleton = dict(skeleton.items)["base_dist"]
-    return skeleton

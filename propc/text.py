@@ -102,6 +102,11 @@ def refit(node: Resample) -> str:
     return f"Gaussian of {node.width} dimension{'' if node.width == 1 else 's'}{shrunk}"
 
 
+def ratio(value: float) -> str:
+    """A signal-to-noise ratio."""
+    return f"{value:.2g}"
+
+
 def runs(names: Iterable[str], separator: str = ", ") -> str:
     """Names in a row, those that count up or down by one as ``first..last``."""
     found: list[list[str]] = []

@@ -40,13 +40,13 @@ from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
 from propc.runtime.aligning import aligned
-from propc.runtime.boxes import looped
 from propc.runtime.comparing import compared
 from propc.runtime.copies import Copies
 from propc.runtime.gates import attach, guard, join
 from propc.runtime.kept import Memory
-from propc.runtime.lifting import lifted
+from propc.runtime.lifting import Lifting, looped
 from propc.runtime.placing import Placing
+from propc.runtime.probe import Probe
 from propc.runtime.reducing import centering, reduced
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
@@ -60,9 +60,12 @@ class Executable:
         graph: after all passes.
         state: what estimators keep from call to call.
         validate: check parameters and costs.
+        probe: hears what sites send to their φ.
     """
 
-    def __init__(self, graph: PropagationGraph, state: EstimatorState, validate: bool = True) -> None:
+    def __init__(
+        self, graph: PropagationGraph, state: EstimatorState, validate: bool = True, probe: Probe | None = None
+    ) -> None:
         self.graph, self.state, self.validate = graph, state, validate
         self.memory = Memory(graph, state)
         self.slots: dict[Ref | Token, int] = {}
@@ -77,10 +80,13 @@ class Executable:
         self.joins = {j.name: j for j in graph.joins}
         self.placings = {s.name: Placing(graph, s) for s in graph.sites if s.plates or s.alternatives}
         self.copies = Copies(graph)
+        self.lift = Lifting(graph)
         self.fresh = any(getattr(s.rule, "donor", None) is not None for s in graph.sites)
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
         plan = [(graph[name], self._step(graph[name])) for name in graph.schedule.forward]
         self.plan: list[tuple[Node, Step]] = [(node, step) for node, step in plan if step is not None]
+        if probe is not None:
+            self.plan = [(node, probe.around(node, step, self._reads(node))) for node, step in self.plan]
         steps = [step for _, step in self.plan]
         self.keeping = Straight([(step, ()) for step in steps])
         self.straight = Straight(list(zip(steps, self._last_reads())))
@@ -183,7 +189,7 @@ class Executable:
         first = self.slots[Ref(node.name)] if node.outputs else 0
         run = node.stage.module.forward
         if node.plates:
-            run = lifted(self.graph, node, run)
+            run = self.lift(node)
         return Call(run, self._reads(node), range(first, first + len(node.outputs)))
 
     def _site(self, node: Site) -> Step:

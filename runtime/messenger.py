@@ -29,6 +29,7 @@ from propc.runtime.apart import Cotangents, Piece, Tape
 from propc.runtime.executor import Executable
 from propc.runtime.kept import Memory
 from propc.runtime.post import Directory, Post, several
+from propc.runtime.probe import Probe
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Step
 from propc.wiring import BACKWARD, FORWARD, takes_messages
@@ -53,11 +54,14 @@ class Messenger:
         graph: after all passes.
         state: what estimators and nodes keep from call to call.
         validate: check parameters and costs.
+        probe: hears what sites send to their φ.
     """
 
-    def __init__(self, graph: PropagationGraph, state: EstimatorState, validate: bool = True) -> None:
-        self.graph, self.memory = graph, Memory(graph, state)
-        self.executable = Executable(_unfused(graph), state, validate)
+    def __init__(
+        self, graph: PropagationGraph, state: EstimatorState, validate: bool = True, probe: Probe | None = None
+    ) -> None:
+        self.graph, self.memory, self.probe = graph, Memory(graph, state), probe
+        self.executable = Executable(_unfused(graph), state, validate, probe)
         self.slots = self.executable.slots
         self.directories = {d: Directory(graph, d) for d in (FORWARD, BACKWARD)}
         self.routes = self.executable.routes
@@ -182,9 +186,12 @@ class Messenger:
             post.put(node.name, sent)
             return
         own: tuple[str, ...] = node.spec.fields if isinstance(node, Site) else ("grad",)
-        for key, slot in zip(own, piece.reads):
+        for position, (key, slot) in enumerate(zip(own, piece.reads)):
             if key in sent:
-                arrived.add(slot, _fitting(sent[key], self._type(node, key), node, key))
+                cotangent = _fitting(sent[key], self._type(node, key), node, key)
+                arrived.add(slot, cotangent)
+                if self.probe is not None and isinstance(node, Site):
+                    self.probe.hear(node.name, position, cotangent)
         if isinstance(node, Cost) and "cost" in sent:
             own = (*own, "cost")
             routes = self.routes.get(node.name, [])

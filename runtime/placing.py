@@ -58,22 +58,12 @@ class Placing:
 
     def draw(self, rule: Rule, context: SiteContext, phi: Sequence[Tensor]) -> Draw:
         """Draw by a rule in the plates."""
-        drawn = self._draw(rule, context, phi)
-        if not self.at:
-            return drawn
-        weights = None if drawn.weights is None else drawn.weights.movedim(0, self.at)
-        tokens = tuple(token.movedim(0, self.at) for token in drawn.tokens)
-        return Draw(drawn.value.movedim(0, self.at), tokens, weights)
-
-    def _draw(self, rule: Rule, context: SiteContext, phi: Sequence[Tensor]) -> Draw:
-        """The same, with a new plate in front."""
         phi = [value if fit is None else fit(value) for value, fit in zip(phi, self.fit)]
         if self.in_rows:
             found, lead = rule(context, phi), (*self.sizes, *self.batch)
             return Draw(found.value.unflatten(0, lead), tuple(token.unflatten(0, lead) for token in found.tokens))
-        if self.shared:
-            return self._shared(rule, context, phi, self.shared)
-        return rule(context, phi)
+        found = self._shared(rule, context, phi, self.shared) if self.shared else rule(context, phi)
+        return _moved(found, self.at) if self.at else found
 
     def _shared(self, rule: Rule, context: SiteContext, phi: Sequence[Tensor], dims: Sequence[int]) -> Draw:
         """Draw element by element of some plates, from the same random numbers in each."""
@@ -85,7 +75,7 @@ class Placing:
         for element in range(self.sizes[dim]):
             set_state(device, state)
             some = [p.select(dim, element) if self._carries(p, i) else p for i, p in enumerate(phi)]
-            found.append(self._shared(rule, context, some, rest))
+            found.append(self._shared(rule, replace(context, again=True) if element else context, some, rest))
         at = dim - sum(other < dim for other in rest) + len(self.sample_shape)
         weights = [draw.weights for draw in found if draw.weights is not None]
         others = [draw.alternatives for draw in found if draw.alternatives is not None]
@@ -138,6 +128,12 @@ class Placing:
                     where=self.site.where,
                 )
             )
+
+
+def _moved(draw: Draw, place: int) -> Draw:
+    """A draw whose own plate, its first dimension, takes another place among the plates."""
+    value, *tokens = (each.movedim(0, place) for each in (draw.value, *draw.tokens))
+    return Draw(value, tuple(tokens), None if draw.weights is None else draw.weights.movedim(0, place))
 
 
 def _spaced(phi: Tensor, own: int, missing: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
+from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal, OneHotCategorical
 
 import propc
 
@@ -83,6 +83,37 @@ def test_discrete_and_multivariate(device: str) -> None:
     compiled = propc.compile(discrete, estimator={"x": "tp", "*": "lr"})
     compiled(logits).sum().backward()
     assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad.abs().sum() > 0
+
+
+RELAXED = [
+    propc.estimator("gumbel_softmax", temperature=lambda calls: max(0.5, 0.9**calls)),
+    "st",
+    propc.estimator("st_gumbel", temperature=0.5),
+    "gumbel_rao",
+    "reinmax",
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("estimator", RELAXED, ids=lambda choice: getattr(choice, "name", choice))
+def test_relaxed_and_straight_through(estimator: Any, dtype: torch.dtype, device: str) -> None:
+    def program(logits: Tensor) -> Tensor:
+        b = propc.sample(Independent(Bernoulli(logits=logits), 1), "b")
+        d = propc.sample(OneHotCategorical(logits=logits), "d")
+        return (b * d).square().sum(-1)
+
+    logits = torch.randn(12, 3, dtype=dtype, device=device, requires_grad=True)
+    compiled = propc.compile(program, estimator=estimator)
+    compiled(logits).mean().backward()
+    with without_waiting(device):
+        cost = compiled(logits)
+        cost.mean().backward()
+    assert cost.dtype == dtype
+    assert logits.grad is not None
+    assert logits.grad.dtype == dtype
     assert logits.grad.isfinite().all()
     assert logits.grad.abs().sum() > 0
 

@@ -15,9 +15,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 GRAPH_FILES = {"graph.txt", "graph.dot"} | ({"graph.svg"} if shutil.which("dot") else set())
 
 
-def run(example, out):
+def run(example, out, *options):
     """Run an example small, on one thread of a process of its own; returns what it printed."""
-    command = [sys.executable, str(EXAMPLES / f"{example}.py"), "--smoke", "--out", str(out)]
+    command = [sys.executable, str(EXAMPLES / f"{example}.py"), "--smoke", "--out", str(out), *options]
     done = subprocess.run(
         command,
         cwd=out.parent,

@@ -208,6 +208,38 @@ def test_black_boxes_with_several_results() -> None:
     assert torch.allclose(program(a), x * 22 + x.long())
 
 
+class Game:
+    """An environment whose attributes are bound anew at every step."""
+
+    def __init__(self) -> None:
+        self.state, self.steps = torch.zeros(B), 0
+
+    def step(self, state: Tensor, action: Tensor) -> Tensor:
+        self.state, self.steps = state + action, self.steps + 1
+        return self.state
+
+    marked = propc.opaque(step)
+
+
+def test_what_a_black_box_holds_compiles_no_new_graph() -> None:
+    @propc.compile(estimator="lr")
+    def play(logits: Tensor, step: Any) -> Tensor:
+        return step(torch.zeros(B), propc.sample(Bernoulli(logits=logits), "action"))
+
+    game, others = Game(), Game()
+    for step in (propc.opaque(game.step), game.marked):
+        before = play.compiler.traces
+        for _ in range(3):
+            game.state, game.steps = torch.ones(B), game.steps + 10  # as a reset does
+            play(param(B), step)
+        assert play.compiler.traces == before + 1
+        assert game.steps > 30
+    for number, step in enumerate((propc.opaque(others.step), others.marked), 3):  # another box
+        play(param(B), step)
+        assert play.compiler.traces == number
+    assert others.steps > 0
+
+
 def test_static_arguments_and_control_flow_on_them() -> None:
     calls = []
 

@@ -1,6 +1,7 @@
 """The user's choices: names, options and what each estimator promises. One a file."""
 
 from propc.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
+from propc.estimators.antithetic import Arm, DisArm
 from propc.estimators.base import (
     Estimator,
     SiteView,
@@ -10,22 +11,32 @@ from propc.estimators.base import (
     resolve,
 )
 from propc.estimators.combine import Combine
+from propc.estimators.discrete import require_path_from_draw
 from propc.estimators.enumerate import Enumerate
 from propc.estimators.gaussian_shaping import GaussianResampling, GaussianShaping, ShapedTotalPropagation
+from propc.estimators.gumbel_rao import GumbelRao
+from propc.estimators.gumbel_softmax import GumbelSoftmax
 from propc.estimators.infer import Infer
 from propc.estimators.likelihood_ratio import LeaveOneOutRatio, LikelihoodRatio, require_batch
 from propc.estimators.local import Local
 from propc.estimators.measure_valued import MeasureValued
 from propc.estimators.pathwise import Pathwise, require_path
+from propc.estimators.reinmax import ReinMax
+from propc.estimators.straight_through import StraightThrough
+from propc.estimators.straight_through_gumbel import StraightThroughGumbel
 from propc.estimators.total_propagation import TotalPropagation
 
 __all__ = [
+    "Arm",
     "Combine",
     "Custom",
+    "DisArm",
     "Enumerate",
     "Estimator",
     "GaussianResampling",
     "GaussianShaping",
+    "GumbelRao",
+    "GumbelSoftmax",
     "Infer",
     "LeaveOneOut",
     "LeaveOneOutRatio",
@@ -35,13 +46,17 @@ __all__ = [
     "MovingAverage",
     "NoBaseline",
     "Pathwise",
+    "ReinMax",
     "ShapedTotalPropagation",
     "SiteView",
+    "StraightThrough",
+    "StraightThroughGumbel",
     "TotalPropagation",
     "estimator",
     "known_estimators",
     "register_estimator",
     "require_batch",
     "require_path",
+    "require_path_from_draw",
     "resolve",
 ]

@@ -10,7 +10,7 @@ from propc.estimators.base import Estimator, SiteView, register_estimator
 from propc.estimators.local import Local
 from propc.propagators.measure_valued import FAMILIES, measures_of
 from propc.propagators.samples import Samples
-from propc.support import family, parameters, places, values_of
+from propc.support import parameters, places, values_of
 
 
 @register_estimator("mvd")
@@ -52,7 +52,7 @@ class MeasureValued(Estimator):
         Samples(1, self.noise, self.chunk)
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
-        kind = family(site.spec)
+        kind = site.spec.innermost.type
         measures = measures_of(kind)
         if not measures:
             if values_of(site.spec, site.phi) is not None:

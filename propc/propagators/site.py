@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from propc.baselines import Baseline
 from propc.distributions import DistributionSpec
+from propc.errors import EstimatorError, message
 from propc.messages import Message
 from propc.propagators.base import NodeView, Propagator, Sent
 
@@ -32,6 +33,7 @@ class SiteContext:
         sample_shape: of the draws; ``(K,)`` where the site introduces a plate of K elements, else ``()``. The
             draw has it in front of the shape that φ have in common, as `Distribution.sample` gives it.
         lead: how many leading dimensions of the draw are plates and batch; tokens have these.
+        again: whether the site has drawn in this call already, for another element of a plate.
         state: the module that `Propagator.state` gave.
         weights: mixing weights of other sites in this call, by site.
         normal: places of loc and scale among φ where the distribution is a Normal.
@@ -47,10 +49,16 @@ class SiteContext:
     view: Callable[[], NodeView] | None = None
     sample_shape: tuple[int, ...] = ()
     lead: int = 1
+    again: bool = False
     normal: tuple[int, int] | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.normal = self.spec.normal()
+
+    def error(self, finding: str, fix: str) -> EstimatorError:
+        """An error at this site."""
+        where = self.view().where if self.view is not None else None
+        return EstimatorError(message(finding, fix, at=f"site {self.name!r}", where=where))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,8 @@ class SitePropagator(Propagator, ABC):
         weighs: whether a cotangent on the weights of its plate goes on to φ.
         explores: whether its one token takes what costs would be on alternatives, minus what they are.
         in_rows: whether plates are to be shown to it as further rows of the batch.
+        relaxes: whether what it draws is no draw of the distribution; then it draws where no gradient
+            passes too.
     """
 
     draws: ClassVar[bool] = True
@@ -88,6 +98,7 @@ class SitePropagator(Propagator, ABC):
     weighs: ClassVar[bool] = False
     explores: ClassVar[bool] = False
     in_rows: ClassVar[bool] = False
+    relaxes: ClassVar[bool] = False
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:

@@ -169,6 +169,9 @@ class _Walk:
 
     def parts(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         """Name, value and reader of what an object holds."""
+        if isinstance(value, (FunctionType, MethodType)) and getattr(value, "_propc_opaque", False):
+            self.found.state.append(value)  # a black box: not traced, so what it reaches is no part of the graph
+            return iter(())
         if isinstance(value, FunctionType):
             return self.function(value, path)
         if isinstance(value, MethodType):

@@ -112,7 +112,7 @@ def _methods() -> dict[Any, str]:
 def target_of(func: Any, args: Any) -> tuple[str, Any]:
     """How torch.fx writes this call."""
     if getattr(func, "__name__", "") == "__get__":
-        return "call_function", _Property(name_of(func))
+        return "call_function", Property(name_of(func))
     method = _methods().get(func)
     if method == "__getitem__":
         return "call_function", getitem
@@ -123,7 +123,7 @@ def target_of(func: Any, args: Any) -> tuple[str, Any]:
     return "call_function", func
 
 
-class _Property:
+class Property:
     """Reads a property of a tensor, such as ``.T``; equal for equal names."""
 
     def __init__(self, name: str) -> None:
@@ -134,7 +134,7 @@ class _Property:
         return getattr(tensor, self.__name__)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Property) and other.__name__ == self.__name__
+        return isinstance(other, Property) and other.__name__ == self.__name__
 
     def __hash__(self) -> int:
         return hash(self.__name__)

@@ -39,6 +39,7 @@ class Entry:
 
 
 ESTIMATORS = {
+    "reinmax": Entry("reinmax", lambda problem: problem.name == "toy-0.2"),  # exact on quadratics
     "lr": Entry("lr"),
     "lr-none": Entry(propc.estimator("lr", baseline=None), lambda problem: problem.name != "toy-0.499", twin=1.2),
     "lr-3": Entry(
@@ -50,6 +51,9 @@ ESTIMATORS = {
     "rloo-common": Entry(propc.estimator("rloo", samples=2, noise="common"), evaluations=lambda problem: 2),
     "local": Entry("local", evaluations=lambda problem: 20),
     "mvd": Entry("mvd", evaluations=lambda problem: 20),
+    "arm": Entry("arm", evaluations=lambda problem: 2, twin=1.15),
+    "disarm": Entry("disarm", evaluations=lambda problem: 2),
+    "disarm-3": Entry(propc.estimator("disarm", samples=3, noise="common"), evaluations=lambda problem: 6),
     "enumerate": Entry("enumerate", evaluations=lambda problem: problem.outcomes),
 }
 CASES = [(name, problem) for problem in PROBLEMS for name, entry in ESTIMATORS.items() if entry.takes(problem)]

@@ -1,0 +1,1 @@
+"""A variational autoencoder with discrete latents: images, model, training, measurements and pictures."""

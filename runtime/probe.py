@@ -1,0 +1,58 @@
+"""Hearing what every site sends to its φ, without changing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from propc.ir import Node, Site
+from propc.runtime.straight import Step, Values
+
+Place = tuple[str, int]  # a site, and the position of one of its φ
+
+
+class Probe:
+    """Collects the cotangents that sites send to their φ; what others send to the same tensors is not heard.
+
+    Attributes:
+        heard: since the last `take`, by site and position of φ.
+    """
+
+    def __init__(self) -> None:
+        self.heard: dict[Place, Tensor] = {}
+
+    def around(self, node: Node, step: Step, reads: Sequence[int]) -> Step:
+        """A site's step on aliases of its φ, whose cotangents are heard; other steps as they are."""
+        if not isinstance(node, Site):
+            return step
+
+        def run(values: Values) -> None:
+            before = [values[i] for i in reads]
+            for position, i in enumerate(reads):
+                values[i] = self._alias(node.name, position, values[i])
+            step(values)
+            for i, value in zip(reads, before):
+                values[i] = value
+
+        return run
+
+    def _alias(self, site: str, position: int, phi: Tensor) -> Tensor:
+        if not (phi.requires_grad and torch.is_grad_enabled()):
+            return phi
+        alias = phi.view_as(phi)
+        listen: Callable[[Tensor], None] = partial(self.hear, site, position)
+        alias.register_hook(listen)
+        return alias
+
+    def hear(self, site: str, position: int, cotangent: Tensor) -> None:
+        """Add a cotangent to what the site has sent."""
+        known = self.heard.get((site, position))
+        self.heard[site, position] = cotangent if known is None else known + cotangent
+
+    def take(self) -> dict[Place, Tensor]:
+        """What was heard since the last time."""
+        heard, self.heard = self.heard, {}
+        return heard
