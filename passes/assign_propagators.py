@@ -126,6 +126,9 @@ def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
         for table, mask in ((costs, reach.any), (blocked, reach.any & ~reach.smooth), (rough, reach.rough)):
             for name in influence.named(mask):
                 table[name].append(cost.name)
+    followed = 0  # the sites that another one depends on
+    for name in influence.sites:
+        followed |= influence.phi[name].any
     return {
         site.name: SiteView(
             site.name,
@@ -137,6 +140,7 @@ def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
             tuple(blocked[site.name]),
             tuple(rough[site.name]),
             tuple(graph[ref.node].outputs[ref.port] for ref in site.inputs),
+            not influence.phi[site.name].any and not followed >> influence.index[site.name] & 1,
         )
         for site in graph.sites
     }

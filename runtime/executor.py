@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -218,15 +219,17 @@ class Executable:
         """A site in plates."""
         rule, placing, out = node.rule, self.placings[node.name], self.slots[Ref(node.name)]
         assert rule is not None
-        none = (None,) * len(node.inputs)
+        none, contexts, draw_by = (None,) * len(node.inputs), self.contexts, rule.draw
 
         def draw(context: SiteContext, phi: Sequence[Tensor]) -> Draw:
-            return rule.draw(context, phi, none)
+            return draw_by(context, phi, none)
+
+        place = draw if placing.plain else partial(placing.draw, draw)
 
         def call(*phi: Tensor) -> tuple[Tensor, ...]:
             if self.validate and (later or not self.checked):
                 checks.site_check(node, phi, later if self.checked else node.spec.checks)
-            drawn = placing.draw(draw, self.contexts[node.name], phi)
+            drawn = place(contexts[node.name], phi)
             if not self.checked:
                 placing.check(drawn.value)
             beside = (drawn.weights, drawn.alternatives)

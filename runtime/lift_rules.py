@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -334,6 +335,30 @@ def _by_row(step: Step) -> Node | None:
     return step.call(_unfolded, step.written((rows, *step.args[1:])), value, step.lead)
 
 
+@rule("gru lstm rnn_relu rnn_tanh")
+def _recurred(step: Step) -> Node | None:
+    """Recurrent networks: the plates of input and state are folded into the batch."""
+    if len(step.args) != 9 or not isinstance(step.args[2], (list, tuple)) or (step.args[5] and step.args[6]):
+        return None  # packed sequences, dropout
+    value, state, *more = step.args
+    many = isinstance(state, (list, tuple))
+    spread = [step.spread(part) for part in (value, *(state if many else [state]))]
+    weights = [part for part in step.args[2] if part.meta["lead"]]
+    if None in spread or weights or rank(value) != 3:
+        return None
+    return step.call(_recurrent, step.node.target, step.lead, spread[0], spread[1:] if many else spread[1], *more)
+
+
+@rule("lstm_cell")
+def _cell(step: Step) -> Node | None:
+    """One step of a recurrent network on rows of the batch."""
+    value, state, *weights = step.args
+    spread = [step.spread(part) for part in (value, *state)]
+    if None in spread or any(isinstance(n, Node) and n.meta["lead"] for n in weights) or rank(value) != 2:
+        return None
+    return step.call(_celled, step.node.target, step.lead, spread[0], spread[1:], *weights)
+
+
 # -- functions that the new code calls -----------------------------------------------------
 def _reshaped(value: Tensor, lead: int, shape: tuple[int, ...]) -> Tensor:
     return value.reshape(value.shape[:lead] + shape)
@@ -348,3 +373,23 @@ def _expanded(value: Tensor, lead: int, shape: tuple[int, ...]) -> Tensor:
 
 def _unfolded(rows: Tensor, like: Tensor, lead: int) -> Tensor:
     return rows.reshape(like.shape[: lead + 1] + rows.shape[1:])
+
+
+def _recurrent(run: Callable[..., Any], lead: int, value: Tensor, state: Any, *more: Any) -> tuple[Tensor, ...]:
+    front, sizes, row = tuple(range(lead)), value.shape[:lead], 0 if more[-1] else 1  # batch_first
+
+    def fold(part: Tensor, dim: int) -> Tensor:
+        return part.movedim(front, tuple(range(dim, dim + lead))).flatten(dim, dim + lead)
+
+    def unfold(part: Tensor, dim: int) -> Tensor:
+        return part.unflatten(dim, (*sizes, -1)).movedim(tuple(range(dim, dim + lead)), front)
+
+    states = [fold(part, 1) for part in state] if isinstance(state, (list, tuple)) else fold(state, 1)
+    found, *last = run(fold(value, row), states, *more)
+    return unfold(found, row), *(unfold(part, 1) for part in last)
+
+
+def _celled(run: Callable[..., Any], lead: int, value: Tensor, state: Any, *weights: Any) -> tuple[Tensor, ...]:
+    rows = value.shape[: lead + 1]
+    found = run(value.flatten(0, lead), [part.flatten(0, lead) for part in state], *weights)
+    return tuple(part.unflatten(0, rows) for part in found)

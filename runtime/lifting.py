@@ -16,6 +16,7 @@ from propc.ir import Opaque, Segment
 from propc.runtime.aligning import Names, aligned
 from propc.runtime.lift_rules import write
 from propc.runtime.lift_step import Step
+from propc.runtime.unvmapped import explained
 from propc.tracing.operations import is_random
 
 Run = Callable[..., Sequence[Any]]
@@ -46,14 +47,16 @@ class Lifting:
 
 def vmapped(graph: PropagationGraph, segment: Segment, reads: Sequence[Names]) -> Run:
     """A segment's code through `torch.vmap`, a plate at a time."""
-    assert segment.stage is not None
-    run: Run = segment.stage.module.forward
-    for name in reversed(segment.plates):  # the innermost first
-        into = tuple(0 if name in plates else None for plates in reads)
-        inside = [name in plates for plates in segment.spread]
-        noise = "same" if graph.plate(name).common else "different"
-        run = _picked(torch.vmap(run, into, 0, randomness=noise), inside)
-    return run
+
+    def vmap(run: Run) -> Run:
+        for name in reversed(segment.plates):  # the innermost first
+            into = tuple(0 if name in plates else None for plates in reads)
+            inside = [name in plates for plates in segment.spread]
+            noise = "same" if graph.plate(name).common else "different"
+            run = _picked(torch.vmap(run, into, 0, randomness=noise), inside)
+        return run
+
+    return explained(graph, segment, reads, vmap)
 
 
 def _picked(run: Run, inside: Sequence[bool]) -> Run:

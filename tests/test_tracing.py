@@ -602,6 +602,14 @@ def test_buffers_written_in_place() -> None:
 # -- operations --------------------------------------------------------------------------------
 
 
+def test_in_place_operations_by_keyword() -> None:
+    @propc.compile
+    def program(theta: torch.Tensor) -> torch.Tensor:
+        return theta * torch.nn.init.ones_(tensor=torch.empty(3))
+
+    assert program(torch.tensor(2.0)).tolist() == [2.0, 2.0, 2.0]
+
+
 def test_in_place_operations() -> None:
     def program(a: Tensor) -> Tensor:
         x = a * 1

@@ -33,6 +33,7 @@ class SiteView:
         blocked: those that no differentiable path reaches.
         rough: those that it also reaches through a comparison, rounding or an integer.
         phi: types of the distribution's tensors.
+        alone: whether no other site lies before it or behind it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class SiteView:
     blocked: tuple[str, ...]
     rough: tuple[str, ...]
     phi: tuple[TensorType, ...] = ()
+    alone: bool = True
 
     @property
     def batched(self) -> bool:

@@ -6,29 +6,62 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
+from propc.discrete import family
+from propc.estimators.antithetic import DisArm
 from propc.estimators.base import Estimator, SiteView, register_estimator
+from propc.estimators.enumerate import Enumerate
 from propc.estimators.likelihood_ratio import LikelihoodRatio
+from propc.estimators.local import Local
 from propc.estimators.pathwise import Pathwise
+from propc.propagators.samples import positive
+from propc.support import places, values_of
 
 
 @register_estimator("infer")
 @dataclass(frozen=True)
 class Infer(Estimator):
-    r"""Chooses for each site: `rp` where it works, else `lr`.
+    r"""Chooses for each site: `rp` where it works, else the score-function estimator of least variance in its budget.
 
-    `rp` where the distribution has `rsample` and a differentiable path leads to every cost
-    that the site influences; else `lr`, with the leave-one-out baseline where the batch has
-    two samples or more. Unbiased as they are. `compiled.explain(...)` says what was chosen
-    and why.
+    `rp` where the distribution has `rsample` and a differentiable path leads to every cost that the site
+    influences. Elsewhere, if the program behind the site may run `budget` times:
+
+    1. `enumerate`, where the site has no more configurations and no other site before it or behind it
+       (enumerations multiply);
+    2. `local`, where all elements have no more alternatives, with the draw;
+    3. `disarm`, for a discrete site without others before it or behind it (pairs multiply);
+    4. `lr` with `budget` samples (shared by sites with as many); with one the leave-one-out baseline of the batch.
+
+    A scalar cost, or a batch of one, has no other samples to compare with: the budget is 2 at least.
+    All of them are unbiased. `compiled.explain(...)` says what was chosen and why.
+
+    Args:
+        budget: how often the program behind a site that `rp` cannot serve may run at a call.
     """
 
     name: ClassVar[str] = "infer"
+    budget: int = 1
+
+    def __post_init__(self) -> None:
+        positive("budget", self.budget)
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         if site.spec.has_rsample and not site.blocked:
             return Pathwise().propagator(site)[0], "rsample, and a differentiable path to every cost"
-        baseline = "loo" if site.batch is None or site.batch > 1 else None
-        rule, _ = LikelihoodRatio(baseline).propagator(site)
-        if not site.spec.has_rsample:
-            return rule, f"{site.spec} has no rsample"
-        return rule, f"no differentiable path to {', '.join(site.blocked)}"
+        chosen, why = self._by_score(site)
+        lacks = f"no differentiable path to {', '.join(site.blocked)}" if site.spec.has_rsample else "no rsample"
+        return chosen.propagator(site)[0], f"{lacks}; {why}" if why else lacks
+
+    def _by_score(self, site: SiteView) -> tuple[Estimator, str]:
+        """What serves without a path, and why."""
+        lonely = site.batch is None or site.batch < 2
+        budget = max(self.budget, 2) if lonely else self.budget
+        values = values_of(site.spec, site.phi)
+        if values is not None:
+            elements = places(site.spec, batched=site.batched)
+            if site.alone and values**elements <= budget:
+                return Enumerate(budget), f"{values**elements} configurations"
+            if 1 + elements * (values - 1) <= budget:
+                return Local(), f"{elements * (values - 1)} alternatives"
+        if budget > 1 and site.alone and family(site.spec) is not None:
+            return DisArm(budget // 2), "antithetic pairs"
+        return LikelihoodRatio(samples=budget), f"{budget} samples" if budget > 1 else ""

@@ -159,6 +159,8 @@ class CustomFunction:
         self.__module__ = __name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return self.cls.apply(*args, **kwargs)
         return super(_SingleLevelFunction, self.cls).apply(*args, **kwargs)  # type: ignore[misc]
 
     def __eq__(self, other: object) -> bool:

@@ -96,7 +96,7 @@ class Recorder(torch.fx.Tracer):
         self._bind(result, node)
         for tensor in written:
             self._mark_written(tensor, node)
-        return given[0] if written and result is args[0] else result  # the user's own object, if it is one
+        return given[0] if written and args and result is args[0] else result  # the user's own object, if it is one
 
     @contextmanager
     def _unrecorded(self) -> Iterator[None]:

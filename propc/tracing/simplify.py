@@ -28,6 +28,7 @@ _LIKE: dict[str, Callable[..., Tensor]] = {  # these read the shape of a tensor,
     "new_ones": torch.ones,
     "new_empty": torch.empty,
 }
+_AFTER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
 _SHAPERS = frozenset({"expand", "view", "reshape", "unsqueeze"})
 
 
@@ -36,6 +37,7 @@ def simplify(program: Program) -> Program:
     for node in list(program.graph.nodes):
         _drop_broadcast(program.graph, node)
         _drop_likeness(program.graph, node)
+        _drop_model(program.graph, node)
     if not program.mutates:  # a constant that is written into must be made anew at every call
         program = _fold_constants(program)
     _drop_dead(program.graph)
@@ -71,6 +73,20 @@ def _drop_likeness(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     made.meta.update(node.meta)
     node.replace_all_uses_with(made)
     graph.erase_node(node)
+
+
+def _drop_model(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """``x.expand_as(y)`` is ``x.expand(...)`` to a known shape, and depends on y no more; to its own shape, it is x."""
+    plain, kind = _AFTER.get(str(node.target)), type_of(node)
+    if node.op != "call_method" or plain is None or kind is None or len(node.args) != 2 or node.kwargs:
+        return
+    source = node.args[0]
+    assert isinstance(source, torch.fx.Node)
+    known = type_of(source)
+    if known is not None and known.shape == kind.shape and plain == "expand":
+        node.replace_all_uses_with(source)
+    else:
+        node.target, node.args = plain, (source, kind.shape)
 
 
 def _fold_constants(program: Program) -> Program:

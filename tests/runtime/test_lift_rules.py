@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import hypothesis.strategies as st
 import pytest
@@ -187,6 +188,27 @@ ALONG = (
 WHOLES = "all any amax amin mean std sum var".split()
 
 
+def _lstm(batch_first):
+    def run(x, h, c, *weights):
+        return torch.cat(
+            [part.flatten() for part in torch.lstm(x, (h, c), weights, True, 1, 0.0, True, False, batch_first)]
+        )
+
+    return run
+
+
+def _gru(x, h, *weights):
+    return torch.gru(x, h, weights, True, 1, 0.0, True, False, False)[0]
+
+
+def _rnn(name, x, h, *weights):
+    return getattr(torch, name)(x, h, weights, True, 1, 0.0, True, False, False)[0]
+
+
+def _lstm_cell(x, h, c, *weights):
+    return torch.cat(torch.lstm_cell(x, (h, c), *weights))
+
+
 def cases():
     """(name of the operation, case)."""
     yield from (
@@ -329,6 +351,19 @@ def cases():
     ):
         yield loss, Case(lambda x, y, n=loss: getattr(F, n)(x, y, reduction="none"), (MATRIX, MATRIX))
         yield loss, Case(getattr(F, loss), (MATRIX, MATRIX), held=False)
+    of_input, of_state, bias = (12, 3), (12, 3), (12,)
+    weights = of_input, of_state, bias, bias
+    inside = ("a",), ("a",), ("a",), *((),) * 4
+    yield "lstm", Case(_lstm(batch_first=False), ((4, 2, 3), (1, 2, 3), (1, 2, 3), *weights), reads=inside)
+    yield "lstm", Case(_lstm(batch_first=True), ((2, 4, 3), (1, 2, 3), (1, 2, 3), *weights), reads=inside)
+    yield "lstm", Case(_lstm(batch_first=True), ((2, 4, 3), (1, 2, 3), (1, 2, 3), *weights), held=False)
+    smaller = (9, 3), (9, 3), (9,), (9,)
+    yield "gru", Case(_gru, ((4, 2, 3), (1, 2, 3), *smaller), reads=inside[1:])
+    smallest = (3, 3), (3, 3), (3,), (3,)
+    for name in ("rnn_relu", "rnn_tanh"):
+        yield name, Case(partial(_rnn, name), ((4, 2, 3), (1, 2, 3), *smallest), reads=inside[1:])
+    yield "lstm_cell", Case(_lstm_cell, ((2, 3), (2, 3), (2, 3), *weights), reads=inside)
+    yield "lstm_cell", Case(_lstm_cell, ((2, 3), (2, 3), (2, 3), *weights), held=False)
     for d in (1, 2, 3):
         image = (2, 2, *(4,) * d)
         yield f"conv{d}d", Case(getattr(F, f"conv{d}d"), (image, (2, 2, *(3,) * d), (2,)), reads=first)
@@ -349,7 +384,7 @@ def test_case(index):
     _, case = CASES[index]
     count = len(case.shapes)
     check(case.fn, case.shapes, case.kinds(), case.reads or [("a",)] * count, must=case.held)
-    for reads in itertools.islice(itertools.product(SPREADS, repeat=count), 1, None, 3 if count > 2 else 1):
+    for reads in itertools.islice(itertools.product(SPREADS, repeat=count), 1, 64, 3 if count > 2 else 1):
         check(case.fn, case.shapes, case.kinds(), reads)
 
 

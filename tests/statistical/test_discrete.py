@@ -54,6 +54,7 @@ ESTIMATORS = {
     "arm": Entry("arm", evaluations=lambda problem: 2, twin=1.15),
     "disarm": Entry("disarm", evaluations=lambda problem: 2),
     "disarm-3": Entry(propc.estimator("disarm", samples=3, noise="common"), evaluations=lambda problem: 6),
+    "infer-8": Entry(propc.estimator("infer", budget=8), evaluations=lambda problem: 8),
     "enumerate": Entry("enumerate", evaluations=lambda problem: problem.outcomes),
 }
 CASES = [(name, problem) for problem in PROBLEMS for name, entry in ESTIMATORS.items() if entry.takes(problem)]

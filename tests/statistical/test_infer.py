@@ -8,7 +8,7 @@ import torch
 from statistical.programs import CONTINUOUS, FAMILIES, OBJECTIVES, one_site, vector
 from stats import check, gradient_draws
 from torch import Tensor
-from torch.distributions import Bernoulli, Normal
+from torch.distributions import Bernoulli, Categorical, Geometric, Normal
 
 import propc
 
@@ -84,3 +84,53 @@ def test_continuous_and_discrete_sites_together() -> None:
 
     theta = vector(0.4, 1.2, -0.5)
     check(gradient_draws(propc.compile(program), theta, rows=400_000), oracles.gradient(expectation, theta))
+
+
+CHOICES = {
+    "one run": (lambda t: Bernoulli(logits=t.expand(9, 3)), 1, "lr", "no rsample"),
+    "pairs": (lambda t: Bernoulli(logits=t.expand(9, 3)), 2, "disarm", "antithetic pairs"),
+    "all neighbours": (lambda t: Bernoulli(logits=t.expand(9, 3)), 4, "local", "3 alternatives"),
+    "all": (lambda t: Bernoulli(logits=t.expand(9, 3)), 8, "enumerate", "8 configurations"),
+    "classes": (lambda t: Categorical(logits=t.expand(9, 2)), 2, "enumerate", "2 configurations"),
+    "neither": (lambda t: Geometric(logits=t.expand(9)), 3, "lr", "3 samples"),
+    "alone": (lambda t: Bernoulli(logits=t.expand(1, 3)), 1, "disarm", "antithetic pairs"),
+    "no batch": (lambda t: Geometric(logits=t), 1, "lr", "2 samples"),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_what_is_chosen_for_a_budget(case: str) -> None:
+    make, budget, name, why = CHOICES[case]
+
+    def program(theta: Tensor) -> Tensor:
+        z = propc.sample(make(theta), "z").double()
+        return z.reshape(len(z), -1).sum(1) if z.dim() else z
+
+    compiled = propc.compile(program, estimator=propc.estimator("infer", budget=budget))
+    theta = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    (row,) = compiled.explain(theta).rows
+    assert row["estimator"] == name
+    assert row["why"].endswith(why)
+    compiled(theta).mean().backward()
+    assert theta.grad is not None
+
+
+def test_sites_that_depend_on_each_other_do_not_multiply() -> None:
+    def program(theta: Tensor) -> Tensor:
+        z: Tensor = theta
+        for t in range(4):
+            z = propc.sample(Bernoulli(logits=theta.expand(5) + z), f"z{t}")
+        return z
+
+    graph = propc.compile(program, estimator=propc.estimator("infer", budget=4)).graph(vector(0.3).requires_grad_()[0])
+    assert [site.estimator for site in graph.sites if not site.copy_of] == ["local"] * 4
+    many = propc.compile(
+        lambda theta: propc.sample(Geometric(logits=theta + propc.sample(Geometric(logits=theta.expand(5)), "a")), "b"),
+        estimator=propc.estimator("infer", budget=4),
+    ).graph(vector(0.3).requires_grad_()[0])
+    assert [(plate.name, plate.size) for plate in many.plates] == [("a", 4)]
+
+
+def test_a_bad_budget() -> None:
+    with pytest.raises(propc.PropcValueError, match="budget=0 must be a positive integer"):
+        propc.estimator("infer", budget=0)
