@@ -150,8 +150,8 @@ class _Copying:
     def _value(self, ref: Ref) -> Ref:
         return self.new.get(ref, ref)
 
-    def _name(self, node: Node) -> str:
-        return self.growing.free(f"{node.name}@{self.site.name}")
+    def _name(self, node: Node, what: str = "") -> str:
+        return self.growing.free(f"{node.name}{what}@{self.site.name}")
 
     # -- copying ------------------------------------------------------------------------
 
@@ -223,7 +223,7 @@ class _Copying:
         growing, cost = self.growing, self.growing.old[level]
         old = Ref(level)
         made = Compare(
-            name=self._name(cost),
+            name=self._name(cost, ".compare"),
             inputs=(growing.ends.get(old, old), self.new[old]),
             outputs=cost.outputs,
             where=cost.where,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
+
 from propc.graph import PropagationGraph
 from propc.ir import Expand, Resample, Route, Site
 from propc.passes.base import Pass, register
@@ -78,7 +80,7 @@ def _live_sites(graph: PropagationGraph) -> set[str]:
 def _is_live(site: Site, wanted: bool, sent: bool) -> bool:
     """Whether a gradient leaves a site, given that one is wanted by what is before it, and sent to it."""
     rule = site.rule
-    if rule is None or isinstance(rule, Plain):
+    if rule is None or isinstance(rule, Plain) or (rule.explores and not torch.is_grad_enabled()):
         return False
     return (wanted or site.spec.holds_parameters()) and (rule.passes_path or rule.weighs or rule.explores or sent)
 

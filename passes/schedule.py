@@ -25,7 +25,7 @@ class Schedule(Pass):
     name: ClassVar[str] = "schedule"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
-        sites = {n.name for n in graph.of(Site) if not isinstance(n.rule, Plain)}
+        sites = {n.name for n in graph.of(Site) if not isinstance(n.rule, Plain) and not n.copy_of}
         sites.update(n.name for n in graph.of(Resample))
         general = graph.program is None or graph.general
         met = sites.union(graph.wiring.vertices) if general else sites

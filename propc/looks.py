@@ -122,6 +122,8 @@ def box_look(graph: PropagationGraph, box: Box, snr: Mapping[str, float]) -> Loo
         return _leaves(box.nodes)
     (node,) = box.nodes
     look = {"tooltip": quoted(_tip(node)), **_RULES[type(node)](graph, node)}
+    if node.copy_of:
+        look |= {"style": '"filled,dashed"', "color": LINE}
     return _with_ratio(look, snr[node.name]) if node.name in snr else look
 
 

@@ -172,8 +172,8 @@ def _shaped(step: Step) -> Node | None:
 @rule("broadcast_to expand expand_as")
 def _grown(step: Step) -> Node | None:
     """The result's shape is known."""
-    value = step.args[0]
-    return step.call(_expanded, value, step.lead, step.shape) if value.meta["plates"] == step.plates else None
+    value = step.spread(step.args[0])
+    return None if value is None else step.call(_expanded, value, step.lead, step.shape)
 
 
 @rule("repeat")

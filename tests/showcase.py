@@ -133,3 +133,20 @@ def messages_graph() -> PropagationGraph:
 
 
 GRAPHS["messages"] = messages_graph
+
+
+def explored(w: Tensor, x: Tensor) -> Tensor:
+    seen = torch.tanh(x @ w)
+    z = propc.sample(Bernoulli(logits=seen), "z")
+    k = propc.sample(Categorical(logits=z @ w), "k")
+    y = propc.sample(Normal((z * seen.square()).sum(-1), 1.0), "y")
+    return propc.cost((y - k).square(), "error") + propc.cost(z.sum(-1), "count") + propc.cost(w.sum() + 0 * y, "flat")
+
+
+def alternatives_graph() -> PropagationGraph:
+    estimators = {"z": "local", "k": "enumerate", "y": "lr"}
+    w = torch.ones(3, 3, requires_grad=True)
+    return propc.compile(explored, estimator=estimators).graph(w, torch.zeros(20, 3))
+
+
+GRAPHS["alternatives"] = alternatives_graph

@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Normal
 
 import propc
 from propc.ir import Expand
-from propc.passes import DeduplicateStages, ExpandTargets, Fuse, Prune, RouteMessages, Schedule
+from propc.passes import DeduplicateStages, ExploreAlternatives, Fuse, Prune, RouteMessages, Schedule
 from propc.propagators import LikelihoodRatio, Pathwise
 from propc.propagators import Plain as OnlyDraws
 
@@ -87,5 +87,5 @@ def test_nothing_to_prune() -> None:
     before, after = graphs["route-messages"], graphs["prune"]
     assert before.routes == after.routes
     assert dict(before.nodes) == dict(after.nodes)
-    assert [p.name for p in (ExpandTargets, RouteMessages, Prune, DeduplicateStages, Fuse, Schedule)] \
+    assert [p.name for p in (RouteMessages, Prune, ExploreAlternatives, DeduplicateStages, Fuse, Schedule)] \
         == list(graphs)[-6:]  # fmt: skip
