@@ -108,7 +108,8 @@ class _Cutter:
         }
         made: Node
         if mark.kind == "opaque":
-            made = Opaque(**common, outputs=node.meta["types"], call=node, arguments=tuple(node.all_input_nodes))
+            arguments = tuple(node.all_input_nodes)
+            made = Opaque(**common, outputs=node.meta["types"], call=node, arguments=arguments, how=mark.how)
             if type_of(node) is None:  # a tuple: its items are the ports
                 for item in node.users:
                     port = item.args[1]

@@ -20,6 +20,7 @@ from propc.ir import (
     Join,
     Named,
     Node,
+    Opaque,
     Output,
     Parameter,
     Plate,
@@ -117,6 +118,16 @@ class PropagationGraph:
     def batched(self, site: Site) -> bool:
         """Whether a site has a draw for each sample of the batch."""
         return self.batch is not None and site.spec.rows() == self.batch
+
+    def folds(self, box: Opaque) -> bool:
+        """Whether a black box is called once, its plates folded into the batch, in place of once for each element."""
+        common = any(self.plate(name).common for name in box.plates)
+        return box.how == "batch" or (not box.how and not common and self.can_fold(box))
+
+    def can_fold(self, box: Opaque) -> bool:
+        """Whether all that a black box gets and gives in plates has the batch in front."""
+        given = [self.nodes[ref.node].outputs[ref.port] for ref in box.inputs if self.plates_of(ref)]
+        return self.batch is not None and all(kind.shape[:1] == (self.batch,) for kind in (*given, *box.outputs))
 
     @cached_property
     def influence(self) -> Influence:

@@ -282,10 +282,15 @@ class Named(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opaque(Node):
-    """A black box, `propc.opaque`: runs as it is, no gradient goes through it."""
+    """A black box, `propc.opaque`: runs as it is, no gradient goes through it.
+
+    `how` is what the user said of it in plates: ``batch``, one call with the plates folded into the batch,
+    ``loop``, a call for each element, or nothing.
+    """
 
     call: torch.fx.Node = field(repr=False)
     arguments: tuple[torch.fx.Node, ...] = field(repr=False)
+    how: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.distributions import Distribution
 
+from propc.configure import one_of
 from propc.errors import PropcTypeError, message
 from propc.propagators.base import Propagator
 from propc.propagators.registry import at_node
@@ -99,7 +100,11 @@ def node(value: Tensor, name: str | None = None, propagator: Propagator | str | 
     return value if tracer is None else tracer.node(value, name, rule)
 
 
-def opaque(fn: Callable[..., R]) -> Callable[..., R]:
+@overload
+def opaque(fn: Callable[..., R], *, plates: str | None = ...) -> Callable[..., R]: ...
+@overload
+def opaque(fn: None = None, *, plates: str | None = ...) -> Callable[[Callable[..., R]], Callable[..., R]]: ...
+def opaque(fn: Callable[..., R] | None = None, *, plates: str | None = None) -> Any:
     """Make a black box of `fn`: it runs as it is, on real values, and no gradient goes through it.
 
     A score-function estimator sees through it; a pathwise one cannot. Row i of its
@@ -110,22 +115,50 @@ def opaque(fn: Callable[..., R]) -> Callable[..., R]:
     Make a black box outside the compiled function if it holds what changes, such as an environment:
     one made inside is looked through for changes, each of which compiles a new graph.
 
+    Args:
+        fn: a function that returns a tensor, or a tuple or list of tensors; without it, a decorator.
+        plates: how it is called on several samples, of which an estimator draws K. ``"batch"``: once, with K·batch
+            rows; arguments that have the batch and are the same for all samples are repeated alike, others are
+            passed as they are. ``"loop"``: K times, with the program's shapes. None takes ``"batch"`` where all
+            arguments that differ and all results have the batch in front and noise is not common, else ``"loop"``.
+            A box that knows its number of rows, such as a vectorized environment, needs ``"loop"``.
+
     Returns:
         A function with the signature of `fn`; its tensor results are detached.
-    """
 
-    @functools.wraps(fn)
+    Raises:
+        PropcValueError: another value of `plates`.
+    """
+    if plates is not None:
+        one_of("plates", plates, ("batch", "loop"))
+    if fn is None:
+        return functools.partial(opaque, plates=plates)
+    box = _with_name(fn)
+
+    @functools.wraps(box)
     def call(*args: Any, **kwargs: Any) -> R:
         tracer = active_tracer()
         if tracer is not None:
-            result: R = tracer.opaque(fn, args, kwargs)
+            result: R = tracer.opaque(box, args, kwargs, plates or "")
             return result
         with torch.no_grad():
             # a result may be an argument
-            result = pytree.tree_map_only(Tensor, Tensor.detach, fn(*args, **kwargs))
+            result = pytree.tree_map_only(Tensor, Tensor.detach, box(*args, **kwargs))
         return result
 
     call._propc_opaque = True  # type: ignore[attr-defined]
+    return call
+
+
+def _with_name(fn: Callable[..., R]) -> Callable[..., R]:
+    """A callable object, or a partial, as a function with a name."""
+    if getattr(fn, "__name__", None):
+        return fn
+
+    def call(*args: Any, **kwargs: Any) -> R:
+        return fn(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = type(fn).__name__.lower()
     return call
 
 

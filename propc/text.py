@@ -102,6 +102,11 @@ def refit(node: Resample) -> str:
     return f"Gaussian of {node.width} dimension{'' if node.width == 1 else 's'}{shrunk}"
 
 
+def calls(graph: PropagationGraph, box: Opaque) -> str:
+    """How a black box in plates is called."""
+    return "plates in the batch" if graph.folds(box) else "once for each element"
+
+
 def ratio(value: float) -> str:
     """A signal-to-noise ratio."""
     return f"{value:.2g}"
@@ -177,7 +182,10 @@ def _does(graph: PropagationGraph, node: Node) -> str:
         return f"{node.how}({reads}) over {node.over}"
     if isinstance(node, Compare):
         return f"compare({reads})"
-    assert isinstance(node, (Cost, Named, Opaque))
+    if isinstance(node, Opaque):
+        how = f", {calls(graph, node)}" if node.plates else ""
+        return f"opaque({reads}){how}"
+    assert isinstance(node, (Cost, Named))
     return f"{node.kind.value}({reads})" + (f" by {node.propagator.name}" if node.propagator is not None else "")
 
 

@@ -134,7 +134,7 @@ class Tracer(Recorder):
             value = self._lift(value)
             return self._mark(Mark("cost", label, propagator=propagator), (self._node(value),), value.clone(), (value,))
 
-    def opaque(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def opaque(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], how: str = "") -> Any:
         """Record a black box; its outputs' shapes come from one run on zeros."""
         with torch._C.DisableTorchFunction(), _activated(None):
             args, kwargs = self._lift(args), self._lift(kwargs)
@@ -152,7 +152,7 @@ class Tracer(Recorder):
                     )
                 )
             node = self.graph.call_function(fn, self._nodes(args), self._nodes(kwargs))
-            node.meta.update(where=user_source(), context=None, rough=True, mark=Mark("opaque", label))
+            node.meta.update(where=user_source(), context=None, rough=True, mark=Mark("opaque", label, how=how))
             node.meta["types"] = tuple(map(tensor_type, items))
             self._bind(result, node)
             return result
