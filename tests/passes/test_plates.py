@@ -45,7 +45,7 @@ def test_a_site_with_several_samples_introduces_a_plate() -> None:
     carried = {node.name: node.plates for node in graph if node.plates}
     assert carried == {"z": ("z",), "x.in": ("z",), "x": ("z",), "cost.in": ("z",), "cost": ("z",)}
     (reduce,) = graph.of(Reduce)
-    assert (reduce.name, reduce.over, reduce.plates, reduce.how) == ("cost/z", "z", (), "mean")
+    assert (reduce.name, reduce.over, reduce.plates, reduce.how) == ("cost/z", ("z",), (), "mean")
 
 
 def test_equal_numbers_of_samples_share_a_plate() -> None:
