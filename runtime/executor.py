@@ -293,7 +293,7 @@ class Executable:
         ]
 
         def send(cost: Tensor, values: Values, given: Sequence[Tensor] = ()) -> Tensor:
-            fixed, given = cost.detach(), [value.detach() for value in given]
+            fixed = cost.detach()
             with torch.no_grad():
                 centered = tuple(center(fixed, *given) for center, _ in prepared)
             return attach(cost, centered, tuple(inlet(values) for _, inlet in prepared))

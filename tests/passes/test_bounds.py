@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
 import propc
-from propc.baselines import GeometricMean, LeaveOneOut, MovingAverage, NoBaseline
+from propc.baselines import Baseline, GeometricMean, LeaveOneOut, MovingAverage, NoBaseline
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError
 from propc.ir import BATCH, LOG_MEAN_EXP, Cost, Reduce
 
@@ -159,6 +159,21 @@ def test_outside_a_compiled_function() -> None:
     assert propc.bound(value) is value
 
 
+@pytest.mark.parametrize(
+    ("budget", "batch", "chosen"),
+    [(1, B, LeaveOneOut), (1, 1, NoBaseline), (4, B, GeometricMean), (4, 1, GeometricMean)],
+)
+def test_infer_keeps_to_samples(budget: int, batch: int, chosen: type[Baseline]) -> None:
+    """Enumerating a site of four configurations would return another bound."""
+
+    def program(theta: Tensor) -> Tensor:
+        return propc.bound(propc.sample(Bernoulli(logits=theta.expand(batch, 2)), "z").sum(-1))
+
+    graph = propc.compile(program, estimator=propc.estimator("infer", budget=budget)).graph(param())
+    assert [type(route.baseline) for route in graph.routes] == [chosen]
+    assert [plate.size for plate in graph.plates] == ([] if budget == 1 else [budget])
+
+
 # -- baselines ----------------------------------------------------------------------------
 
 
@@ -245,6 +260,16 @@ def test_common_noise_between_samples() -> None:
         common = {"z": vimco(3, noise="common"), "x": x}
         refused(two_sites, common, EstimatorError, "site 'x'", "same random numbers in the samples of 'z'", "noise=")
     propc.compile(two_sites, estimator={"z": vimco(3, noise="common"), "x": "rp"})(param())
+
+
+def test_alternatives_of_one_sample() -> None:
+    def program(theta: Tensor) -> Tensor:
+        shift = propc.sample(Bernoulli(logits=theta.expand(B, 2)), "a")
+        return propc.bound((propc.sample(Bernoulli(logits=theta + shift), "z") * theta).sum(-1))
+
+    refused(
+        program, {"a": vimco(3), "z": "local"}, EstimatorError, "site 'z'", "'local' compares the costs", "is a bound"
+    )
 
 
 def test_total_propagation_inside() -> None:

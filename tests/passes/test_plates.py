@@ -208,6 +208,21 @@ def test_distributions_in_plates(estimator: str) -> None:
     assert torch.isfinite(gradient).all()
 
 
+def test_a_new_plate_inside_older_ones() -> None:
+    """The second site of a pair draws behind a plate that is newer than the pair."""
+
+    def program(theta: Tensor) -> Tensor:
+        p = theta.expand(BATCH_SIZE, 2)
+        first = propc.sample(Bernoulli(logits=p), "a", estimator="disarm")
+        middle = propc.sample(Bernoulli(logits=p), "x", estimator=lr(3))
+        return (first - propc.sample(Bernoulli(logits=p - middle), "b", estimator="disarm")).square().sum(-1)
+
+    theta = param()
+    graph = propc.compile(program).graph(theta)
+    assert graph["b"].plates == ("x", "a")
+    torch.autograd.grad(propc.compile(program)(theta).mean(), theta)
+
+
 # -- bad input ----------------------------------------------------------------------------
 
 

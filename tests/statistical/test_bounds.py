@@ -306,6 +306,31 @@ def test_behind_a_score_site(x: Any) -> None:
     Bound(with_normal, (vector(0.3, 0.5), vector(1.3, 0.8)), with_normal_expectation).check({"z": vimco(2), "x": x})
 
 
+@pytest.mark.parametrize("x", [propc.estimator("rp", samples=2), vimco(2)], ids=str)
+def test_alternatives_before_the_samples(x: Any) -> None:
+    """One bit, on which the whole bound of two Normals behind it is compared."""
+
+    def expectation(phi: Tensor, w: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for z, p in zip(vector(0, 1), (torch.sigmoid(-phi[0]), torch.sigmoid(phi[0]))):
+            behind = Normal(phi[1] + z, 0.7)
+
+            def pair(x: Tensor, y: Tensor) -> Tensor:
+                law = Bernoulli(logits=phi[0])
+                weights = torch.broadcast_tensors(of_normal(z, x, w), of_normal(z, y, w))  # noqa: B023
+                return log_mean_exp(weights) - law.log_prob(z)  # noqa: B023
+
+            inner = expect(behind, lambda x: expect(behind, lambda y: pair(x, y)))  # noqa: B023
+            total = total - p * inner
+        return total
+
+    Bound(with_normal, (vector(0.3, 0.5), vector(1.3, 0.8)), expectation).check({"z": "local", "x": x})
+
+
+def test_alternatives_of_the_evidence_lower_bound() -> None:
+    bits(1).check("local")
+
+
 def test_pathwise_alone() -> None:
     """One Normal, two draws."""
 
