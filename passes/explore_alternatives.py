@@ -11,7 +11,22 @@ import torch.fx
 from propc.cut import dependence
 from propc.errors import EstimatorError, message
 from propc.graph import PropagationGraph
-from propc.ir import Compare, Cost, Named, Node, Opaque, Plate, Reduce, Ref, Resample, Route, Segment, Site, Token
+from propc.ir import (
+    LOG_MEAN_EXP,
+    Compare,
+    Cost,
+    Named,
+    Node,
+    Opaque,
+    Plate,
+    Reduce,
+    Ref,
+    Resample,
+    Route,
+    Segment,
+    Site,
+    Token,
+)
 from propc.passes.base import Pass, register
 from propc.passes.levels import level_of, levels_of
 from propc.passes.slicing import Downstream, with_result
@@ -188,10 +203,10 @@ class _Copying:
         inputs = tuple(map(self._value, node.inputs))
         if isinstance(node, (Cost, Named)):
             self.new[Ref(node.name)] = inputs[0]
-        elif isinstance(node, Reduce) and node.over not in self.growing.carried[inputs[0]]:
+        elif isinstance(node, Reduce) and set(node.over).isdisjoint(self.growing.carried[inputs[0]]):
             self.new[Ref(node.name)] = inputs[0]  # of what is the same in all elements
         elif isinstance(node, Reduce):
-            plates = tuple(name for name in self.growing.union(inputs) if name != node.over)
+            plates = tuple(name for name in self.growing.union(inputs) if name not in node.over)
             self._added(node, replace(node, **self._common(node, inputs), plates=plates, of_cost=False))
         elif isinstance(node, Opaque):
             self._added(node, replace(node, **self._common(node, inputs), plates=self.growing.union(inputs)))
@@ -247,6 +262,8 @@ class _Copying:
         if takes_messages(node) or (isinstance(node, Site) and node.rule is not None and node.rule.anew() is None):
             assert node.propagator is not None
             raise self._refused(node, f"has the propagator {node.propagator.name!r}, which handles messages itself")
+        if isinstance(node, Cost) and node.how == LOG_MEAN_EXP and self.site.plates:
+            raise self._refused(node, "is a bound, one number for all samples of the plates of the site")
         if isinstance(node, Cost) and not node.shape and old.batched(self.site):
             raise self._refused(node, f"is one number for all {old.batch} rows of the site")
 

@@ -153,7 +153,7 @@ def _site(common: dict[str, Any], mark: Mark) -> Site:
 _MADE = {
     "site": _site,
     "node": lambda common, mark: Named(**common, rule=mark.propagator),
-    "term": lambda common, mark: Cost(**common, path=mark.name, rule=mark.propagator),
+    "term": lambda common, mark: Cost(**common, path=mark.name, rule=mark.propagator, how=mark.how or "mean"),
 }
 _NO_TENSOR = TensorType((), torch.uint8, torch.device("cpu"))  # a port that carries a tuple; nobody looks at it
 

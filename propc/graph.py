@@ -14,6 +14,7 @@ import torch.fx
 from propc.errors import GraphError, PropcValueError, message, nearest
 from propc.influence import Influence, find_influence
 from propc.ir import (
+    LOG_MEAN_EXP,
     Cost,
     Dependence,
     Input,
@@ -24,6 +25,7 @@ from propc.ir import (
     Output,
     Parameter,
     Plate,
+    Reduce,
     Ref,
     Route,
     Schedule,
@@ -114,6 +116,11 @@ class PropagationGraph:
         if isinstance(node, Site) and node.alternatives and ref.port:
             return (node.alternatives, *node.plates)
         return node.spread[ref.port] if isinstance(node, Segment) and node.spread else node.plates
+
+    def meeting(self, route: Route) -> tuple[str, ...]:
+        """The plates in which the tokens of a route are summed."""
+        source, site = self.nodes[route.source], self.nodes[route.targets[0].site]
+        return site.plates if isinstance(source, Reduce) and source.how == LOG_MEAN_EXP else source.plates
 
     def batched(self, site: Site) -> bool:
         """Whether a site has a draw for each sample of the batch."""

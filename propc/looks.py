@@ -234,7 +234,7 @@ def _reduce(graph: PropagationGraph, node: Reduce) -> Look:
         "color": dark,
         "fillcolor": light,
         "margin": '"0.0,0.03"',
-        "label": _lines([_text(f"{node.how} over {node.over}", dark, 9)]),
+        "label": _lines([_text(f"{node.how} over {', '.join(node.over)}", dark, 9)]),
     }
 
 

@@ -1,4 +1,4 @@
-"""The marks that a user writes into a program: `sample`, `cost`, `node` and `opaque`."""
+"""The marks that a user writes into a program: `sample`, `cost`, `bound`, `node` and `opaque`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from propc.configure import one_of
 from propc.errors import PropcTypeError, message
+from propc.ir import LOG_MEAN_EXP
 from propc.propagators.base import Propagator
 from propc.propagators.registry import at_node
 from propc.tracing import active_tracer
@@ -78,6 +79,34 @@ def cost(value: Tensor, name: str | None = None, propagator: Propagator | str | 
     rule = None if propagator is None else at_node(propagator, "cost", name, user_source())
     tracer = active_tracer()
     return value if tracer is None else tracer.cost(value, name, rule)
+
+
+def bound(log_weight: Tensor, name: str | None = None) -> Tensor:
+    r"""Name a multi-sample bound: log 1/K Σ_k w_k over the K samples that the program's sites draw for a row.
+
+    The program computes the log weight of one sample, such as log p(x, z) − log q(z | x), of which the mean over
+    samples is the evidence lower bound. With ``samples=K`` at its sites, a value marked so is reduced to the
+    importance-weighted bound in place of the mean: ``return -propc.bound(log_w)``. With one sample it is the value.
+
+    The gradient is that of the bound: through the log weights by autograd, in the parameters of sites by their
+    estimators. At sites without `rsample`, "vimco" has the least variance.
+
+    Args:
+        log_weight: floating point, [batch] or a scalar.
+        name: the bound's name, unique in the program; numbered by default.
+
+    Returns:
+        The value: the bound of one sample. What is returned has that of all; it must be an addend of it.
+
+    Raises:
+        PropcTypeError: the value is not a tensor.
+        PropcValueError: it is not floating point, or has more than one dimension.
+
+    Reference: Burda, Grosse & Salakhutdinov (2016), arXiv:1509.00519.
+    """
+    _require_tensor(log_weight, "bound", name)
+    tracer = active_tracer()
+    return log_weight if tracer is None else tracer.cost(log_weight, name, None, LOG_MEAN_EXP)
 
 
 def node(value: Tensor, name: str | None = None, propagator: Propagator | str | None = None) -> Tensor:
@@ -167,7 +196,7 @@ def _require_tensor(value: Any, kind: str, name: str | None) -> None:
         raise PropcTypeError(
             message(
                 f"a {kind} must be a tensor; got {_kind(value)}",
-                "Give a floating-point tensor of shape [batch]." if kind == "cost" else "Numbers need no name.",
+                "Give a floating-point tensor of shape [batch]." if kind != "node" else "Numbers need no name.",
                 at=f"{kind} {name!r}" if name else "",
                 where=user_source(),
             )

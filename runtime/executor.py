@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from propc.graph import PropagationGraph
 from propc.ir import (
+    LOG_MEAN_EXP,
     Compare,
     Cost,
     Expand,
@@ -39,7 +40,7 @@ from propc.propagators import Baseline, Draw, SiteContext, SitePropagator
 from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
-from propc.runtime.aligning import aligned
+from propc.runtime.aligning import Names, aligned
 from propc.runtime.boxes import Box
 from propc.runtime.comparing import compared
 from propc.runtime.copies import Copies
@@ -48,7 +49,7 @@ from propc.runtime.kept import Memory
 from propc.runtime.lifting import Lifting, chunked
 from propc.runtime.placing import Placing
 from propc.runtime.probe import Probe
-from propc.runtime.reducing import centering, reduced
+from propc.runtime.reducing import bounding, centering, reduced
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call, Step, Straight, Values
@@ -243,8 +244,9 @@ class Executable:
         send = self._sender(node)
 
         def step(values: Values) -> None:
-            value = mean(*[values[i] for i in reads])
-            values[out] = value if send is None else send(value, values)
+            given = [values[i] for i in reads]
+            value = mean(*given)
+            values[out] = value if send is None else send(value, values, given)
 
         return step
 
@@ -266,7 +268,7 @@ class Executable:
         site = self.graph[token.site]
         assert isinstance(site, Site)
         have, want = self.graph.plates_of(node.inputs[1]), (node.over, *node.plates)
-        inlet = self._token(token, node, node.over)
+        inlet = self._token(token, node.plates, node, node.over)
         on_cpu = node.outputs[0].device.type == "cpu"
 
         def step(values: Values) -> None:
@@ -277,20 +279,24 @@ class Executable:
 
         return step
 
-    def _sender(self, node: Cost | Reduce) -> Callable[[Tensor, Values], Tensor] | None:
-        """What makes a cost send its messages, in the plates where it stands; None if it has none to send."""
+    def _sender(self, node: Cost | Reduce) -> Callable[..., Tensor] | None:
+        """What makes a cost send its messages, in the plates where it stands; None if it has none to send.
+
+        It takes the cost, the table of values, and what the cost was reduced from.
+        """
         routes = self.routes.get(node.name, [])
         if not routes:
             return None
+        center = bounding if isinstance(node, Reduce) and node.how == LOG_MEAN_EXP else centering
         prepared = [
-            (centering(node, route.over, baseline, state), self._join(route.through, node))
+            (center(self.graph, route, baseline, state), self._join(route.through, self.graph.meeting(route), node))
             for (baseline, state), route in zip(self.baselines(node, routes), routes)
         ]
 
-        def send(cost: Tensor, values: Values) -> Tensor:
+        def send(cost: Tensor, values: Values, given: Sequence[Tensor] = ()) -> Tensor:
             fixed = cost.detach()
             with torch.no_grad():
-                centered = tuple(center(fixed) for center, _ in prepared)
+                centered = tuple(center(fixed, *given) for center, _ in prepared)
             return attach(cost, centered, tuple(inlet(values) for _, inlet in prepared))
 
         return send
@@ -307,7 +313,7 @@ class Executable:
     def _resample(self, node: Resample) -> Step:
         reads, first = self._reads(node), self.slots[Ref(node.name)]
         last = first + len(node.outputs)
-        inlets = [self._join(route.through, node) for route in self.routes.get(node.name, ())]
+        inlets = [self._join(route.through, node.plates, node) for route in self.routes.get(node.name, ())]
         on_cpu = node.outputs[0].device.type == "cpu"
 
         def step(values: Values) -> None:
@@ -316,13 +322,13 @@ class Executable:
 
         return step
 
-    def _join(self, tokens: tuple[Token, ...], node: Node) -> Callable[[Values], Tensor]:
-        """Reads the token that stands for `tokens`, in the plates of a node; the first reader of a join makes it."""
+    def _join(self, tokens: tuple[Token, ...], plates: Names, node: Node) -> Callable[[Values], Tensor]:
+        """Reads the token that stands for `tokens`, in plates, for a node; the first reader of a join makes it."""
         (token,) = tokens
         if token in self.slots:
-            return self._token(token, node)
+            return self._token(token, plates, node)
         made = self.slots[token] = len(self.slots)
-        members = [self._join((member,), node) for member in self.joins[token.site].members]
+        members = [self._join((member,), plates, node) for member in self.joins[token.site].members]
 
         def read(values: Values) -> Tensor:
             values[made] = joined = join([member(values) for member in members])
@@ -330,16 +336,16 @@ class Executable:
 
         return read
 
-    def _token(self, token: Token, node: Node, *over: str) -> Callable[[Values], Tensor]:
-        """Reads a token; one of a site in fewer plates than the node, or without the batch, is spread over them.
+    def _token(self, token: Token, plates: Names, node: Node, *over: str) -> Callable[[Values], Tensor]:
+        """Reads a token; one of a site in fewer plates, or without the node's batch, is spread over them.
 
         Args:
             over: a plate in front of those of both.
         """
         slot, site = self.slots[token], self.graph.nodes.get(token.site)
-        if not isinstance(site, Site) or (site.plates == node.plates and self.graph.batched(site) == bool(node.shape)):
+        if not isinstance(site, Site) or (site.plates == plates and self.graph.batched(site) == bool(node.shape)):
             return lambda values: values[slot]
-        have, want = (*over, *site.plates), (*over, *node.plates)
+        have, want = (*over, *site.plates), (*over, *plates)
         whole = *self.graph.sizes(want), *node.shape
         tail = len(node.shape) - self.graph.batched(site)
         return lambda values: aligned(values[slot], have, want)[(...,) + (None,) * tail].expand(whole)

@@ -115,24 +115,26 @@ class Tracer(Recorder):
             value = self._lift(value)
             return self._mark(mark, (self._node(value),), value.clone(), (value,))
 
-    def cost(self, value: Tensor, name: str | None, propagator: Any = None) -> Tensor:
+    def cost(self, value: Tensor, name: str | None, propagator: Any = None, how: str = "mean") -> Tensor:
         """Record a named cost."""
         with torch._C.DisableTorchFunction():
-            label = self._name(name, "cost")
+            called = "cost" if how == "mean" else "bound"
+            label = self._name(name, called)
             kind = tensor_type(value)
             if not value.is_floating_point() or value.dim() > 1:
                 raise PropcValueError(
                     message(
-                        f"a cost is floating point, of shape [batch]; got {kind}",
+                        f"a {called} is floating point, of shape [batch]; got {kind}",
                         "Sum it over everything but the batch."
                         if value.is_floating_point()
                         else "Convert it: .float().",
-                        at=f"cost {label!r}",
+                        at=f"{called} {label!r}",
                         where=user_source(),
                     )
                 )
             value = self._lift(value)
-            return self._mark(Mark("cost", label, propagator=propagator), (self._node(value),), value.clone(), (value,))
+            mark = Mark("cost", label, propagator=propagator, how=how)
+            return self._mark(mark, (self._node(value),), value.clone(), (value,))
 
     def opaque(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], how: str = "") -> Any:
         """Record a black box; its outputs' shapes come from one run on zeros."""
