@@ -32,6 +32,8 @@ import propc
 ESTIMATORS = (
     "lr",
     "rloo:samples=4",
+    "arm",
+    "disarm",
     "local",
     "gumbel_softmax:temperature=0.5",
     "st",
