@@ -41,6 +41,7 @@ ESTIMATORS = {
     "lr": "lr",
     "rloo, 2 draws": propc.estimator("rloo", samples=2),
     "guess enumerated": {"guess": "enumerate", "place*": "lr"},
+    "guess enumerated, places local": {"guess": "enumerate", "place*": "local"},
 }
 
 Row = dict[str, Any]

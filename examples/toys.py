@@ -30,11 +30,15 @@ NORMAL = {
     "rloo, 2 draws": propc.estimator("rloo", samples=2),
     "rp": "rp",
     "tp": "tp",
+    "mvd": "mvd",
 }
 BERNOULLI = {
     "lr, no baseline": propc.estimator("lr", baseline=None),
     "lr": "lr",
     "rloo, 4 draws": propc.estimator("rloo", samples=4),
+    "arm": "arm",
+    "disarm": "disarm",
+    "local": "local",
     "enumerate": "enumerate",
     "gumbel_softmax": "gumbel_softmax",
     "st": "st",
