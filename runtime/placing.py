@@ -44,7 +44,7 @@ class Placing:
         self.in_rows = site.rule.in_rows and bool(self.inner)
         self.shared = [i for i, p in enumerate(self.inner) if graph.plate(p).common and p != site.plate]
         self.fit = [self._fit(i) for i in range(len(site.inputs))]
-        self.plain = not (self.in_rows or self.shared or any(self.fit))  # the distribution takes φ as they are
+        self.plain = not (self.in_rows or self.shared or self.at or any(self.fit))  # its rule draws it as it is
 
     def context(self, plain: SiteContext) -> SiteContext:
         """The site's context, of a distribution in plates."""
