@@ -170,9 +170,9 @@ def _shaped(step: Step) -> Node | None:
 
 @rule("broadcast_to expand expand_as")
 def _grown(step: Step) -> Node | None:
-    """The result's shape is known."""
-    value = step.args[0]
-    return step.call(_expanded, value, step.lead, step.shape) if value.meta["plates"] == step.plates else None
+    """The result's shape is known; that of `expand_as` says nothing of its values, but carries its plates."""
+    value = step.spread(step.args[0])
+    return None if value is None else step.call(_expanded, value, step.lead, step.shape)
 
 
 @rule("repeat")
