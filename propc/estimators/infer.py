@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from propc import propagators
 from propc.discrete import family
 from propc.estimators.antithetic import DisArm
 from propc.estimators.base import Estimator, SiteView, register_estimator
@@ -14,6 +13,7 @@ from propc.estimators.likelihood_ratio import LikelihoodRatio
 from propc.estimators.local import Local
 from propc.estimators.pathwise import Pathwise
 from propc.estimators.vimco import Vimco
+from propc.propagators import Propagator
 from propc.propagators.samples import positive
 from propc.support import places, values_of
 
@@ -48,7 +48,7 @@ class Infer(Estimator):
     def __post_init__(self) -> None:
         positive("budget", self.budget)
 
-    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
+    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
         if site.spec.has_rsample and not site.blocked:
             return Pathwise().propagator(site)[0], "rsample, and a differentiable path to every cost"
         chosen, why = self._by_score(site)
