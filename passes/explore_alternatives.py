@@ -17,7 +17,6 @@ from propc.ir import (
     Cost,
     Named,
     Node,
-    Opaque,
     Plate,
     Reduce,
     Ref,
@@ -201,32 +200,24 @@ class _Copying:
     def _node(self, node: Node) -> None:
         """Copy a node; one that only hands a value on has no copy."""
         inputs = tuple(map(self._value, node.inputs))
-        if isinstance(node, (Cost, Named)):
+        alike = isinstance(node, Reduce) and set(node.over).isdisjoint(self.growing.carried[inputs[0]])
+        if alike or isinstance(node, (Cost, Named)):
             self.new[Ref(node.name)] = inputs[0]
-        elif isinstance(node, Reduce) and set(node.over).isdisjoint(self.growing.carried[inputs[0]]):
-            self.new[Ref(node.name)] = inputs[0]  # of what is the same in all elements
-        elif isinstance(node, Reduce):
-            plates = tuple(name for name in self.growing.union(inputs) if name not in node.over)
-            self._added(node, replace(node, **self._common(node, inputs), plates=plates, of_cost=False))
-        elif isinstance(node, Opaque):
-            self._added(node, replace(node, **self._common(node, inputs), plates=self.growing.union(inputs)))
-        else:
-            assert isinstance(node, Site)
-            rule = node.rule.anew() if node.rule is not None else None
-            assert rule is not None
-            made = replace(
-                node,
-                **self._common(node, inputs),
-                plates=self.growing.union(inputs, *((node.plate,) if node.plate else ())),
-                rule=rule,
-                estimator=rule.name,
-                reason=f"alternatives of {self.site.name}",
-                tangents=(),
-            )
-            self._added(node, made)
+            return
+        own = (node.plate,) if isinstance(node, Site) and node.plate else ()
+        plates = self.growing.union(inputs, *own)
+        made = replace(node, name=self._name(node), inputs=inputs, plates=plates, copy_of=node.name)
+        if isinstance(made, Reduce):
+            made = replace(made, plates=tuple(name for name in plates if name not in made.over), of_cost=False)
+        elif isinstance(made, Site):
+            made = self._drawn_anew(made)
+        self._added(node, made)
 
-    def _common(self, node: Node, inputs: tuple[Ref, ...]) -> dict[str, object]:
-        return {"name": self._name(node), "inputs": inputs, "copy_of": node.name}
+    def _drawn_anew(self, site: Site) -> Site:
+        rule = site.rule.anew() if site.rule is not None else None
+        assert rule is not None
+        reason = f"alternatives of {self.site.name}"
+        return replace(site, rule=rule, estimator=rule.name, reason=reason, tangents=())
 
     def _added(self, node: Node, made: Node, ports: Iterable[int] | None = None) -> None:
         self.growing.add(made, node.name)
