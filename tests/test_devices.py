@@ -119,6 +119,32 @@ def test_relaxed_and_straight_through(estimator: Any, dtype: torch.dtype, device
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "estimator", ["arm", "disarm", "lr", propc.estimator("vimco", samples=3), "enumerate"], ids=str
+)
+def test_pairs_and_bounds(estimator: Any, dtype: torch.dtype, device: str) -> None:
+    def program(logits: Tensor) -> Tensor:
+        b = propc.sample(Independent(Bernoulli(logits=logits), 1), "b")
+        d = propc.sample(OneHotCategorical(logits=logits), "d")
+        value = (b * d).square().sum(-1) * logits[:, 0]
+        return value if estimator in ("arm", "disarm") else -propc.bound(value)
+
+    logits = torch.randn(12, 3, dtype=dtype, device=device, requires_grad=True)
+    compiled = propc.compile(program, estimator=estimator)
+    compiled(logits).mean().backward()
+    with without_waiting(device):
+        cost = compiled(logits)
+        cost.mean().backward()
+    assert cost.dtype == dtype
+    assert cost.device.type == device
+    assert logits.grad is not None
+    assert logits.grad.dtype == dtype
+    assert logits.grad.isfinite().all()
+    assert logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_module_moves(device: str) -> None:
     """After `.to()` the same compiled module runs on the other device, under a graph of its own."""
 

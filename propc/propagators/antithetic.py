@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli
-from torch.nn.functional import one_hot
 
 from propc.baselines import Baseline, NoBaseline
 from propc.discrete import logits_of
@@ -59,7 +58,7 @@ class Antithetic(SitePropagator):
         leaves, tangent = drawn_pair(levels, site.sample_shape[0] // 2, self.coefficients)
         value = leaves.to(logits.dtype) if binary else categories_of(leaves, logits.shape[-1])
         if dist.event_shape:
-            value = one_hot(value, logits.shape[-1]).to(logits.dtype)
+            value = torch.zeros_like(logits).expand(*value.shape, -1).scatter(-1, value.unsqueeze(-1), 1.0)
         row = tangent.flatten(site.lead).sum(site.lead) if tangent.dim() > site.lead else tangent
         return Draw(value, (opposed(site.name, row),))
 
