@@ -110,6 +110,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="PATTERN", default="*", help="workloads by name, such as 'chain*'")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    timing.keep_memory()
     torch.manual_seed(0)
     clock = timing.Clock.named(arguments.clock, torch.device("cpu"))
     chosen = [

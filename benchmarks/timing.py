@@ -9,6 +9,7 @@ the garbage collector is off while the clock runs and runs between the rounds.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import re
 import statistics
@@ -26,6 +27,7 @@ __all__ = [
     "Ratio",
     "check",
     "interleave",
+    "keep_memory",
     "markdown",
     "options",
     "print_table",
@@ -34,6 +36,20 @@ __all__ = [
 ]
 
 Step = Callable[[], object]
+
+
+def keep_memory() -> None:
+    """Let the C library keep freed memory, where it is glibc's.
+
+    Whether it gives large blocks back to the system, to fetch them again in the next step, hangs on the order in
+    which a program frees them; where blocks are tens of megabytes that luck doubles a step.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another library, or Windows
+        return
+    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        mallopt(option, 2**30)
 
 
 @dataclass(frozen=True)

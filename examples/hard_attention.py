@@ -20,7 +20,7 @@ import torch
 from digits import Digits, batches, digits
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from report import parser, show, write_graph, write_results
+from report import parser, show, stem, write_graph, write_results
 from rich.table import Table
 from torch import Tensor, nn
 from torch.distributions import Categorical
@@ -39,7 +39,9 @@ SHOWN = 10  # digits in the picture
 
 ESTIMATORS = {
     "lr": "lr",
-    "lr, moving average": propc.estimator("lr", baseline="moving_average"),
+    "rloo, 2 draws": propc.estimator("rloo", samples=2),
+    "guess enumerated": {"guess": "enumerate", "place*": "lr"},
+    "guess enumerated, places local": {"guess": "enumerate", "place*": "local"},
 }
 
 Row = dict[str, Any]
@@ -73,7 +75,7 @@ class Glimpses(nn.Module):
         self.random = random
         self.start = nn.Parameter(torch.zeros(hidden))
         self.see = nn.Linear(PATCH**2 + PLACES, hidden)
-        self.remember = nn.GRUCell(hidden, hidden)
+        self.remember = nn.Linear(2 * hidden, 2 * hidden)
         self.where = nn.Linear(hidden, PLACES)
         self.what = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
@@ -84,7 +86,9 @@ class Glimpses(nn.Module):
             log_p = self.where(memory).mul(0.0 if self.random else 1.0).log_softmax(-1)
             place = choose(log_p, f"place{t}")
             seen = patches.gather(1, place[:, None, None].expand(-1, 1, PATCH**2)).squeeze(1)
-            memory = self.remember(torch.tanh(self.see(torch.cat([seen, one_hot(place, PLACES)], -1))), memory)
+            glimpse = torch.tanh(self.see(torch.cat([seen, one_hot(place, PLACES)], -1)))
+            gate, new = self.remember(torch.cat([memory, glimpse], -1)).chunk(2, -1)
+            memory = torch.lerp(memory, torch.tanh(new), torch.sigmoid(gate))
             doubt = doubt + entropy(log_p)
             places.append(place)
         log_p = self.what(memory).log_softmax(-1)
@@ -133,11 +137,10 @@ class Learner:
 
 def learners() -> list[Learner]:
     """Glimpses under every estimator, and the two baselines."""
-    chosen = [Learner(f"chosen places, {name}", Glimpses, estimator) for name, estimator in ESTIMATORS.items()]
     return [
-        *chosen,
-        Learner("random places, lr", lambda: Glimpses(random=True), "lr"),
-        Learner("whole, lr", Whole, "lr"),
+        *(Learner(f"chosen places, {name}", Glimpses, estimator) for name, estimator in ESTIMATORS.items()),
+        Learner("random places, guess enumerated", lambda: Glimpses(random=True), {"guess": "enumerate"}),
+        Learner("whole digit, guess enumerated", Whole, "enumerate"),
     ]
 
 
@@ -166,7 +169,7 @@ def train(learner: Learner, data: Digits, epochs: int, folder: Path) -> tuple[nn
         schedule.step()
     scores.append(accuracy(reader, data.test_images, data.test_labels))
     seconds = perf_counter() - start
-    torch.save(reader.state_dict(), folder / f"{learner.label.replace(', ', '-').replace(' ', '_')}.pt")
+    torch.save(reader.state_dict(), folder / f"{stem(learner.label)}.pt")
     trained = accuracy(reader, data.images, data.labels)
     return reader, {"learner": learner.label, "accuracy": scores, "train_accuracy": trained, "seconds": seconds}
 
@@ -219,9 +222,9 @@ def plot_glimpses(reader: nn.Module, data: Digits, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Learn, tabulate, plot, and write the graph."""
     options = parser("hard_attention", __doc__)
-    options.add_argument("--epochs", type=int, default=400)
+    options.add_argument("--epochs", type=int, default=300)
     args = options.parse_args(argv)
-    epochs = 30 if args.smoke else args.epochs
+    epochs = 25 if args.smoke else args.epochs
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # tensors are small
 

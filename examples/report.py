@@ -19,6 +19,11 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return options
 
 
+def stem(label: str) -> str:
+    """A label as part of a file's name."""
+    return label.replace(", ", "-").replace(" ", "_")
+
+
 def write_graph(graph: propc.PropagationGraph, folder: Path, stem: str = "graph") -> None:
     """Write a propagation graph as text, as DOT and, where Graphviz is installed, as SVG."""
     (folder / f"{stem}.txt").write_text(f"{graph}\n")

@@ -12,7 +12,7 @@ from propc.errors import PropcError, PropcValueError, PropcWarning, message, nea
 from propc.estimators import Estimator, SiteView, known_estimators, resolve
 from propc.estimators.base import at_site
 from propc.graph import PropagationGraph
-from propc.ir import Cost, Resample, Site
+from propc.ir import LOG_MEAN_EXP, Cost, Resample, Site
 from propc.passes.base import Pass, register
 from propc.propagators import InverseVariance, Plain, SitePropagator
 
@@ -129,6 +129,7 @@ def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
     followed = 0  # the sites that another one depends on
     for name in influence.sites:
         followed |= influence.phi[name].any
+    bounds = {cost.name for cost in graph.of(Cost) if cost.how == LOG_MEAN_EXP}
     return {
         site.name: SiteView(
             site.name,
@@ -141,6 +142,7 @@ def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
             tuple(rough[site.name]),
             tuple(graph[ref.node].outputs[ref.port] for ref in site.inputs),
             not influence.phi[site.name].any and not followed >> influence.index[site.name] & 1,
+            tuple(name for name in costs[site.name] if name in bounds),
         )
         for site in graph.sites
     }

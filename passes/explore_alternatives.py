@@ -11,7 +11,21 @@ import torch.fx
 from propc.cut import dependence
 from propc.errors import EstimatorError, message
 from propc.graph import PropagationGraph
-from propc.ir import Compare, Cost, Named, Node, Plate, Reduce, Ref, Resample, Route, Segment, Site, Token
+from propc.ir import (
+    LOG_MEAN_EXP,
+    Compare,
+    Cost,
+    Named,
+    Node,
+    Plate,
+    Reduce,
+    Ref,
+    Resample,
+    Route,
+    Segment,
+    Site,
+    Token,
+)
 from propc.passes.base import Pass, register
 from propc.passes.levels import level_of, levels_of
 from propc.passes.slicing import Downstream, with_result
@@ -186,7 +200,7 @@ class _Copying:
     def _node(self, node: Node) -> None:
         """Copy a node; one that only hands a value on has no copy."""
         inputs = tuple(map(self._value, node.inputs))
-        alike = isinstance(node, Reduce) and node.over not in self.growing.carried[inputs[0]]
+        alike = isinstance(node, Reduce) and set(node.over).isdisjoint(self.growing.carried[inputs[0]])
         if alike or isinstance(node, (Cost, Named)):
             self.new[Ref(node.name)] = inputs[0]
             return
@@ -194,7 +208,7 @@ class _Copying:
         plates = self.growing.union(inputs, *own)
         made = replace(node, name=self._name(node), inputs=inputs, plates=plates, copy_of=node.name)
         if isinstance(made, Reduce):
-            made = replace(made, plates=tuple(name for name in plates if name != made.over), of_cost=False)
+            made = replace(made, plates=tuple(name for name in plates if name not in made.over), of_cost=False)
         elif isinstance(made, Site):
             made = self._drawn_anew(made)
         self._added(node, made)
@@ -239,6 +253,8 @@ class _Copying:
         if takes_messages(node) or (isinstance(node, Site) and node.rule is not None and node.rule.anew() is None):
             assert node.propagator is not None
             raise self._refused(node, f"has the propagator {node.propagator.name!r}, which handles messages itself")
+        if isinstance(node, Cost) and node.how == LOG_MEAN_EXP and self.site.plates:
+            raise self._refused(node, "is a bound, one number for all samples of the plates of the site")
         if isinstance(node, Cost) and not node.shape and old.batched(self.site):
             raise self._refused(node, f"is one number for all {old.batch} rows of the site")
 

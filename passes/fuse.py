@@ -29,7 +29,7 @@ class Fuse(Pass):
             if not route.by_autograd or route.through:
                 routes.append(route)
                 continue
-            plates = graph[route.source].plates
+            plates = graph.meeting(route)
             key = route.baseline, plates
             token, known = last.get(key, (None, frozenset()))
             targets = frozenset(route.targets)

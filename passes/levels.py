@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from propc.ir import Cost, Node, Reduce, Ref, Site
+from propc.ir import LOG_MEAN_EXP, Cost, Node, Reduce, Ref, Site
 
 
 def levels_of(cost: Cost, reduces: Mapping[Ref, Reduce]) -> list[Cost | Reduce]:
@@ -20,6 +20,16 @@ def levels_of(cost: Cost, reduces: Mapping[Ref, Reduce]) -> list[Cost | Reduce]:
 
 
 def level_of(levels: Sequence[Node], site: Site) -> str:
-    """Where a site's messages begin: after the plates that began behind it, whose weights depend on its draw."""
+    """Where a site's messages begin: after the plates that began behind it, whose weights depend on its draw.
+
+    A bound is one number, which every sample of a row has part in: there they begin at the end.
+    """
+    if is_bound(levels[-1]):
+        return levels[-1].name
     inside = [node for node in levels if set(site.plates) <= set(node.plates)]
     return inside[-1].name
+
+
+def is_bound(node: Node) -> bool:
+    """Whether a node reduces log weights to a bound."""
+    return isinstance(node, Reduce) and node.how == LOG_MEAN_EXP

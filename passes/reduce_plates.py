@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from propc.errors import EstimatorError, GraphError, message
 from propc.graph import PropagationGraph
-from propc.ir import Cost, Node, Output, Plate, Reduce, Ref, Resample, Segment, Site
+from propc.ir import LOG_MEAN_EXP, Cost, Node, Output, Plate, Reduce, Ref, Resample, Segment, Site
 from propc.passes.base import Pass, register
 from propc.tracing.operations import is_random
 
@@ -20,7 +20,7 @@ class ReducePlates(Pass):
 
     A cost is reduced over one plate after the other, the last introduced first; the user sees the weighted
     mean. So is a returned value that is no cost; of one that has no mean, such as a class, the first draw is
-    returned.
+    returned. A bound is reduced over all its plates at once.
     """
 
     name: ClassVar[str] = "reduce-plates"
@@ -68,7 +68,10 @@ class _Walk:
         for port, ref in enumerate(made.made or (Ref(node.name),)):
             self.carried[ref] = spread[port] if spread else plates
         if isinstance(node, Cost) and plates:
-            self.reduced[Ref(node.name)] = self.mean(made, Ref(node.name), node.name, of_cost=True)
+            if node.how == LOG_MEAN_EXP:
+                self.reduced[Ref(node.name)] = self.bound(node)
+            else:
+                self.reduced[Ref(node.name)] = self.mean(made, Ref(node.name), node.name, of_cost=True)
 
     def union(self, refs: Iterable[Ref]) -> tuple[str, ...]:
         return self.sorted({plate for ref in refs for plate in self.carried[ref]})
@@ -101,7 +104,7 @@ class _Walk:
                 outputs=(kind,),
                 where=near.where,
                 plates=carried[i + 1 :],
-                over=name,
+                over=(name,),
                 how=how,
                 of_cost=of_cost,
             )
@@ -109,6 +112,25 @@ class _Walk:
             ref = Ref(made.name)
             self.carried[ref] = made.plates
         return ref
+
+    def bound(self, cost: Cost) -> Ref:
+        """Insert what reduces log weights over all plates at once."""
+        carried = self.carried[Ref(cost.name)]
+        for name in carried:
+            if self.plates[name].kind not in ("samples", "configurations"):
+                raise _no_samples(cost, self.plates[name], self.owners[name])
+        weighted = (self.owners[name] for name in carried if self.plates[name].weighted)
+        made = Reduce(
+            name=f"{cost.name}/{LOG_MEAN_EXP}",
+            inputs=(Ref(cost.name), *(Ref(site.name, 1) for site in weighted)),
+            outputs=cost.outputs,
+            where=cost.where,
+            over=carried,
+            how=LOG_MEAN_EXP,
+        )
+        self.nodes[made.name] = made
+        self.carried[Ref(made.name)] = ()
+        return Ref(made.name)
 
     def output(self, node: Output) -> None:
         """End what reaches the returned values inside plates."""
@@ -139,5 +161,17 @@ def _no_mean(near: Node, label: str, plate: Plate, site: Site) -> GraphError:
             "Return it as floating point (a one-hot vector for a class), or leave it out.",
             at=f"{near.kind.value} {near.name!r}",
             where=near.where,
+        )
+    )
+
+
+def _no_samples(cost: Cost, plate: Plate, site: Site) -> EstimatorError:
+    return EstimatorError(
+        message(
+            f"it weighs independent samples, and stands in the plate of site {site.name!r}, {plate.size} {plate.kind} "
+            f"by {site.estimator!r}",
+            "Use 'vimco' or 'rp' with samples=, or 'enumerate', at that site.",
+            at=f"bound {cost.name!r}",
+            where=cost.where,
         )
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from propc.errors import EstimatorError, message
 from propc.graph import PropagationGraph
 from propc.ir import BATCH, Cost, Reduce, Route, Site, Token
 from propc.passes.base import Pass, register
-from propc.passes.levels import level_of, levels_of
+from propc.passes.levels import is_bound, level_of, levels_of
 from propc.passes.message_routes import message_routes
 from propc.passes.shaped_routes import shaped_routes
 from propc.propagators import Baseline, Loss, Propagator
@@ -49,13 +50,39 @@ class RouteMessages(Pass):
             if not _is_cumulative(cost.rule):
                 reached = influence.values[cost.inputs[0]].near
             levels = levels_of(cost, reduces)
-            grouped: dict[tuple[str, Baseline, tuple[str, ...]], list[Token]] = {}
+            grouped: dict[tuple[str, Baseline, tuple[str, ...], tuple[str, ...]], list[Token]] = {}
             for key, mask in masks.items():
                 for i in _bits(mask & reached):
-                    source = level_of(levels, graph.sites[i]) if len(levels) > 1 else cost.name
-                    grouped.setdefault((source, key[0], over[i]), []).append(tokens[key][i])
-            routes += [Route(name, tuple(t), baseline, over=dims) for (name, baseline, dims), t in grouped.items()]
+                    site = graph.sites[i]
+                    source = level_of(levels, site) if len(levels) > 1 else cost.name
+                    plates = _apart(graph, levels[-1], site)
+                    grouped.setdefault((source, key[0], over[i], plates), []).append(tokens[key][i])
+            routes += [Route(name, tuple(t), baseline, over=dims) for (name, baseline, dims, _), t in grouped.items()]
         return routes
+
+
+def _apart(graph: PropagationGraph, end: Cost | Reduce, site: Site) -> tuple[str, ...]:
+    """The plates of a site whose tokens meet only those of sites in the same: under a bound.
+
+    Raises:
+        EstimatorError: its draws share random numbers with other samples of the bound, or it weighs samples by
+            each other.
+    """
+    if not is_bound(end):
+        return ()
+    shared = [name for name in site.plates if graph.plate(name).common and name != site.plate]
+    in_rows = bool(site.plates) and site.rule is not None and site.rule.in_rows
+    if shared or in_rows:
+        what = f"draws from the same random numbers in the samples of {shared[0]!r}" if shared else "weighs rows apart"
+        raise EstimatorError(
+            message(
+                f"estimator {site.estimator!r} {what}, and bound {end.inputs[0].node!r} is one number for all of them",
+                "Use noise='independent' at the site before it." if shared else "Use 'rp', 'vimco' or 'lr' here.",
+                at=f"site {site.name!r}",
+                where=site.where,
+            )
+        )
+    return site.plates
 
 
 def _over(graph: PropagationGraph, site: Site) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ class SplitCosts(Pass):
         assert graph.program is not None
         terms, adders = additive_terms(graph.program)
         _refuse_lost(graph.program, terms)
+        _refuse_inner_bounds(graph.program, terms, adders)
         return replace(graph, nodes=cut(with_terms(graph.program, terms, adders), aside(graph.program)))
 
 
@@ -45,6 +46,24 @@ def _refuse_lost(program: Program, terms: Container[torch.fx.Node]) -> None:
                     "never send",
                     "Add it to what is returned, or return it by itself.",
                     at=f"cost {mark.name!r}",
+                    where=node.meta["where"],
+                )
+            )
+
+
+def _refuse_inner_bounds(program: Program, terms: Container[torch.fx.Node], adders: Container[torch.fx.Node]) -> None:
+    """Refuse a bound that the returned values are no sums of: what is computed from it would see one log weight."""
+    for node in program.graph.nodes:
+        mark = mark_of(node)
+        if mark is None or mark.kind != "cost" or mark.how == "mean":
+            continue
+        if node not in terms or any(user not in adders and user.op != "output" for user in node.users):
+            raise PropcValueError(
+                message(
+                    "something is computed from it that is no sum or multiple in the returned value",
+                    "Return it with shape [batch], by itself or in a sum, and compute what else you need of it outside "
+                    "the compiled function.",
+                    at=f"bound {mark.name!r}",
                     where=node.meta["where"],
                 )
             )

@@ -37,7 +37,7 @@ from propc.network import Network
 from propc.propagation import Propagation
 from propc.propagators import NodeView, Propagator, propagator, register_propagator
 from propc.signal_to_noise import signal_to_noise
-from propc.sites import cost, node, opaque, sample
+from propc.sites import bound, cost, node, opaque, sample
 
 __version__ = "0.1.0"
 
@@ -71,6 +71,7 @@ __all__ = [
     "PropcWarning",
     "TotalPropagation",
     "TraceError",
+    "bound",
     "compare",
     "compile",
     "cost",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from propc.errors import PropcTypeError, PropcValueError, message, nearest
+
+Run = Callable[[Tensor, int], Tensor]
 
 
 class Baseline(ABC):
@@ -25,6 +28,18 @@ class Baseline(ABC):
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
         """Cost minus baseline: [batch] → [batch]. `cost` is detached."""
 
+    def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
+        """A bound minus a baseline for each sample: [batch], [samples, batch] → [samples, batch].
+
+        By default that which `center` takes for the bounds, the same for all samples of a row.
+
+        Args:
+            bound: log of the mean weight, detached.
+            log_weights: of the samples, detached. What is subtracted for one must not depend on its weight.
+            state: as of `center`.
+        """
+        return self.center(bound, state).expand_as(log_weights)
+
     def state(self) -> nn.Module | None:
         """The memory it keeps from call to call, if any."""
         return None
@@ -33,6 +48,8 @@ class Baseline(ABC):
 @dataclass(frozen=True)
 class LeaveOneOut(Baseline):
     """Mean of the other samples' costs in the batch. Unbiased; needs two samples (Kool et al. 2019).
+
+    Of a bound, the bound of the other samples.
 
     With `halves`, of the other samples in the same half of the batch: where the weights of one half
     come from the other (crossfit), no cost may pass between them. Batches below four stay whole.
@@ -47,6 +64,45 @@ class LeaveOneOut(Baseline):
         if count % 2:
             return torch.cat([_centered(half.unsqueeze(0)).squeeze(0) for half in cost.tensor_split([count // 2])])
         return _centered(cost.reshape(2, -1)).reshape(-1)
+
+    def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
+        return bound - _or_nothing(_log_sum_of_others(log_weights) - math.log(log_weights.shape[0] - 1))
+
+
+@dataclass(frozen=True)
+class GeometricMean(LeaveOneOut):
+    """Of a bound, the bound with the geometric mean of the others in place of a sample's weight. Unbiased.
+
+    Of other costs, what `LeaveOneOut` takes. Reference: Mnih & Rezende (2016), arXiv:1602.06725.
+    """
+
+    def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
+        count = log_weights.shape[0]
+        stand_in = _sum_of_others(log_weights) / (count - 1)
+        return bound - _or_nothing(torch.logaddexp(_log_sum_of_others(log_weights), stand_in) - math.log(count))
+
+
+def _sum_of_others(values: Tensor) -> Tensor:
+    """[samples, ...] summed over the other samples; without differences, as a value may be infinite."""
+    return _others(values, torch.cumsum, 0.0, torch.add)
+
+
+def _log_sum_of_others(values: Tensor) -> Tensor:
+    """The same of their exponentials, in logarithms."""
+    return _others(values, torch.logcumsumexp, -torch.inf, torch.logaddexp)
+
+
+def _or_nothing(baseline: Tensor) -> Tensor:
+    """Zero where all others have weight zero."""
+    return torch.where(torch.isfinite(baseline), baseline, 0.0)
+
+
+def _others(values: Tensor, run: Run, nothing: float, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What `join` makes of all samples before each one and all behind it."""
+    ends = values.new_full((1, *values.shape[1:]), nothing)
+    before = torch.cat([ends, run(values[:-1], 0)])
+    behind = torch.cat([run(values[1:].flip(0), 0).flip(0), ends])
+    return join(before, behind)
 
 
 def _centered(costs: Tensor) -> Tensor:

@@ -108,7 +108,8 @@ class _Cutter:
         }
         made: Node
         if mark.kind == "opaque":
-            made = Opaque(**common, outputs=node.meta["types"], call=node, arguments=tuple(node.all_input_nodes))
+            arguments = tuple(node.all_input_nodes)
+            made = Opaque(**common, outputs=node.meta["types"], call=node, arguments=arguments, how=mark.how)
             if type_of(node) is None:  # a tuple: its items are the ports
                 for item in node.users:
                     port = item.args[1]
@@ -152,7 +153,7 @@ def _site(common: dict[str, Any], mark: Mark) -> Site:
 _MADE = {
     "site": _site,
     "node": lambda common, mark: Named(**common, rule=mark.propagator),
-    "term": lambda common, mark: Cost(**common, path=mark.name, rule=mark.propagator),
+    "term": lambda common, mark: Cost(**common, path=mark.name, rule=mark.propagator, how=mark.how or "mean"),
 }
 _NO_TENSOR = TensorType((), torch.uint8, torch.device("cpu"))  # a port that carries a tuple; nobody looks at it
 

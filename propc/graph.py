@@ -14,15 +14,18 @@ import torch.fx
 from propc.errors import GraphError, PropcValueError, message, nearest
 from propc.influence import Influence, find_influence
 from propc.ir import (
+    LOG_MEAN_EXP,
     Cost,
     Dependence,
     Input,
     Join,
     Named,
     Node,
+    Opaque,
     Output,
     Parameter,
     Plate,
+    Reduce,
     Ref,
     Route,
     Schedule,
@@ -114,9 +117,24 @@ class PropagationGraph:
             return (node.alternatives, *node.plates)
         return node.spread[ref.port] if isinstance(node, Segment) and node.spread else node.plates
 
+    def meeting(self, route: Route) -> tuple[str, ...]:
+        """The plates in which the tokens of a route are summed."""
+        source, site = self.nodes[route.source], self.nodes[route.targets[0].site]
+        return site.plates if isinstance(source, Reduce) and source.how == LOG_MEAN_EXP else source.plates
+
     def batched(self, site: Site) -> bool:
         """Whether a site has a draw for each sample of the batch."""
         return self.batch is not None and site.spec.rows() == self.batch
+
+    def folds(self, box: Opaque) -> bool:
+        """Whether a black box is called once, its plates folded into the batch, in place of once for each element."""
+        common = any(self.plate(name).common for name in box.plates)
+        return box.how == "batch" or (not box.how and not common and self.can_fold(box))
+
+    def can_fold(self, box: Opaque) -> bool:
+        """Whether all that a black box gets and gives in plates has the batch in front."""
+        given = [self.nodes[ref.node].outputs[ref.port] for ref in box.inputs if self.plates_of(ref)]
+        return self.batch is not None and all(kind.shape[:1] == (self.batch,) for kind in (*given, *box.outputs))
 
     @cached_property
     def influence(self) -> Influence:

@@ -282,10 +282,15 @@ class Named(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opaque(Node):
-    """A black box, `propc.opaque`: runs as it is, no gradient goes through it."""
+    """A black box, `propc.opaque`: runs as it is, no gradient goes through it.
+
+    `how` is what the user said of it in plates: ``batch``, one call with the plates folded into the batch,
+    ``loop``, a call for each element, or nothing.
+    """
 
     call: torch.fx.Node = field(repr=False)
     arguments: tuple[torch.fx.Node, ...] = field(repr=False)
+    how: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,11 +322,13 @@ class Cost(Node):
 
     `path` says where it stands: a name, or the place in the returned value. `rule` is what was given as
     ``propagator=``; None sends its weight on as cotangent, and weight × (value − baseline) along its routes.
+    `how` says what becomes of its values in plates: their ``mean``, or, of log weights, `LOG_MEAN_EXP`.
     """
 
     path: str
     rule: Propagator | None = None
     forced: Any = None
+    how: str = "mean"
 
     @property
     def propagator(self) -> Propagator | None:
@@ -340,12 +347,12 @@ class Output(Node):
 class Reduce(Node):
     """The weighted mean of a value over its outermost plate; inserted by reduce-plates.
 
-    Inputs are the value and, where the plate has any, its weights. Of costs it is a cost too: routes to the
+    Inputs are the value and, of plates that have any, their weights. Of costs it is a cost too: routes to the
     sites that are not inside `over` begin here. `how` is ``mean``, or ``first`` for values without a mean, such
-    as classes.
+    as classes, or `LOG_MEAN_EXP`, over all plates at once; then routes to all sites begin here.
     """
 
-    over: str
+    over: tuple[str, ...]
     how: str = "mean"
     of_cost: bool = True
 
@@ -362,6 +369,7 @@ class Compare(Node):
 
 
 BATCH = "batch"
+LOG_MEAN_EXP = "log-mean-exp"
 BETWEEN = ("message", "forward", "kept")
 
 

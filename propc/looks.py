@@ -25,7 +25,7 @@ from propc.ir import (
     Segment,
     Site,
 )
-from propc.text import described, directions, distribution, operations_of, ratio, refit, runs
+from propc.text import calls, described, directions, distribution, operations_of, ratio, refit, runs
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -198,10 +198,11 @@ def _rule(node: Node) -> list[str]:
 
 
 def _opaque(graph: PropagationGraph, node: Opaque) -> Look:
+    how = f", {calls(graph, node)}" if node.plates else ""
     return {
         "color": INK,
         "fillcolor": INK,
-        "label": _lines([_text(node.name, PAPER, 12, bold=True), _text("black box", LINE, 9)]),
+        "label": _lines([_text(node.name, PAPER, 12, bold=True), _text(f"black box{how}", LINE, 9)]),
     }
 
 
@@ -233,7 +234,7 @@ def _reduce(graph: PropagationGraph, node: Reduce) -> Look:
         "color": dark,
         "fillcolor": light,
         "margin": '"0.0,0.03"',
-        "label": _lines([_text(f"{node.how} over {node.over}", dark, 9)]),
+        "label": _lines([_text(f"{node.how} over {', '.join(node.over)}", dark, 9)]),
     }
 
 

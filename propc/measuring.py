@@ -16,6 +16,7 @@ from torch import Tensor
 
 from propc.errors import PropcError, PropcValueError, message
 from propc.graph import PropagationGraph
+from propc.ir import LOG_MEAN_EXP, Cost
 from propc.leaves import Leaves
 from propc.moments import Moments
 from propc.tracing.guards import random_states, restore_random
@@ -35,6 +36,7 @@ class Situation:
         devices: that the program computes on.
         keeps: whether the arguments have a history of their own, which must outlive a step.
         written: tensors that the program may write into, to be put back after each step.
+        bounded: whether a multi-sample bound is returned, which estimators change with their number of samples.
     """
 
     args: Sequence[Any]
@@ -43,6 +45,7 @@ class Situation:
     devices: tuple[torch.device, ...]
     keeps: bool
     written: Originals
+    bounded: bool = False
 
     @staticmethod
     def of(
@@ -57,7 +60,8 @@ class Situation:
         devices = {kind.device for node in graph for kind in node.outputs}
         keeps = any(tensor.grad_fn is not None for _, tensor in leaves)
         written = Originals(tensor for _, tensor in leaves) if _writes(graph.program) else Originals(())
-        return Situation(args, kwargs, targets, tuple(sorted(devices, key=str)), keeps, written)
+        bounded = any(cost.how == LOG_MEAN_EXP for cost in graph.of(Cost))
+        return Situation(args, kwargs, targets, tuple(sorted(devices, key=str)), keeps, written, bounded)
 
     def gradients(self, program: Callable[..., Any]) -> list[Tensor | None]:
         """The gradients of one step: of the sum of the means of the returned costs."""

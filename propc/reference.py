@@ -84,7 +84,7 @@ def asked(given: Any, program: Any, situation: Situation) -> Reference | Candida
 
 
 def find(wanted: Candidate | None, program: Any, situation: Situation, seeds: Sequence[int]) -> Reference | None:
-    """The reference for a call; None where no unbiased estimator works.
+    """The reference for a call; None where no unbiased estimator works, and for a bound, unless one is wanted.
 
     Args:
         wanted: the candidate for a long run, or None to choose.
@@ -92,6 +92,8 @@ def find(wanted: Candidate | None, program: Any, situation: Situation, seeds: Se
         situation: the call.
         seeds: for the steps of a long run, and `WARMUP` twice.
     """
+    if wanted is None and situation.bounded:
+        return None  # every number of samples has a bound of its own
     if wanted is None:
         return _exact(program, situation, seeds, LARGEST) or _unbiased(program, situation, seeds)
     exact = _exact(program, situation, seeds) if wanted.label == "enumerate" else None

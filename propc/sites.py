@@ -1,17 +1,19 @@
-"""The marks that a user writes into a program: `sample`, `cost`, `node` and `opaque`."""
+"""The marks that a user writes into a program: `sample`, `cost`, `bound`, `node` and `opaque`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.distributions import Distribution
 
+from propc.configure import one_of
 from propc.errors import PropcTypeError, message
+from propc.ir import LOG_MEAN_EXP
 from propc.propagators.base import Propagator
 from propc.propagators.registry import at_node
 from propc.tracing import active_tracer
@@ -79,6 +81,34 @@ def cost(value: Tensor, name: str | None = None, propagator: Propagator | str | 
     return value if tracer is None else tracer.cost(value, name, rule)
 
 
+def bound(log_weight: Tensor, name: str | None = None) -> Tensor:
+    r"""Name a multi-sample bound: log 1/K Σ_k w_k over the K samples that the program's sites draw for a row.
+
+    The program computes the log weight of one sample, such as log p(x, z) − log q(z | x), of which the mean over
+    samples is the evidence lower bound. With ``samples=K`` at its sites, a value marked so is reduced to the
+    importance-weighted bound in place of the mean: ``return -propc.bound(log_w)``. With one sample it is the value.
+
+    The gradient is that of the bound: through the log weights by autograd, in the parameters of sites by their
+    estimators. At sites without `rsample`, "vimco" has the least variance.
+
+    Args:
+        log_weight: floating point, [batch] or a scalar.
+        name: the bound's name, unique in the program; numbered by default.
+
+    Returns:
+        The value: the bound of one sample. What is returned has that of all; it must be an addend of it.
+
+    Raises:
+        PropcTypeError: the value is not a tensor.
+        PropcValueError: it is not floating point, or has more than one dimension.
+
+    Reference: Burda, Grosse & Salakhutdinov (2016), arXiv:1509.00519.
+    """
+    _require_tensor(log_weight, "bound", name)
+    tracer = active_tracer()
+    return log_weight if tracer is None else tracer.cost(log_weight, name, None, LOG_MEAN_EXP)
+
+
 def node(value: Tensor, name: str | None = None, propagator: Propagator | str | None = None) -> Tensor:
     """Name a deterministic value, for example as a weighting target; returns the value.
 
@@ -99,7 +129,11 @@ def node(value: Tensor, name: str | None = None, propagator: Propagator | str | 
     return value if tracer is None else tracer.node(value, name, rule)
 
 
-def opaque(fn: Callable[..., R]) -> Callable[..., R]:
+@overload
+def opaque(fn: Callable[..., R], *, plates: str | None = ...) -> Callable[..., R]: ...
+@overload
+def opaque(fn: None = None, *, plates: str | None = ...) -> Callable[[Callable[..., R]], Callable[..., R]]: ...
+def opaque(fn: Callable[..., R] | None = None, *, plates: str | None = None) -> Any:
     """Make a black box of `fn`: it runs as it is, on real values, and no gradient goes through it.
 
     A score-function estimator sees through it; a pathwise one cannot. Row i of its
@@ -110,22 +144,50 @@ def opaque(fn: Callable[..., R]) -> Callable[..., R]:
     Make a black box outside the compiled function if it holds what changes, such as an environment:
     one made inside is looked through for changes, each of which compiles a new graph.
 
+    Args:
+        fn: a function that returns a tensor, or a tuple or list of tensors; without it, a decorator.
+        plates: how it is called on several samples, of which an estimator draws K. ``"batch"``: once, with K·batch
+            rows; arguments that have the batch and are the same for all samples are repeated alike, others are
+            passed as they are. ``"loop"``: K times, with the program's shapes. None takes ``"batch"`` where all
+            arguments that differ and all results have the batch in front and noise is not common, else ``"loop"``.
+            A box that knows its number of rows, such as a vectorized environment, needs ``"loop"``.
+
     Returns:
         A function with the signature of `fn`; its tensor results are detached.
-    """
 
-    @functools.wraps(fn)
+    Raises:
+        PropcValueError: another value of `plates`.
+    """
+    if plates is not None:
+        one_of("plates", plates, ("batch", "loop"))
+    if fn is None:
+        return functools.partial(opaque, plates=plates)
+    box = _with_name(fn)
+
+    @functools.wraps(box)
     def call(*args: Any, **kwargs: Any) -> R:
         tracer = active_tracer()
         if tracer is not None:
-            result: R = tracer.opaque(fn, args, kwargs)
+            result: R = tracer.opaque(box, args, kwargs, plates or "")
             return result
         with torch.no_grad():
             # a result may be an argument
-            result = pytree.tree_map_only(Tensor, Tensor.detach, fn(*args, **kwargs))
+            result = pytree.tree_map_only(Tensor, Tensor.detach, box(*args, **kwargs))
         return result
 
     call._propc_opaque = True  # type: ignore[attr-defined]
+    return call
+
+
+def _with_name(fn: Callable[..., R]) -> Callable[..., R]:
+    """A callable object, or a partial, as a function with a name."""
+    if getattr(fn, "__name__", None):
+        return fn
+
+    def call(*args: Any, **kwargs: Any) -> R:
+        return fn(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = type(fn).__name__.lower()
     return call
 
 
@@ -134,7 +196,7 @@ def _require_tensor(value: Any, kind: str, name: str | None) -> None:
         raise PropcTypeError(
             message(
                 f"a {kind} must be a tensor; got {_kind(value)}",
-                "Give a floating-point tensor of shape [batch]." if kind == "cost" else "Numbers need no name.",
+                "Give a floating-point tensor of shape [batch]." if kind != "node" else "Numbers need no name.",
                 at=f"{kind} {name!r}" if name else "",
                 where=user_source(),
             )

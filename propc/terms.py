@@ -161,8 +161,8 @@ def with_terms(program: Program, terms: dict[torch.fx.Node, str], adders: Iterab
         with graph.inserting_after(copy):
             cost = graph.call_function(operations.marked, (copy,))
         known = mark_of(copy)
-        rule = known.propagator if known is not None and known.kind == "cost" else None
-        cost.meta.update(copy.meta, mark=Mark("term", name, propagator=rule), rough=False, context=None)
+        term = replace(known, kind="term") if known is not None and known.kind == "cost" else Mark("term", name)
+        cost.meta.update(copy.meta, mark=term, rough=False, context=None)
         copy.replace_all_uses_with(cost, delete_user_cb=adding.__contains__)
         results[node] = cost
     unmarked: dict[torch.fx.Node, torch.fx.Node] = {}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from propc.ir import (
+    LOG_MEAN_EXP,
     Compare,
     Cost,
     Expand,
@@ -102,6 +103,11 @@ def refit(node: Resample) -> str:
     return f"Gaussian of {node.width} dimension{'' if node.width == 1 else 's'}{shrunk}"
 
 
+def calls(graph: PropagationGraph, box: Opaque) -> str:
+    """How a black box in plates is called."""
+    return "plates in the batch" if graph.folds(box) else "once for each element"
+
+
 def ratio(value: float) -> str:
     """A signal-to-noise ratio."""
     return f"{value:.2g}"
@@ -174,11 +180,15 @@ def _does(graph: PropagationGraph, node: Node) -> str:
     if isinstance(node, Resample):
         return f"resample({reads}) {{{refit(node)}}}"
     if isinstance(node, Reduce):
-        return f"{node.how}({reads}) over {node.over}"
+        return f"{node.how}({reads}) over {', '.join(node.over)}"
     if isinstance(node, Compare):
         return f"compare({reads})"
-    assert isinstance(node, (Cost, Named, Opaque))
-    return f"{node.kind.value}({reads})" + (f" by {node.propagator.name}" if node.propagator is not None else "")
+    if isinstance(node, Opaque):
+        how = f", {calls(graph, node)}" if node.plates else ""
+        return f"opaque({reads}){how}"
+    assert isinstance(node, (Cost, Named))
+    kind = "bound" if isinstance(node, Cost) and node.how == LOG_MEAN_EXP else node.kind.value
+    return f"{kind}({reads})" + (f" by {node.propagator.name}" if node.propagator is not None else "")
 
 
 def _plate(plate: Plate) -> tuple[str, str]:

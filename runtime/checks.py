@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -13,7 +14,7 @@ from torch.distributions import constraints
 from propc.distributions import Relative
 from propc.errors import GraphError, NonFiniteError, message
 from propc.graph import PropagationGraph
-from propc.ir import Compare, Cost, Parameter, Ref, Resample, Site
+from propc.ir import Compare, Cost, Node, Opaque, Parameter, Ref, Resample, Site
 
 Bounds = Sequence[tuple[int, constraints.Constraint | Relative]]
 
@@ -120,20 +121,34 @@ def check_rows(
     before = replay(draws)
     lead = {ref: len(graph.plates_of(ref)) for node in graph for ref in node.made}
     after = replay({ref: _with_other_row(value, batch, lead[ref]) for ref, value in draws.items()})
+
+    def apart(refs: Iterable[Ref]) -> bool:
+        return all(_same_rows(before[ref], after[ref], batch, lead[ref]) for ref in refs)
+
+    boxes = [box for box in graph.of(Opaque) if apart(box.inputs) and not apart(box.made)]
     for node in graph:
-        if isinstance(node, (Site, Resample, Cost)) and not node.copy_of:
-            for ref in node.inputs:
-                if not _same_rows(before[ref], after[ref], batch, lead[ref]):
-                    raise GraphError(
-                        message(
-                            "an operation before it mixes samples of the batch: changing one sample of a draw changes "
-                            "other rows, or a value that all rows share",
-                            "Keep every operation between sites and costs within its row (no batch normalization, "
-                            "batch mean or sort over dimension 0), or use estimator='rp'.",
-                            at=f"{node.kind.value} {node.name!r}",
-                            where=node.where,
-                        )
-                    )
+        if isinstance(node, (Site, Resample, Cost)) and not node.copy_of and not apart(node.inputs):
+            raise _mixed(node, next((box for box in boxes if nx.has_path(graph.nx, box.name, node.name)), None))
+
+
+def _mixed(node: Node, box: Opaque | None) -> GraphError:
+    """Samples of the batch have mixed on the way to a node, perhaps in a black box."""
+    what = "an operation before it" if box is None else f"black box {box.name!r} ({box.where}) before it"
+    fix = (
+        "Keep every operation between sites and costs within its row (no batch normalization, batch mean or sort "
+        "over dimension 0), or use estimator='rp'."
+        if box is None
+        else "Let row i of its results depend on row i of its arguments alone."
+    )
+    return GraphError(
+        message(
+            f"{what} mixes samples of the batch: changing one sample of a draw changes other rows, or a value that "
+            "all rows share",
+            fix,
+            at=f"{node.kind.value} {node.name!r}",
+            where=node.where,
+        )
+    )
 
 
 def _with_other_row(value: Tensor, batch: int, lead: int) -> Tensor:

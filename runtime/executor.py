@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from propc.graph import PropagationGraph
 from propc.ir import (
+    LOG_MEAN_EXP,
     Compare,
     Cost,
     Expand,
@@ -40,18 +40,20 @@ from propc.propagators import Baseline, Draw, SiteContext, SitePropagator
 from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
-from propc.runtime.aligning import aligned
+from propc.runtime.aligning import Names, aligned
+from propc.runtime.boxes import Box
 from propc.runtime.comparing import compared
 from propc.runtime.copies import Copies
 from propc.runtime.gates import attach, guard, join
 from propc.runtime.kept import Memory
-from propc.runtime.lifting import Lifting, looped
+from propc.runtime.lifting import Lifting, chunked
 from propc.runtime.placing import Placing
 from propc.runtime.probe import Probe
-from propc.runtime.reducing import centering, reduced
+from propc.runtime.reducing import bounding, centering, reduced
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call, Step, Straight, Values
+from propc.tracing.guards import same_random
 
 
 class Executable:
@@ -82,6 +84,7 @@ class Executable:
         self.placings = {s.name: Placing(graph, s) for s in graph.sites if s.plates or s.alternatives}
         self.copies = Copies(graph)
         self.lift = Lifting(graph)
+        self.boxes = {box.name: Box(graph, box) for box in graph.of(Opaque)}
         self.fresh = any(getattr(s.rule, "donor", None) is not None for s in graph.sites)
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
         plan = [(graph[name], self._step(graph[name])) for name in graph.schedule.forward]
@@ -100,8 +103,7 @@ class Executable:
         values = self._forward(inputs, held, keep=not self.checked)
         if seed is not None:
             self.check_costs(values, inputs, held, seed)
-            if not self.checked and any(s.rule is not None and s.rule.per_sample for s in self.graph.sites):
-                self.check_rows(values)
+            self.check_independence(values)
         self.checked = True
         return [values[slot] for slot in self.returned]
 
@@ -242,8 +244,9 @@ class Executable:
         send = self._sender(node)
 
         def step(values: Values) -> None:
-            value = mean(*[values[i] for i in reads])
-            values[out] = value if send is None else send(value, values)
+            given = [values[i] for i in reads]
+            value = mean(*given)
+            values[out] = value if send is None else send(value, values, given)
 
         return step
 
@@ -265,7 +268,7 @@ class Executable:
         site = self.graph[token.site]
         assert isinstance(site, Site)
         have, want = self.graph.plates_of(node.inputs[1]), (node.over, *node.plates)
-        inlet = self._token(token, node, node.over)
+        inlet = self._token(token, node.plates, node, node.over)
         on_cpu = node.outputs[0].device.type == "cpu"
 
         def step(values: Values) -> None:
@@ -276,20 +279,24 @@ class Executable:
 
         return step
 
-    def _sender(self, node: Cost | Reduce) -> Callable[[Tensor, Values], Tensor] | None:
-        """What makes a cost send its messages, in the plates where it stands; None if it has none to send."""
+    def _sender(self, node: Cost | Reduce) -> Callable[..., Tensor] | None:
+        """What makes a cost send its messages, in the plates where it stands; None if it has none to send.
+
+        It takes the cost, the table of values, and what the cost was reduced from.
+        """
         routes = self.routes.get(node.name, [])
         if not routes:
             return None
+        center = bounding if isinstance(node, Reduce) and node.how == LOG_MEAN_EXP else centering
         prepared = [
-            (centering(node, route.over, baseline, state), self._join(route.through, node))
+            (center(self.graph, route, baseline, state), self._join(route.through, self.graph.meeting(route), node))
             for (baseline, state), route in zip(self.baselines(node, routes), routes)
         ]
 
-        def send(cost: Tensor, values: Values) -> Tensor:
+        def send(cost: Tensor, values: Values, given: Sequence[Tensor] = ()) -> Tensor:
             fixed = cost.detach()
             with torch.no_grad():
-                centered = tuple(center(fixed) for center, _ in prepared)
+                centered = tuple(center(fixed, *given) for center, _ in prepared)
             return attach(cost, centered, tuple(inlet(values) for _, inlet in prepared))
 
         return send
@@ -306,7 +313,7 @@ class Executable:
     def _resample(self, node: Resample) -> Step:
         reads, first = self._reads(node), self.slots[Ref(node.name)]
         last = first + len(node.outputs)
-        inlets = [self._join(route.through, node) for route in self.routes.get(node.name, ())]
+        inlets = [self._join(route.through, node.plates, node) for route in self.routes.get(node.name, ())]
         on_cpu = node.outputs[0].device.type == "cpu"
 
         def step(values: Values) -> None:
@@ -315,13 +322,13 @@ class Executable:
 
         return step
 
-    def _join(self, tokens: tuple[Token, ...], node: Node) -> Callable[[Values], Tensor]:
-        """Reads the token that stands for `tokens`, in the plates of a node; the first reader of a join makes it."""
+    def _join(self, tokens: tuple[Token, ...], plates: Names, node: Node) -> Callable[[Values], Tensor]:
+        """Reads the token that stands for `tokens`, in plates, for a node; the first reader of a join makes it."""
         (token,) = tokens
         if token in self.slots:
-            return self._token(token, node)
+            return self._token(token, plates, node)
         made = self.slots[token] = len(self.slots)
-        members = [self._join((member,), node) for member in self.joins[token.site].members]
+        members = [self._join((member,), plates, node) for member in self.joins[token.site].members]
 
         def read(values: Values) -> Tensor:
             values[made] = joined = join([member(values) for member in members])
@@ -329,16 +336,16 @@ class Executable:
 
         return read
 
-    def _token(self, token: Token, node: Node, *over: str) -> Callable[[Values], Tensor]:
-        """Reads a token; one of a site in fewer plates than the node, or without the batch, is spread over them.
+    def _token(self, token: Token, plates: Names, node: Node, *over: str) -> Callable[[Values], Tensor]:
+        """Reads a token; one of a site in fewer plates, or without the node's batch, is spread over them.
 
         Args:
             over: a plate in front of those of both.
         """
         slot, site = self.slots[token], self.graph.nodes.get(token.site)
-        if not isinstance(site, Site) or (site.plates == node.plates and self.graph.batched(site) == bool(node.shape)):
+        if not isinstance(site, Site) or (site.plates == plates and self.graph.batched(site) == bool(node.shape)):
             return lambda values: values[slot]
-        have, want = (*over, *site.plates), (*over, *node.plates)
+        have, want = (*over, *site.plates), (*over, *plates)
         whole = *self.graph.sizes(want), *node.shape
         tail = len(node.shape) - self.graph.batched(site)
         return lambda values: aligned(values[slot], have, want)[(...,) + (None,) * tail].expand(whole)
@@ -360,17 +367,10 @@ class Executable:
         return step
 
     def _opaque(self, node: Opaque) -> Step:
-        place = {argument: i for i, argument in enumerate(node.arguments)}
-        call, reads, first = node.call, self._reads(node), self.slots[Ref(node.name)]
-        last = first + len(node.outputs)
-
-        def run(*given: Tensor) -> list[Tensor]:
-            args, kwargs = torch.fx.node.map_arg((call.args, call.kwargs), lambda n: given[place[n]].detach())
-            with torch.no_grad():
-                result = call.target(*args, **kwargs)  # type: ignore[operator]
-            return [t.detach() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
-
-        return Call(looped(self.graph, node, run), reads, range(first, last))
+        box, first = self.boxes[node.name], self.slots[Ref(node.name)]
+        spread = (node.plates,) * len(node.outputs)
+        run = chunked(self.graph, box.call, box.reads, spread) if box.folds else box.call
+        return Call(run, self._reads(node), range(first, first + len(node.outputs)))
 
     def _expand(self, node: Expand) -> Step:
         run, reads, first = node.code.forward, self._reads(node), self.slots[Ref(node.name)]
@@ -431,20 +431,35 @@ class Executable:
     def _named(self, values: Values) -> dict[Ref, Any]:
         return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}
 
+    def check_independence(self, values: Values) -> None:
+        """Check at the first call that rows, and elements of plates, do not mix."""
+        if self.checked:
+            return
+        for box in self.boxes.values():
+            box.check(*self._ends(values, box.node))
+        if any(s.rule is not None and s.rule.per_sample for s in self.graph.sites):
+            self.check_rows(values)
+
+    def _ends(self, values: Values, node: Node) -> tuple[list[Tensor], list[Tensor]]:
+        """What a node has read and made."""
+        return [values[i] for i in self._reads(node)], [values[self.slots[ref]] for ref in node.made]
+
     def check_rows(self, values: Values) -> None:
         drawn = [node for node in self.graph if isinstance(node, (Site, Resample)) and not node.copy_of]
         draws = {ref: values[self.slots[ref]] for node in drawn for ref in node.made}
         checks.check_rows(self.graph, lambda changed: self._replay(values, changed), draws)
 
     def _replay(self, first: Values, draws: Mapping[Ref, Tensor]) -> dict[Ref, Any]:
-        """All values for given draws, from the leaves of a first run; black boxes are not run again.
+        """All values for given draws, from the leaves of a first run.
+
+        What black boxes do not repeat stays as it was.
 
         Gradients are on, for programs with hooks or `torch.autograd.grad` inside.
         """
         values: Values = [None] * len(self.slots)
         for slot in (*self.inputs, *self.held):
             values[slot] = _apart(first[slot])
-        with torch.random.fork_rng():
+        with same_random():
             torch.manual_seed(0)
             for node, step in self.plan:
                 if node.copy_of:
@@ -455,7 +470,8 @@ class Executable:
                         values[slot] = _apart(draws[ref], first[slot].requires_grad)
                 elif isinstance(node, Opaque):
                     start = self.slots[Ref(node.name)]
-                    values[start : start + len(node.outputs)] = first[start : start + len(node.outputs)]
+                    again = self.boxes[node.name].again(self._ends(values, node)[0], self._ends(first, node)[1])
+                    values[start : start + len(node.outputs)] = again
                 elif isinstance(node, (Cost, Compare, Named)):
                     values[self.slots[Ref(node.name)]] = values[self.slots[node.inputs[0]]]
                 elif isinstance(node, Reduce):

@@ -62,7 +62,8 @@ class _Attach(Function):
     """A cost with tokens: value L; sends weight · (L − b) to each token.
 
     Equals L·exp(ΣT) − Σ_g b_g·(exp(T_g) − 1) over channels g with baselines b_g. The first
-    backward needs no exponential, since T = 0; a backward that is differentiated again has it.
+    backward needs no exponential, since T = 0; a backward that is differentiated again has it. A channel may have
+    tokens for each sample that the cost was made of, with a baseline each; they stand in leading dimensions.
     """
 
     @staticmethod
@@ -77,7 +78,7 @@ class _Attach(Function):
         centered, tokens = rest[: ctx.count], rest[ctx.count :]
         if not torch.is_grad_enabled():
             return (grad, None, *(grad * c for c in centered))
-        every = torch.exp(torch.stack(tokens).sum(0))
+        every = torch.exp(torch.stack([t.sum_to_size(cost.shape) for t in tokens]).sum(0))
         sent = [grad * (cost * every - (cost.detach() - c) * torch.exp(t)) for c, t in zip(centered, tokens)]
         return (grad * every, None, *sent)
 
@@ -121,9 +122,9 @@ def attach(cost: Tensor, centered: tuple[Tensor, ...], tokens: tuple[Tensor, ...
     """The cost, sending to each token the cost minus its baseline.
 
     Args:
-        cost: [batch].
-        centered: cost minus baseline, [batch], one for each token.
-        tokens: zeros [batch].
+        cost: [*plates, batch].
+        centered: cost minus baseline, one for each token, of its shape.
+        tokens: zeros of the cost's shape, perhaps with further plates in front.
     """
     out: Tensor = _attach(cost, centered, *tokens)
     return out

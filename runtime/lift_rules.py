@@ -382,7 +382,8 @@ def _recurrent(run: Callable[..., Any], lead: int, value: Tensor, state: Any, *m
         return part.movedim(front, tuple(range(dim, dim + lead))).flatten(dim, dim + lead)
 
     def unfold(part: Tensor, dim: int) -> Tensor:
-        return part.unflatten(dim, (*sizes, -1)).movedim(tuple(range(dim, dim + lead)), front)
+        apart: Tensor = part.unflatten(dim, (*sizes, -1))
+        return apart.movedim(tuple(range(dim, dim + lead)), front)
 
     states = [fold(part, 1) for part in state] if isinstance(state, (list, tuple)) else fold(state, 1)
     found, *last = run(fold(value, row), states, *more)

@@ -1,4 +1,4 @@
-"""Code in plates: segments rewritten for leading dimensions, else through `torch.vmap`; black boxes one by one."""
+"""Segments in plates: their code rewritten for leading dimensions, else through `torch.vmap`; at once or in chunks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from propc import stages
 from propc.graph import PropagationGraph
-from propc.ir import Opaque, Segment
+from propc.ir import Segment
 from propc.runtime.aligning import Names, aligned
 from propc.runtime.lift_rules import write
 from propc.runtime.lift_step import Step
@@ -37,12 +37,7 @@ class Lifting:
         if key not in self.known:
             self.known[key] = rewritten(segment, reads)
         run = self.known[key] or vmapped(self.graph, segment, reads)
-        for name in segment.plates:
-            plate = self.graph.plate(name)
-            if plate.chunk is not None and plate.chunk < plate.size:
-                into, out = ([_place(name, plates) for plates in side] for side in (reads, segment.spread))
-                run = _in_chunks(run, plate.chunk, into, out, random=any(map(is_random, segment.body)))
-        return run
+        return chunked(self.graph, run, reads, segment.spread, random=any(map(is_random, segment.body)))
 
 
 def vmapped(graph: PropagationGraph, segment: Segment, reads: Sequence[Names]) -> Run:
@@ -142,20 +137,20 @@ class _Code:
         return len(self.order) - self.order.index(plates[0]) if plates else 0
 
 
-def looped(graph: PropagationGraph, box: Opaque, run: Run) -> Run:
-    """A black box, called on one element of its plates after the other."""
-    reads = [graph.plates_of(ref) for ref in box.inputs]
-    for name in reversed(box.plates):
-        run = _one_by_one(run, graph.plate(name).size, [name in plates for plates in reads])
+def chunked(
+    graph: PropagationGraph, run: Run, reads: Sequence[Names], gives: Sequence[Names], *, random: bool = False
+) -> Run:
+    """Code that takes plates larger than their chunks a chunk at a time.
+
+    Args:
+        reads, gives: the plates of each input and output.
+        random: whether it draws random numbers.
+    """
+    for plate in reversed(graph.plates):  # the outermost first
+        if plate.chunk is not None and plate.chunk < plate.size and any(plate.name in plates for plates in reads):
+            into, out = ([_place(plate.name, plates) for plates in side] for side in (reads, gives))
+            run = _in_chunks(run, plate.chunk, into, out, random)
     return run
-
-
-def _one_by_one(run: Run, size: int, inside: Sequence[bool]) -> Run:
-    def call(*values: Tensor) -> list[Any]:
-        found = [run(*(v[i] if split else v for v, split in zip(values, inside))) for i in range(size)]
-        return [torch.stack(parts) for parts in zip(*found)]
-
-    return call
 
 
 def _place(name: str, plates: tuple[str, ...]) -> int | None:

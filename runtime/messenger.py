@@ -97,8 +97,7 @@ class Messenger:
         run = self.executable
         if run.validate:
             run.check_costs(session.tape.values, inputs, held, seed)
-            if not run.checked and any(s.rule is not None and s.rule.per_sample for s in self.graph.sites):
-                run.check_rows(session.tape.values)
+            run.check_independence(session.tape.values)
         run.checked = True
 
     def backward(self, session: Session, cotangents: Start, initial: Mapping[str, Message]) -> Post:

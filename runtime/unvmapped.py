@@ -12,6 +12,7 @@ from torch import Tensor
 from propc.errors import EstimatorError, message
 from propc.graph import PropagationGraph
 from propc.ir import Segment
+from propc.tracing.guards import same_random
 from propc.tracing.operations import CustomFunction, name_of
 
 Run = Callable[..., Sequence[Any]]
@@ -56,7 +57,7 @@ def _culprit(
 ) -> torch.fx.Node | None:
     """The operation that fails in plates; None if it fails on a single element too."""
     walker = _Walker(module)
-    with torch.random.fork_rng():
+    with same_random():
         try:
             module.forward(*(value[(0,) * len(plates)].clone() for value, plates in zip(values, reads)))
         except Exception:

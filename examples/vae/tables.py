@@ -42,8 +42,8 @@ def spread(values: Sequence[float]) -> str:
 
 
 def share(row: Row) -> str:
-    """A bias that chance does not explain, as a share of the gradient's length."""
-    return f"{row['bias'] / row['length']:.0%}" if row["significant"] else "–"
+    """A bias that is more than twice what chance would explain, as a share of the gradient's length."""
+    return f"{row['bias'] / row['length']:.0%}" if row["bias"] > 2 * row["stderr"] else "–"
 
 
 def for_terminal(title: str, lines: Sequence[Line]) -> Table:

@@ -25,6 +25,7 @@ from propc.estimators.reinmax import ReinMax
 from propc.estimators.straight_through import StraightThrough
 from propc.estimators.straight_through_gumbel import StraightThroughGumbel
 from propc.estimators.total_propagation import TotalPropagation
+from propc.estimators.vimco import Vimco
 
 __all__ = [
     "Arm",
@@ -52,6 +53,7 @@ __all__ = [
     "StraightThrough",
     "StraightThroughGumbel",
     "TotalPropagation",
+    "Vimco",
     "estimator",
     "known_estimators",
     "register_estimator",

@@ -34,6 +34,7 @@ class SiteView:
         rough: those that it also reaches through a comparison, rounding or an integer.
         phi: types of the distribution's tensors.
         alone: whether no other site lies before it or behind it.
+        bounds: those of the costs that are multi-sample bounds.
     """
 
     name: str
@@ -46,6 +47,7 @@ class SiteView:
     rough: tuple[str, ...]
     phi: tuple[TensorType, ...] = ()
     alone: bool = True
+    bounds: tuple[str, ...] = ()
 
     @property
     def batched(self) -> bool:

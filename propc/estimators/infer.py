@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from propc import propagators
 from propc.discrete import family
 from propc.estimators.antithetic import DisArm
 from propc.estimators.base import Estimator, SiteView, register_estimator
@@ -13,6 +12,8 @@ from propc.estimators.enumerate import Enumerate
 from propc.estimators.likelihood_ratio import LikelihoodRatio
 from propc.estimators.local import Local
 from propc.estimators.pathwise import Pathwise
+from propc.estimators.vimco import Vimco
+from propc.propagators import Propagator
 from propc.propagators.samples import positive
 from propc.support import places, values_of
 
@@ -31,6 +32,9 @@ class Infer(Estimator):
     3. `disarm`, for a discrete site without others before it or behind it (pairs multiply);
     4. `lr` with `budget` samples (shared by sites with as many); with one the leave-one-out baseline of the batch.
 
+    Under a multi-sample bound (`propc.bound`), of which enumeration and pairs would make another one: `vimco` with
+    `budget` samples, or `lr` with one.
+
     A scalar cost, or a batch of one, has no other samples to compare with: the budget is 2 at least.
     All of them are unbiased. `compiled.explain(...)` says what was chosen and why.
 
@@ -44,7 +48,7 @@ class Infer(Estimator):
     def __post_init__(self) -> None:
         positive("budget", self.budget)
 
-    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
+    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
         if site.spec.has_rsample and not site.blocked:
             return Pathwise().propagator(site)[0], "rsample, and a differentiable path to every cost"
         chosen, why = self._by_score(site)
@@ -54,6 +58,8 @@ class Infer(Estimator):
     def _by_score(self, site: SiteView) -> tuple[Estimator, str]:
         """What serves without a path, and why."""
         lonely = site.batch is None or site.batch < 2
+        if site.bounds:
+            return _under_a_bound(self.budget, lonely)
         budget = max(self.budget, 2) if lonely else self.budget
         values = values_of(site.spec, site.phi)
         if values is not None:
@@ -65,3 +71,9 @@ class Infer(Estimator):
         if budget > 1 and site.alone and family(site.spec) is not None:
             return DisArm(budget // 2), "antithetic pairs"
         return LikelihoodRatio(samples=budget), f"{budget} samples" if budget > 1 else ""
+
+
+def _under_a_bound(budget: int, lonely: bool) -> tuple[Estimator, str]:
+    if budget > 1:
+        return Vimco(budget), f"{budget} samples of a bound"
+    return LikelihoodRatio(None if lonely else "loo"), ""

@@ -92,6 +92,17 @@ def restore_random(states: Mapping[str, Any]) -> None:
         sys.modules["numpy"].random.set_state(states["numpy.random"])
 
 
+@contextmanager
+def same_random() -> Iterator[None]:
+    """Put all global generators back where they were, those of other devices included."""
+    states = random_states()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            restore_random(states)
+
+
 def _check_random(before: Mapping[str, Any], where: Source) -> None:
     now = random_states()
     moved = [name for name, state in before.items() if not _same(state, now[name])]

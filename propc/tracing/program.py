@@ -31,13 +31,14 @@ class Leaf:
 @dataclass(frozen=True)
 class Mark:
     """What the user marked: a site (with `spec` and `estimator`), a node or a cost (perhaps with a
-    `propagator`), or a black box."""
+    `propagator`; `how` as of `Cost`), or a black box (with `how` it is called in plates)."""
 
     kind: str
     name: str
     spec: DistributionSpec | None = None
     estimator: Any = None
     propagator: Any = None
+    how: str = ""
 
 
 @dataclass(frozen=True)

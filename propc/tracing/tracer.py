@@ -115,26 +115,28 @@ class Tracer(Recorder):
             value = self._lift(value)
             return self._mark(mark, (self._node(value),), value.clone(), (value,))
 
-    def cost(self, value: Tensor, name: str | None, propagator: Any = None) -> Tensor:
+    def cost(self, value: Tensor, name: str | None, propagator: Any = None, how: str = "mean") -> Tensor:
         """Record a named cost."""
         with torch._C.DisableTorchFunction():
-            label = self._name(name, "cost")
+            called = "cost" if how == "mean" else "bound"
+            label = self._name(name, called)
             kind = tensor_type(value)
             if not value.is_floating_point() or value.dim() > 1:
                 raise PropcValueError(
                     message(
-                        f"a cost is floating point, of shape [batch]; got {kind}",
+                        f"a {called} is floating point, of shape [batch]; got {kind}",
                         "Sum it over everything but the batch."
                         if value.is_floating_point()
                         else "Convert it: .float().",
-                        at=f"cost {label!r}",
+                        at=f"{called} {label!r}",
                         where=user_source(),
                     )
                 )
             value = self._lift(value)
-            return self._mark(Mark("cost", label, propagator=propagator), (self._node(value),), value.clone(), (value,))
+            mark = Mark("cost", label, propagator=propagator, how=how)
+            return self._mark(mark, (self._node(value),), value.clone(), (value,))
 
-    def opaque(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def opaque(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], how: str = "") -> Any:
         """Record a black box; its outputs' shapes come from one run on zeros."""
         with torch._C.DisableTorchFunction(), _activated(None):
             args, kwargs = self._lift(args), self._lift(kwargs)
@@ -152,7 +154,7 @@ class Tracer(Recorder):
                     )
                 )
             node = self.graph.call_function(fn, self._nodes(args), self._nodes(kwargs))
-            node.meta.update(where=user_source(), context=None, rough=True, mark=Mark("opaque", label))
+            node.meta.update(where=user_source(), context=None, rough=True, mark=Mark("opaque", label, how=how))
             node.meta["types"] = tuple(map(tensor_type, items))
             self._bind(result, node)
             return result

@@ -45,7 +45,7 @@ def test_a_site_with_several_samples_introduces_a_plate() -> None:
     carried = {node.name: node.plates for node in graph if node.plates}
     assert carried == {"z": ("z",), "x.in": ("z",), "x": ("z",), "cost.in": ("z",), "cost": ("z",)}
     (reduce,) = graph.of(Reduce)
-    assert (reduce.name, reduce.over, reduce.plates, reduce.how) == ("cost/z", "z", (), "mean")
+    assert (reduce.name, reduce.over, reduce.plates, reduce.how) == ("cost/z", ("z",), (), "mean")
 
 
 def test_equal_numbers_of_samples_share_a_plate() -> None:
@@ -206,6 +206,21 @@ def test_distributions_in_plates(estimator: str) -> None:
     (gradient,) = torch.autograd.grad(loss.mean(), theta)
     assert gradient.shape == (2,)
     assert torch.isfinite(gradient).all()
+
+
+def test_a_new_plate_inside_older_ones() -> None:
+    """The second site of a pair draws behind a plate that is newer than the pair."""
+
+    def program(theta: Tensor) -> Tensor:
+        p = theta.expand(BATCH_SIZE, 2)
+        first = propc.sample(Bernoulli(logits=p), "a", estimator="disarm")
+        middle = propc.sample(Bernoulli(logits=p), "x", estimator=lr(3))
+        return (first - propc.sample(Bernoulli(logits=p - middle), "b", estimator="disarm")).square().sum(-1)
+
+    theta = param()
+    graph = propc.compile(program).graph(theta)
+    assert graph["b"].plates == ("x", "a")
+    torch.autograd.grad(propc.compile(program)(theta).mean(), theta)
 
 
 # -- bad input ----------------------------------------------------------------------------
