@@ -48,10 +48,8 @@ def base_of(dist: Distribution) -> Distribution:
 
 def probabilities(dist: Distribution, support: Tensor) -> Tensor:
     """The probability of each value of each element, [values, *batch_shape]; of classes differentiable at 0 too."""
-    if type(dist) in (Categorical, OneHotCategorical):
-        table = dist.probs.movedim(-1, 0)  # type: ignore[attr-defined]
-    else:
-        table = dist.log_prob(support).exp()
+    known = type(dist) in (Categorical, OneHotCategorical)
+    table: Tensor = dist.probs.movedim(-1, 0) if known else dist.log_prob(support).exp()  # type: ignore[attr-defined]
     return table.expand(len(support), *dist.batch_shape)
 
 
