@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Binomial, Categorical, Distribution, Independent, OneHotCategorical
+from torch.distributions import Binomial, Categorical, Distribution, Independent, OneHotCategorical
 
 from propc.distributions import DistributionSpec, Slot
 from propc.ir import TensorType
@@ -47,13 +47,9 @@ def base_of(dist: Distribution) -> Distribution:
 
 
 def probabilities(dist: Distribution, support: Tensor) -> Tensor:
-    """The probability of each value of each element, [values, *batch_shape], differentiable at 0 and 1 too."""
-    if type(dist) is Bernoulli:
-        table = torch.stack((1 - dist.probs, dist.probs))
-    elif type(dist) in (Categorical, OneHotCategorical):
-        table = dist.probs.movedim(-1, 0)  # type: ignore[attr-defined]
-    else:
-        table = dist.log_prob(support).exp()
+    """The probability of each value of each element, [values, *batch_shape]; of classes differentiable at 0 too."""
+    known = type(dist) in (Categorical, OneHotCategorical)
+    table: Tensor = dist.probs.movedim(-1, 0) if known else dist.log_prob(support).exp()  # type: ignore[attr-defined]
     return table.expand(len(support), *dist.batch_shape)
 
 

@@ -76,7 +76,7 @@ def one_at_a_time(value: Tensor, others: Tensor, lead: int) -> Tensor:
     Returns:
         [places, each, *lead, places, *event].
     """
-    places = value.shape[lead]
-    here = torch.eye(places, dtype=torch.bool, device=value.device)
-    behind = value.dim() - lead - 1
-    return torch.where(here.view(places, *(1,) * (1 + lead), places, *(1,) * behind), others, value)
+    places, each = value.shape[lead], others.shape[0]
+    changed = value.expand(places, each, *value.shape).clone(memory_format=torch.contiguous_format)
+    changed.diagonal(0, 0, 2 + lead).copy_(others.movedim(1 + lead, -1))
+    return changed
