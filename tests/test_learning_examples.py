@@ -5,7 +5,7 @@ import importlib
 import gymnasium
 import pytest
 import torch
-from stats import limit
+from stats import check, limit
 from test_examples import EXAMPLES, assert_wrote, rows, run
 from torch.distributions import Categorical, Normal
 
@@ -81,18 +81,40 @@ def test_expected_costs_of_toys(example, toy):
 
 def test_hard_attention(example, tmp_path):
     out = tmp_path / "out"
-    run("hard_attention", out)
+    run("hard_attention", out, "--estimators", "guess enumerated")
     attention = example("hard_attention")
-    files = (f"{attention.stem(learner.label)}.pt" for learner in attention.learners())
+    learners = attention.learners(["guess enumerated"])
+    files = (f"{attention.stem(learner.label)}.pt" for learner in learners)
     assert_wrote(out, "table.txt", "results.json", "training.png", "glimpses.png", *files)
     last = {row["learner"]: row["accuracy"][-1] for row in rows(out)}
     first = {row["learner"]: row["accuracy"][0] for row in rows(out)}
-    assert len(last) == len(attention.learners())
+    assert len(last) == len(learners) == 3
     assert max(first.values()) < 0.25
     assert 0.25 < last["random places, guess enumerated"] < last["chosen places, guess enumerated"] - 0.1
     assert last["whole digit, guess enumerated"] > 0.9
     graph = (out / "graph.txt").read_text()
     assert all(f"%place{t} " in graph for t in range(attention.GLIMPSES))
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", ["guess enumerated", "guess enumerated, places local"])
+def test_gradients_of_hard_attention(example, monkeypatch, name):
+    """At the weights that choose the places, with two glimpses, against the joint enumeration of all choices."""
+    attention = example("hard_attention")
+    monkeypatch.setattr(attention, "GLIMPSES", 2)
+    data, reader, curiosity = attention.digits(), attention.Glimpses(hidden=8), torch.tensor(0.01)
+    for layer in (reader.where, reader.what[2]):  # far from where all choices are alike
+        torch.nn.init.normal_(layer.weight)
+
+    def gradients(estimator, batch, calls):
+        program = attention.mistakes.with_estimator(estimator)
+        rows = data.images[:1].expand(batch, -1), data.labels[:1].expand(batch)
+        costs = (program(reader, *rows, curiosity).mean() for _ in range(calls))
+        return torch.stack([torch.autograd.grad(cost, reader.where.bias)[0] for cost in costs])
+
+    (wanted,) = gradients("enumerate", 1, 1)
+    draws = gradients(attention.ESTIMATORS[name], 200, 100)  # the others are too noisy for a check with power
+    check(draws, wanted, twin=1.3)
 
 
 def test_glimpses_are_patches_of_the_digit(example):
