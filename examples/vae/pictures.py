@@ -23,7 +23,8 @@ def plot(estimators: Sequence[str], runs: Sequence[Row], noise: Sequence[Row], p
         curves = [run["curve"] for run in runs if run["estimator"] == name]
         for axes, along in ((epochs, "epoch"), (seconds, "seconds")):
             x, y = (torch.tensor([[row[key] for row in curve] for curve in curves]) for key in (along, "test_elbo"))
-            axes.plot(x.double().mean(0), y.mean(0), label=name, linewidth=1, color=f"C{index}")
+            style = {"color": f"C{index}", "linestyle": "-" if index < 10 else "--"}
+            axes.plot(x.double().mean(0), y.mean(0), label=name, linewidth=1, **style)
             axes.fill_between(x.double().mean(0), y.amin(0), y.amax(0), alpha=0.15, color=f"C{index}", linewidth=0)
             axes.set(xlabel=along, title="test ELBO, mean and range over seeds")
     draw_variances(bars, estimators, noise)
