@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.distributions import Distribution, Independent, Normal, constraints
+from torch.distributions import Distribution, Independent, Normal, OneHotCategorical, constraints
 from torch.distributions.transforms import Transform, _InverseTransform
 
 Build = Callable[[Sequence[Tensor]], Any]
@@ -135,6 +135,14 @@ class DistributionSpec:
             return None
         parts: dict[Any, Any] = dict(self.innermost.items)
         return parts["loc"].index, parts["scale"].index
+
+    def one_hot(self) -> int | None:
+        """Index of the normalized logits where this is a OneHotCategorical that holds them, inside Independent too."""
+        if self.innermost.type is not OneHotCategorical:
+            return None
+        classes: Any = dict(self.innermost.items)["_categorical"]
+        logits: Any = dict(classes.items).get("logits")
+        return None if logits is None else logits.index
 
 
 def _holds_parameters(skeleton: Any) -> bool:

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from propc.drawing import draw_detached
 from propc.ir import Plate, Site
 from propc.propagators.plain import Plain
-from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
+from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.runtime.gates import token
 from propc.support import base_of
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from propc.baselines import Baseline
+from propc.drawing import draw_detached
 from propc.errors import EstimatorError, MessageError, message, nearest
 from propc.messages import EMPTY, Field, Message, Target
 from propc.propagators.base import NodeView, Propagator, Sent, note
-from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
+from propc.propagators.site import Draw, SiteContext, SitePropagator
 
 
 @dataclass(frozen=True)

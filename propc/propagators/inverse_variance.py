@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from propc.baselines import Baseline, LeaveOneOut
 from propc.distributions import DistributionSpec, row_log_prob
+from propc.drawing import draw_detached
 from propc.errors import EstimatorError, message
 from propc.propagators.likelihood_ratio import LikelihoodRatio
 from propc.propagators.pathwise import Pathwise
 from propc.propagators.plain import Plain
 from propc.propagators.registry import register_propagator
-from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
+from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.runtime import normal
 from propc.runtime.gates import token
 from propc.runtime.mixing import Mix, PastVariances, Weighting

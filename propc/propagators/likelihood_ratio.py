@@ -10,12 +10,13 @@ from torch import Tensor
 
 from propc.baselines import Baseline, baseline
 from propc.distributions import row_log_prob
+from propc.drawing import draw_detached
 from propc.ir import Plate, Site
 from propc.propagators.plain import Plain
 from propc.propagators.registry import register_propagator
 from propc.propagators.samples import ONE, Samples
-from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
-from propc.runtime import normal
+from propc.propagators.site import Draw, SiteContext, SitePropagator
+from propc.runtime import classes, normal
 from propc.runtime.gates import token
 
 
@@ -52,4 +53,6 @@ class LikelihoodRatio(SitePropagator):
         if site.normal is not None:
             i, j = site.normal
             return Draw(value, (normal.score(site.lead, value, phi[i], phi[j]),))
+        if site.one_hot is not None:
+            return Draw(value, (classes.score(site.lead, value, phi[site.one_hot]),))
         return Draw(value, (token(row_log_prob(dist, value, site.lead)),))

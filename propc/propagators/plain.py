@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from propc.drawing import draw_detached
 from propc.ir import Plate, Site
 from propc.propagators.samples import ONE, Samples
-from propc.propagators.site import Draw, SiteContext, SitePropagator, draw_detached
+from propc.propagators.site import Draw, SiteContext, SitePropagator
 
 
 @dataclass(frozen=True)

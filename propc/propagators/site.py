@@ -37,6 +37,7 @@ class SiteContext:
         state: the module that `Propagator.state` gave.
         weights: mixing weights of other sites in this call, by site.
         normal: places of loc and scale among φ where the distribution is a Normal.
+        one_hot: place of the logits where it is a OneHotCategorical that holds them.
         view: makes the site's node as a `Propagator` sees it.
     """
 
@@ -51,9 +52,11 @@ class SiteContext:
     lead: int = 1
     again: bool = False
     normal: tuple[int, int] | None = field(init=False)
+    one_hot: int | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.normal = self.spec.normal()
+        self.one_hot = self.spec.one_hot()
 
     def error(self, finding: str, fix: str) -> EstimatorError:
         """An error at this site."""
@@ -172,10 +175,3 @@ class SitePropagator(Propagator, ABC):
             outputs, [phi for _, phi in wanted], cotangents, allow_unused=True, retain_graph=True
         )
         return Message({name: grad for (name, _), grad in zip(wanted, grads) if grad is not None})
-
-
-def draw_detached(dist: Distribution, sample_shape: Sequence[int] = ()) -> Tensor:
-    """A draw without gradient; through `rsample` where there is one, which needs no host check."""
-    shape = torch.Size(sample_shape)
-    with torch.no_grad():
-        return dist.rsample(shape) if dist.has_rsample else dist.sample(shape)

@@ -1,10 +1,12 @@
-"""The references of `benchmarks/discrete.py`, which decide what a ratio means, against exact gradients."""
+"""Both sides of `benchmarks/discrete.py` against exact gradients: what is compared there is the same estimate."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import oracles
 import pytest
@@ -13,12 +15,24 @@ from stats import assert_rejected, check
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+import propc
+from propc.runtime import lifting
+
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import discrete
 import latents
+import workloads
 
 pytestmark = pytest.mark.statistical
 
 ROWS = 100_000
+SIDES = ["by hand", "propc"]
+
+
+def by_propc(program: Callable[..., Tensor], name: str, **options: Any) -> Callable[..., Tensor]:
+    """The side of propc, called as that by hand."""
+    estimator = propc.estimator(name, **options)
+    return lambda model, x: propc.compile(partial(program, model), estimator=estimator)(x)
 
 
 class Rows(nn.Module):
@@ -58,23 +72,33 @@ def classes(model: nn.Module, x: Tensor) -> Tensor:
     return oracles.gradient(expectation, LOGITS)
 
 
-@pytest.mark.parametrize("samples", [1, 4])
-def test_score_function_of_classes(samples: int) -> None:
+CLASSES = {
+    "by hand, K=1": latents.vae_lr,
+    "by hand, K=4": partial(latents.vae_lr, samples=4),
+    "propc, K=1": by_propc(discrete.vae, "lr"),
+    "propc, K=4": by_propc(discrete.vae, "lr", samples=4),
+}
+
+
+@pytest.mark.parametrize("side", CLASSES)
+def test_score_function_of_classes(side: str) -> None:
     model, x = latents.VAE(2, 3, pixels=5, hidden=4), torch.tensor([[1.0, 0, 0, 1, 1]])
     kl = oracles.gradient(lambda logits: latents.categorical_kl(logits.log_softmax(-1)[None]).sum(), LOGITS)
-    draws = logit_draws(lambda m, x: latents.vae_lr(m, x, samples), model, LOGITS, x)
+    draws = logit_draws(CLASSES[side], model, LOGITS, x)
     check(draws, classes(model, x) + kl, twin=1.1)
     assert_rejected(draws - kl, classes(model, x) + kl)
 
 
-def test_enumeration() -> None:
+@pytest.mark.parametrize("side", [latents.choice_enumerate, by_propc(discrete.choice, "enumerate")], ids=SIDES)
+def test_enumeration(side: Callable[..., Tensor]) -> None:
     """One row is exact already."""
     model, x = latents.Choice(2, 3, context=2, hidden=4), torch.tensor([[0.4, -0.7]])
-    draws = logit_draws(latents.choice_enumerate, model, LOGITS, x)[:10]
+    draws = logit_draws(side, model, LOGITS, x)[:10]
     torch.testing.assert_close(draws, classes(model, x).expand(10, -1))
 
 
-def test_local_expectation() -> None:
+@pytest.mark.parametrize("side", [latents.vae_local, by_propc(discrete.coins, "local")], ids=SIDES)
+def test_local_expectation(side: Callable[..., Tensor]) -> None:
     model, x = latents.VAE(3, pixels=5, hidden=4), torch.tensor([[1.0, 0, 0, 1, 1]])
 
     def expectation(logits: Tensor) -> Tensor:
@@ -82,11 +106,15 @@ def test_local_expectation() -> None:
         loss = oracles.expect_joint(laws, lambda z: model.loss(z.double()[:, None], x)[:, 0])
         return loss + latents.bernoulli_kl(logits[None]).sum()
 
-    draws = logit_draws(latents.vae_local, model, LOGITS[0], x)
+    draws = logit_draws(side, model, LOGITS[0], x)
     check(draws, oracles.gradient(expectation, LOGITS[0]), twin=1.1)
 
 
-def test_relaxed_classes() -> None:
+RELAXED = by_propc(discrete.vae, "gumbel_softmax", temperature=latents.TEMPERATURE)
+
+
+@pytest.mark.parametrize("side", [latents.vae_gumbel_softmax, RELAXED], ids=SIDES)
+def test_relaxed_classes(side: Callable[..., Tensor]) -> None:
     """Of two classes, the relaxed first is σ((l₁ − l₂ + e)/T), e logistic."""
     model, x = latents.VAE(1, 2, pixels=5, hidden=4), torch.tensor([[1.0, 0, 0, 1, 1]])
     logistic = torch.logit((torch.arange(100_000) + 0.5) / 100_000)
@@ -97,7 +125,7 @@ def test_relaxed_classes() -> None:
         return model.loss(relaxed, x).mean() + latents.categorical_kl(logits.log_softmax(-1)[None]).sum()
 
     logits = LOGITS[:1, :2]
-    check(logit_draws(latents.vae_gumbel_softmax, model, logits, x), oracles.gradient(expectation, logits))
+    check(logit_draws(side, model, logits, x), oracles.gradient(expectation, logits))
 
 
 def test_kl_of_coins_and_of_classes_agree() -> None:
@@ -106,11 +134,19 @@ def test_kl_of_coins_and_of_classes_agree() -> None:
     torch.testing.assert_close(latents.bernoulli_kl(logits), latents.categorical_kl(both))
 
 
-@pytest.mark.parametrize("estimator", [latents.chain_lr, latents.chain_rp])
-def test_chains(estimator: Callable[..., Tensor]) -> None:
+CHAINS = {
+    "by hand, lr": partial(latents.chain_lr, samples=3),
+    "by hand, rp": partial(latents.chain_rp, samples=3),
+    "propc, lr": by_propc(discrete.chain, "lr", samples=3),
+    "propc, rp": by_propc(discrete.chain, "rp", samples=3),
+}
+
+
+@pytest.mark.parametrize("side", CHAINS)
+def test_chains(side: str) -> None:
     model = latents.Chain(2)
     model.a, model.b = (nn.Parameter(torch.full((ROWS,), value)) for value in (0.9, 0.1))
-    gradients = torch.autograd.grad(estimator(model, torch.full((ROWS,), 0.5), samples=3).sum(), [model.a, model.b])
+    gradients = torch.autograd.grad(CHAINS[side](model, torch.full((ROWS,), 0.5)).sum(), [model.a, model.b])
 
     def expectation(p: Tensor) -> Tensor:
         def after(x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -119,3 +155,17 @@ def test_chains(estimator: Callable[..., Tensor]) -> None:
         return after(torch.tensor(0.5), lambda x: after(x, lambda y: (y - 1).square()))
 
     check(torch.stack(gradients, -1), oracles.gradient(expectation, torch.tensor([0.9, 0.1])))
+
+
+@pytest.mark.parametrize("workload", workloads.small(), ids=str)
+def test_no_program_falls_back_on_vmap(workload: workloads.Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would cost more than all else that propc does."""
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("a segment went through vmap")
+
+    monkeypatch.setattr(lifting, "vmapped", refuse)
+    program, name, options = discrete.PROGRAMS[workload.kind]
+    model = workload.model()
+    by_propc(program, name, **options)(model, workload.inputs().double()).mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
