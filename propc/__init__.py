@@ -6,8 +6,9 @@ Write the model once as an ordinary PyTorch program, mark its random choices wit
 
 from propc import estimators, passes, propagators
 from propc.api import CompiledFunction, compile
-from propc.compare import compare
-from propc.comparison import Comparison
+from propc.comparing.compare import compare
+from propc.comparing.comparison import Comparison
+from propc.comparing.signal_to_noise import signal_to_noise
 from propc.errors import (
     EstimatorError,
     GraphError,
@@ -36,7 +37,6 @@ from propc.messages import CHILDREN, PARENTS, SELF, Field, Message
 from propc.network import Network
 from propc.propagation import Propagation
 from propc.propagators import NodeView, Propagator, propagator, register_propagator
-from propc.signal_to_noise import signal_to_noise
 from propc.sites import bound, cost, node, opaque, sample
 
 __version__ = "0.1.0"

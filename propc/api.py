@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from torch import nn
 
+from propc.comparing.signal_to_noise import measured
 from propc.compiler import Compiler
 from propc.errors import PropcTypeError, message
 from propc.explain import Explanation
@@ -16,7 +17,6 @@ from propc.graph import PropagationGraph
 from propc.messages import Message
 from propc.options import Options
 from propc.propagation import Propagation
-from propc.signal_to_noise import measured
 from propc.tracing import active_tracer
 
 

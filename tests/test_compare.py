@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal, Poisson
 
 import propc
+from propc.comparing.judging import limit
+from propc.comparing.measuring import WARMUP, Candidate, Originals, Situation, interleave, mean_cost
+from propc.comparing.moments import Moments
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError
-from propc.judging import limit
-from propc.measuring import WARMUP, Candidate, Originals, Situation, interleave, mean_cost
-from propc.moments import Moments
 
 ROWS = 100
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from propc.comparison import LEVEL, Row
-from propc.measuring import Candidate, Situation, words
-from propc.reference import Reference
+from propc.comparing.comparison import LEVEL, Row
+from propc.comparing.measuring import Candidate, Situation, words
+from propc.comparing.reference import Reference
 
 
 def limit(comparisons: int, repeats: int) -> float:

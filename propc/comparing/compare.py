@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from propc.api import compile
-from propc.comparison import Comparison
+from propc.comparing.comparison import Comparison
+from propc.comparing.judging import as_targets, limit, row
+from propc.comparing.labels import labelled
+from propc.comparing.leaves import chosen, leaves_of
+from propc.comparing.measuring import WARMUP, Candidate, Situation, draw_seeds, interleave, words
+from propc.comparing.reference import LONG, Reference, asked, find
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message
-from propc.judging import as_targets, limit, row
-from propc.labels import labelled
-from propc.leaves import chosen, leaves_of
-from propc.measuring import WARMUP, Candidate, Situation, draw_seeds, interleave, words
-from propc.reference import LONG, Reference, asked, find
 
 
 def compare(

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from propc.comparing.leaves import chosen, leaves_of
+from propc.comparing.measuring import WARMUP, Situation, draw_seeds
+from propc.comparing.moments import Moments
 from propc.errors import PropcValueError, message
 from propc.graph import PropagationGraph
-from propc.leaves import chosen, leaves_of
-from propc.measuring import WARMUP, Situation, draw_seeds
-from propc.moments import Moments
 from propc.runtime.probe import Place, Probe
 
 
@@ -37,7 +37,7 @@ def signal_to_noise(program: Any, /, *args: Any, repeats: int = 100, seed: int =
     Raises:
         PropcValueError: too few repeats; nothing wants a gradient.
     """
-    from propc.compare import as_compiled
+    from propc.comparing.compare import as_compiled
 
     return measured(as_compiled(program), args, kwargs, repeats, seed)
 

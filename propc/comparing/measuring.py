@@ -14,11 +14,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from propc.comparing.leaves import Leaves
+from propc.comparing.moments import Moments
 from propc.errors import PropcError, PropcValueError, message
 from propc.graph import PropagationGraph
 from propc.ir import LOG_MEAN_EXP, Cost
-from propc.leaves import Leaves
-from propc.moments import Moments
 from propc.tracing.guards import random_states, restore_random
 from propc.tracing.operations import name_of
 from propc.tracing.program import Program

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from propc.api import compile
+from propc.comparing.labels import label
+from propc.comparing.measuring import WARMUP, Candidate, Situation, interleave
 from propc.errors import PropcTypeError, PropcValueError, message
 from propc.estimators import Enumerate, SiteView
 from propc.graph import PropagationGraph
 from propc.ir import Site
-from propc.labels import label
-from propc.measuring import WARMUP, Candidate, Situation, interleave
 from propc.options import Options
 from propc.passes.assign_propagators import site_views
 from propc.passes.base import Pass
