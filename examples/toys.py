@@ -4,7 +4,8 @@ Under a Normal, the means of (x - k)², exp(-k x²) and cos(k x) have closed for
 and scale. k decides which estimator is the best: the pathwise one (rp) follows the slope of the cost, which grows
 with k; the score function (lr) only its size (Mohamed, Rosca, Figurnov & Mnih 2020, "Monte Carlo gradient
 estimation in machine learning", section 3). Under a Bernoulli, E[(b - 0.499)²] is nearly flat in the logit, and a
-noisy gradient hardly finds its way down (Grathwohl et al. 2018, "Backpropagation through the void").
+noisy gradient hardly finds its way down, nor does a biased one (Grathwohl et al. 2018, "Backpropagation through the
+void").
 
 Run it: `python examples/toys.py`, options: `--help`.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from report import parser, show, write_graph, write_results
 from rich.table import Table
@@ -198,15 +200,20 @@ def panel_of(row: Row) -> tuple[int, str, str]:
     return [*TOYS, FLAT].index(row["toy"]), row["toy"], row["in"]
 
 
+def colour(name: str, toy: str) -> Any:
+    """An estimator's, the same in every panel of a picture."""
+    return colormaps["tab20"](list(BERNOULLI).index(name)) if toy == FLAT else f"C{list(NORMAL).index(name)}"
+
+
 def draw(axes: Any, rows: Sequence[Row], toy: str, parameter: str) -> None:
     """Variances of one toy's gradient in one parameter; dashed what they compete with, the squared exact gradient."""
     here = [row for row in rows if (row["toy"], row["in"]) == (toy, parameter)]
     for name in dict.fromkeys(row["estimator"] for row in here):
         line = [row for row in here if row["estimator"] == name]
         if any(row["variance"] > NONE for row in line):
-            axes.plot([row["at"] for row in line], [row["variance"] for row in line], ".-", label=name)
+            axes.plot([r["at"] for r in line], [r["variance"] for r in line], ".-", label=name, color=colour(name, toy))
     squares = {row["at"]: row["exact"] ** 2 for row in here}
-    axes.plot(squares.keys(), squares.values(), "--", color="grey", label="exact gradient, squared")
+    axes.plot(squares.keys(), squares.values(), "--", color="black", label="exact gradient, squared")
     seen = [row["variance"] for row in here if row["variance"] > NONE]
     axes.set(title=f"{toy}, in {parameter}", yscale="log", ylim=(min(seen) / 10, max(seen) * 3))
     axes.grid(alpha=0.3)
@@ -214,30 +221,29 @@ def draw(axes: Any, rows: Sequence[Row], toy: str, parameter: str) -> None:
 
 def plot_normal(rows: Sequence[Row], path: Path) -> None:
     """Variance over k, a panel for every toy and parameter."""
-    figure = Figure(figsize=(13, 7), layout="constrained")
+    figure = Figure(figsize=(15, 7), layout="constrained")
     for line, parameter in zip(figure.subplots(2, 3), ("loc", "scale")):
         for axes, (name, toy) in zip(line, TOYS.items()):
             draw(axes, rows, name, parameter)
             axes.set(xlabel="k", xscale="linear" if toy.ks[0] < 0 else "log")
     figure.axes[0].set_ylabel("variance of one estimate")
-    figure.axes[0].legend(fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
 def plot_bernoulli(rows: Sequence[Row], paths: dict[str, Tensor], path: Path) -> None:
     """Variance over the logit, and the way down: median of the runs, and between which values half of them are."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     draw(left, rows, FLAT, "logit")
     left.set(xlabel="logit", ylabel="variance of one estimate")
-    left.legend(fontsize="x-small", ncols=2)
     for name, found in paths.items():
         low, median, high = found.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=found.dtype), dim=1)
-        right.plot(median, label=name)
-        right.fill_between(range(len(found)), low, high, alpha=0.2)
+        right.plot(median, label=name, color=colour(name, FLAT))
+        right.fill_between(range(len(found)), low, high, alpha=0.2, color=colour(name, FLAT))
     right.set(title="Adam, one draw a step (the best is 0)", xlabel="step", ylabel="P(b = 1)", ylim=(0, 1))
     right.grid(alpha=0.3)
-    right.legend(fontsize="x-small", ncols=2)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", title="dashed: exact, squared")
     figure.savefig(path, dpi=110)
 
 
