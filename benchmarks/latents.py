@@ -1,9 +1,9 @@
 """Models with discrete and continuous latents, and estimators of their gradients written by hand.
 
 Nothing here knows propc: these are the references of `discrete.py`, vectorized over samples, without distribution
-objects or checks, each normalization computed once. Every one treats the cost behind the sample as a function to be
-called on more rows; none uses what is special about it (that a layer is linear, say). They return costs [batch] whose
-mean goes backward; score-function estimators return a surrogate.
+objects or checks, each normalization computed once; those called plain have distribution objects. Every one treats the
+cost behind the sample as a function to be called on more rows; none uses what is special about it (that a layer is
+linear, say). They return costs [batch] whose mean goes backward; score-function estimators return a surrogate.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal, OneHotCategorical
 from torch.nn import functional as F
 
 __all__ = [
@@ -24,11 +25,14 @@ __all__ = [
     "bernoulli_kl",
     "categorical_kl",
     "chain_lr",
+    "chain_lr_plain",
     "chain_rp",
+    "chain_rp_plain",
     "choice_enumerate",
     "vae_gumbel_softmax",
     "vae_local",
     "vae_lr",
+    "vae_lr_plain",
 ]
 
 SIGMA = 0.5
@@ -128,6 +132,16 @@ def vae_lr(model: VAE, x: Tensor, samples: int = 1) -> Tensor:
     return (loss + message * log_prob).mean(0) + categorical_kl(log_q)
 
 
+def vae_lr_plain(model: VAE, x: Tensor, samples: int = 1) -> Tensor:
+    """The same with a distribution object, as most would write it."""
+    q = OneHotCategorical(logits=model.logits(x))
+    z = q.sample((samples,))
+    loss = model.loss(z, x)
+    costs = loss.detach()
+    message = costs - (others(costs) if samples > 1 else others(costs[0]))
+    return (loss + message * q.log_prob(z).sum(-1)).mean(0) + categorical_kl(q.logits)
+
+
 def vae_gumbel_softmax(model: VAE, x: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Relaxed classes."""
     log_q = normalized(model.logits(x))
@@ -185,5 +199,25 @@ def chain_lr(model: Chain, x: Tensor, samples: int = 10) -> Tensor:
         x = mean.detach() + SIGMA * torch.randn_like(mean)
         squares = squares + (x - mean).square()
     log_prob = squares * (-0.5 / SIGMA**2)
+    costs = model.loss(x)
+    return (costs + (costs - others(costs)) * log_prob).mean(0)
+
+
+def chain_rp_plain(model: Chain, x: Tensor, samples: int = 10) -> Tensor:
+    """`chain_rp` with distribution objects, as most would write it."""
+    x = x.expand(samples, -1)
+    for _ in range(model.horizon):
+        x = Normal(model.step(x), SIGMA).rsample()
+    return model.loss(x).mean(0)
+
+
+def chain_lr_plain(model: Chain, x: Tensor, samples: int = 10) -> Tensor:
+    """`chain_lr` with distribution objects, as most would write it."""
+    x = x.expand(samples, -1)
+    log_prob = torch.zeros_like(x)
+    for _ in range(model.horizon):
+        law = Normal(model.step(x), SIGMA)
+        x = law.sample()
+        log_prob = log_prob + law.log_prob(x)
     costs = model.loss(x)
     return (costs + (costs - others(costs)) * log_prob).mean(0)

@@ -27,6 +27,7 @@ class Workload:
     target: float
     rounds: int
     size: str = ""
+    plain: Callable[[Any, Tensor], Tensor] | None = None  # the same with distribution objects, where these matter
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.size}" if self.size else self.kind
@@ -39,7 +40,10 @@ def images() -> Tensor:
 
 def chain(rule: str, horizon: int, rounds: int) -> Workload:
     """A chain of Gaussians, ten joint samples of each of 100 rows."""
-    by_hand = {"lr": latents.chain_lr, "rp": latents.chain_rp}[rule]
+    by_hand, plain = {
+        "lr": (latents.chain_lr, latents.chain_lr_plain),
+        "rp": (latents.chain_rp, latents.chain_rp_plain),
+    }[rule]
     return Workload(
         f"chain, {rule} K={SAMPLES}",
         partial(latents.Chain, horizon),
@@ -48,15 +52,18 @@ def chain(rule: str, horizon: int, rounds: int) -> Workload:
         1.3,
         rounds,
         f"H={horizon}",
+        partial(plain, samples=SAMPLES),
     )
 
 
 def full() -> list[Workload]:
     """All of them; chains from short to long."""
     classes, coins = partial(latents.VAE, 20, 10), partial(latents.VAE, 20)
+    lr, plain = latents.vae_lr, latents.vae_lr_plain
+    some, plain_some = partial(lr, samples=SAMPLES), partial(plain, samples=SAMPLES)
     return [
-        Workload("vae, lr K=1", classes, images, latents.vae_lr, 1.05, 101),
-        Workload(f"vae, lr K={SAMPLES}", classes, images, partial(latents.vae_lr, samples=SAMPLES), 1.05, 41),
+        Workload("vae, lr K=1", classes, images, lr, 1.05, 101, plain=plain),
+        Workload(f"vae, lr K={SAMPLES}", classes, images, some, 1.05, 41, plain=plain_some),
         Workload("vae, gumbel_softmax", classes, images, latents.vae_gumbel_softmax, 1.05, 101),
         Workload("vae, local", coins, images, latents.vae_local, 1.1, 31, "20 coins"),
         Workload("enumerate", latents.Choice, lambda: torch.rand(8, 8), latents.choice_enumerate, 1.1, 31, "10⁴"),

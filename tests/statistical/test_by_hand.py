@@ -75,6 +75,8 @@ def classes(model: nn.Module, x: Tensor) -> Tensor:
 CLASSES = {
     "by hand, K=1": latents.vae_lr,
     "by hand, K=4": partial(latents.vae_lr, samples=4),
+    "plain, K=1": latents.vae_lr_plain,
+    "plain, K=4": partial(latents.vae_lr_plain, samples=4),
     "propc, K=1": by_propc(discrete.vae, "lr"),
     "propc, K=4": by_propc(discrete.vae, "lr", samples=4),
 }
@@ -137,6 +139,8 @@ def test_kl_of_coins_and_of_classes_agree() -> None:
 CHAINS = {
     "by hand, lr": partial(latents.chain_lr, samples=3),
     "by hand, rp": partial(latents.chain_rp, samples=3),
+    "plain, lr": partial(latents.chain_lr_plain, samples=3),
+    "plain, rp": partial(latents.chain_rp_plain, samples=3),
     "propc, lr": by_propc(discrete.chain, "lr", samples=3),
     "propc, rp": by_propc(discrete.chain, "rp", samples=3),
 }
