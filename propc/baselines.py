@@ -60,10 +60,10 @@ class LeaveOneOut(Baseline):
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
         count = cost.shape[0]
         if not self.halves or count < 4:
-            return _centered(cost.unsqueeze(0)).squeeze(0)
+            return (cost - cost.mean(0)).mul_(count / (count - 1))
         if count % 2:
             return torch.cat([_centered(half.unsqueeze(0)).squeeze(0) for half in cost.tensor_split([count // 2])])
-        return _centered(cost.reshape(2, -1)).reshape(-1)
+        return _centered(cost.unflatten(0, (2, -1))).flatten(0, 1)
 
     def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
         return bound - _or_nothing(_log_sum_of_others(log_weights) - math.log(log_weights.shape[0] - 1))

@@ -1064,9 +1064,9 @@ def test_a_long_loop_compiles_in_seconds() -> None:
 
     compiled = propc.compile(program, estimator="tp")
     compiled.graph(param(B), 10)
-    start = time.perf_counter()
+    start = time.process_time()
     compiled(param(B), 1000).sum().backward()
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_trace_keeps_no_tensor_alive() -> None:
