@@ -43,8 +43,8 @@ def _refuse_lost(program: Program, terms: Container[torch.fx.Node]) -> None:
         if mark is not None and in_plates(node) and node in touched and node not in terms:
             raise PropcValueError(
                 message(
-                    f"it has a cost for each element of {', '.join(map(repr, mark.dims))}, and is no addend of the "
-                    "returned value: it would never send",
+                    f"it has a value for each element of {' and '.join(map(repr, mark.dims[1:] or mark.dims))}, and is "
+                    "no addend of the returned value: it would never send",
                     "Return it, or its sum or mean (loss.sum(1)), added to others as it is.",
                     at=f"cost {mark.name!r}",
                     where=node.meta["where"],

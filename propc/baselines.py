@@ -26,7 +26,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
-        """Cost minus baseline: [batch] → [batch]. `cost` is detached."""
+        """Cost minus baseline, of the same shape: [batch], in plates of the data [batch, n]. `cost` is detached."""
 
     def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
         """A bound minus a baseline for each sample: [batch], [samples, batch] → [samples, batch].
@@ -63,7 +63,7 @@ class LeaveOneOut(Baseline):
             return _centered(cost.unsqueeze(0)).squeeze(0)
         if count % 2:
             return torch.cat([_centered(half.unsqueeze(0)).squeeze(0) for half in cost.tensor_split([count // 2])])
-        return _centered(cost.reshape(2, -1)).reshape(-1)
+        return _centered(cost.unflatten(0, (2, -1))).flatten(0, 1)
 
     def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
         return bound - _or_nothing(_log_sum_of_others(log_weights) - math.log(log_weights.shape[0] - 1))
@@ -106,7 +106,7 @@ def _others(values: Tensor, run: Run, nothing: float, join: Callable[[Tensor, Te
 
 
 def _centered(costs: Tensor) -> Tensor:
-    """[groups, samples] minus the mean of the other samples in the group."""
+    """[groups, samples, ...] minus the mean of the other samples in the group."""
     count = costs.shape[1]
     return (costs - costs.mean(1, keepdim=True)).mul_(count / (count - 1))
 

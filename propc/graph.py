@@ -129,7 +129,7 @@ class PropagationGraph:
         return self.batch is not None and site.spec.rows() == self.batch
 
     def own(self, node: Node) -> tuple[str, ...]:
-        """The leading dimensions, of the program's shapes, of a token of a site, or of a cost: `BATCH`, plates of the data.
+        """The leading dimensions of a token of a site, or of a cost, in the program: `BATCH`, plates of the data.
 
         A site whose rule knows nothing of elements has one token for all; so have all where messages are more than
         cotangents.

@@ -363,6 +363,10 @@ class Executable:
         sizes = self.graph.sizes(want)
         return lambda values: fitted(values[slot], have, want, apart, sizes)
 
+    def _is_leading(self, name: str) -> bool:
+        """Whether a dimension is the batch or stands in front of it."""
+        return name == BATCH or self.graph.plate(name).kind != DATA
+
     def _gate(self, node: Named, rule: Propagator) -> Step:
         (read,), out, view = self._reads(node), self.slots[Ref(node.name)], self.memory.view
 
