@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -351,7 +352,7 @@ def test_a_cost_with_a_propagator() -> None:
         with propc.plate("data", dim=1):
             return propc.cost(z, "loss", propagator="loss").sum(1)
 
-    refused(run, r"cost 'loss' .*propagator 'loss', and stands in a plate")
+    refused(run, r"cost 'loss' .*propagator 'loss', and stands in plate 'data'")
 
 
 def test_the_name_of_a_plate_of_samples() -> None:
@@ -419,3 +420,29 @@ def test_mixing_outside_is_free() -> None:
         return loss.sum(1) + z.cumsum(1).prod(1)
 
     propc.compile(run, estimator="lr")(theta()).mean().backward()
+
+
+def test_a_bound_in_a_plate() -> None:
+    def run(logits: Tensor) -> Tensor:
+        z = inside(logits)
+        with propc.plate("data", dim=1):
+            return propc.bound(z, "bound").sum(1)
+
+    refused(run, r"bound 'bound' .*is a bound, and stands in plate 'data'.*outside", estimator="vimco")
+
+
+def test_a_bound_outside_of_a_plate() -> None:
+    """Every element hears of the whole bound."""
+
+    def run(plate: bool) -> Tensor:
+        @propc.compile(estimator=propc.estimator("vimco", samples=4))
+        def bounded(logits: Tensor) -> Tensor:
+            with propc.plate("data", dim=1) if plate else nullcontext():
+                z = propc.sample(Bernoulli(logits=logits.expand(B, N)), "z")
+            return propc.bound(-z.sum(1).square())
+
+        logits = theta()
+        torch.manual_seed(0)
+        return torch.autograd.grad(bounded(logits).mean(), logits)[0]
+
+    torch.testing.assert_close(run(True), run(False))
