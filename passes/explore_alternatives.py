@@ -234,6 +234,7 @@ class _Copying:
             outputs=cost.outputs,
             where=cost.where,
             plates=cost.plates,
+            dims=cost.dims,
             over=self.plate.name,
         )
         growing.add(made, level)

@@ -30,7 +30,7 @@ class Fuse(Pass):
                 routes.append(route)
                 continue
             plates = graph.meeting(route)
-            key = route.baseline, plates
+            key = route.baseline, plates, graph.own(graph[route.source]), route.along
             token, known = last.get(key, (None, frozenset()))
             targets = frozenset(route.targets)
             extends = token is not None and known <= targets

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from propc.errors import EstimatorError, GraphError, message
 from propc.graph import PropagationGraph
-from propc.ir import LOG_MEAN_EXP, Cost, Node, Output, Plate, Reduce, Ref, Resample, Segment, Site
+from propc.ir import DATA, LOG_MEAN_EXP, Cost, Node, Output, Plate, Reduce, Ref, Resample, Segment, Site
 from propc.passes.base import Pass, register
 from propc.tracing.operations import is_random
 
@@ -26,7 +26,7 @@ class ReducePlates(Pass):
     name: ClassVar[str] = "reduce-plates"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
-        if not graph.plates:
+        if all(plate.kind == DATA for plate in graph.plates):
             return graph
         return replace(graph, nodes=_Walk(graph).run())
 
@@ -104,6 +104,7 @@ class _Walk:
                 outputs=(kind,),
                 where=near.where,
                 plates=carried[i + 1 :],
+                dims=near.dims if of_cost else (),
                 over=(name,),
                 how=how,
                 of_cost=of_cost,

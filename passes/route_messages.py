@@ -9,10 +9,13 @@ from propc.errors import EstimatorError, message
 from propc.graph import PropagationGraph
 from propc.ir import BATCH, Cost, Reduce, Route, Site, Token
 from propc.passes.base import Pass, register
+from propc.passes.elements import along_of
 from propc.passes.levels import is_bound, level_of, levels_of
 from propc.passes.message_routes import message_routes
 from propc.passes.shaped_routes import shaped_routes
 from propc.propagators import Baseline, Loss, Propagator
+
+Names = tuple[str, ...]
 
 
 @register("route-messages")
@@ -50,14 +53,18 @@ class RouteMessages(Pass):
             if not _is_cumulative(cost.rule):
                 reached = influence.values[cost.inputs[0]].near
             levels = levels_of(cost, reduces)
-            grouped: dict[tuple[str, Baseline, tuple[str, ...], tuple[str, ...]], list[Token]] = {}
+            along = along_of(graph, cost)
+            grouped: dict[tuple[str, Baseline, Names, Names, Names], list[Token]] = {}
             for key, mask in masks.items():
                 for i in _bits(mask & reached):
                     site = graph.sites[i]
                     source = level_of(levels, site) if len(levels) > 1 else cost.name
                     plates = _apart(graph, levels[-1], site)
-                    grouped.setdefault((source, key[0], over[i], plates), []).append(tokens[key][i])
-            routes += [Route(name, tuple(t), baseline, over=dims) for (name, baseline, dims, _), t in grouped.items()]
+                    grouped.setdefault((source, key[0], over[i], along(i), plates), []).append(tokens[key][i])
+            routes += [
+                Route(name, tuple(targets), baseline, over=dims, along=apart)
+                for (name, baseline, dims, apart, _), targets in grouped.items()
+            ]
         return routes
 
 

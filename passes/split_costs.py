@@ -12,7 +12,7 @@ from propc.cut import cut
 from propc.errors import PropcValueError, message
 from propc.graph import PropagationGraph
 from propc.passes.base import Pass, register
-from propc.terms import additive_terms, aside, with_terms
+from propc.terms import additive_terms, aside, in_plates, tainted, with_terms
 from propc.tracing.program import Program, mark_of
 
 
@@ -36,9 +36,20 @@ class SplitCosts(Pass):
 
 
 def _refuse_lost(program: Program, terms: Container[torch.fx.Node]) -> None:
-    """Refuse a cost with a propagator that no returned value adds: it would never send."""
+    """Refuse a cost with a propagator, or in a plate, that no returned value adds: it would never send."""
+    touched = tainted(program)
     for node in program.graph.nodes:
         mark = mark_of(node)
+        if mark is not None and in_plates(node) and node in touched and node not in terms:
+            raise PropcValueError(
+                message(
+                    f"it has a value for each element of {' and '.join(map(repr, mark.dims[1:] or mark.dims))}, and is "
+                    "no addend of the returned value: it would never send",
+                    "Return it, or its sum or mean (loss.sum(1)), added to others as it is.",
+                    at=f"cost {mark.name!r}",
+                    where=node.meta["where"],
+                )
+            )
         if mark is not None and mark.kind == "cost" and mark.propagator is not None and node not in terms:
             raise PropcValueError(
                 message(

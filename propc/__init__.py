@@ -35,6 +35,7 @@ from propc.graph import PropagationGraph
 from propc.ir import Kind
 from propc.messages import CHILDREN, PARENTS, SELF, Field, Message
 from propc.network import Network
+from propc.plates import plate
 from propc.propagation import Propagation
 from propc.propagators import NodeView, Propagator, propagator, register_propagator
 from propc.sites import bound, cost, node, opaque, sample
@@ -80,6 +81,7 @@ __all__ = [
     "node",
     "opaque",
     "passes",
+    "plate",
     "propagator",
     "propagators",
     "register_estimator",

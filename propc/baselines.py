@@ -26,7 +26,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
-        """Cost minus baseline: [batch] → [batch]. `cost` is detached."""
+        """Cost minus baseline, of the same shape: [batch], in plates of the data [batch, n]. `cost` is detached."""
 
     def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
         """A bound minus a baseline for each sample: [batch], [samples, batch] → [samples, batch].
@@ -106,7 +106,7 @@ def _others(values: Tensor, run: Run, nothing: float, join: Callable[[Tensor, Te
 
 
 def _centered(costs: Tensor) -> Tensor:
-    """[groups, samples] minus the mean of the other samples in the group."""
+    """[groups, samples, ...] minus the mean of the other samples in the group."""
     count = costs.shape[1]
     return (costs - costs.mean(1, keepdim=True)).mul_(count / (count - 1))
 

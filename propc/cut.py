@@ -121,6 +121,7 @@ class _Cutter:
             # one entry for each φ, also where two are the same value
             common["inputs"] = tuple(self.refs[n] for n in node.args if isinstance(n, torch.fx.Node))
             common["outputs"] = (kind,)
+            common["dims"] = mark.dims
             made = _MADE[mark.kind](common, mark)
         self.nodes[made.name] = made
         self.refs[node] = Ref(made.name)

@@ -14,6 +14,7 @@ import torch.fx
 from propc.errors import GraphError, PropcValueError, message, nearest
 from propc.influence import Influence, find_influence
 from propc.ir import (
+    BATCH,
     LOG_MEAN_EXP,
     Cost,
     Dependence,
@@ -50,7 +51,7 @@ class PropagationGraph:
         name: the function's name.
         program: the trace that it was cut from; None where it was built by hand.
         nodes: the node records by name, in program order, which is a topological order.
-        plates: in order of introduction; set by introduce-plates.
+        plates: those of the data, then the others in order of introduction; set by introduce-plates.
         routes: the planned ways of messages, from costs to sites; set by route-messages.
         joins: sums of tokens that costs share; set by fuse.
         schedule: the order of execution; set by schedule.
@@ -106,8 +107,9 @@ class PropagationGraph:
         return next(plate for plate in self.plates if plate.name == name)
 
     def sizes(self, plates: Iterable[str]) -> tuple[int, ...]:
-        """The sizes of plates."""
-        known = {plate.name: plate.size for plate in self.plates}
+        """The sizes of plates; `BATCH` has one too."""
+        known: dict[str, int] = {plate.name: plate.size for plate in self.plates}
+        known[BATCH] = self.batch or 0
         return tuple(known[name] for name in plates)
 
     def plates_of(self, ref: Ref) -> tuple[str, ...]:
@@ -125,6 +127,21 @@ class PropagationGraph:
     def batched(self, site: Site) -> bool:
         """Whether a site has a draw for each sample of the batch."""
         return self.batch is not None and site.spec.rows() == self.batch
+
+    def own(self, node: Node) -> tuple[str, ...]:
+        """The leading dimensions of a token of a site, or of a cost, in the program: `BATCH`, plates of the data.
+
+        A site whose rule knows nothing of elements has one token for all; so have all where messages are more than
+        cotangents.
+        """
+        if isinstance(node, Site):
+            by_element = node.dims and node.rule is not None and node.rule.by_element and not self.general
+            return node.dims if by_element else (BATCH,) if self.batched(node) else ()
+        return node.dims or ((BATCH,) if node.shape else ())
+
+    def lead(self, node: Node) -> tuple[str, ...]:
+        """The same at run time: behind plates."""
+        return (*node.plates, *self.own(node))
 
     def folds(self, box: Opaque) -> bool:
         """Whether a black box is called once, its plates folded into the batch, in place of once for each element."""
@@ -172,7 +189,7 @@ class PropagationGraph:
         """
         sizes: dict[int, Cost] = {}
         for cost in self.costs:
-            if len(cost.shape) == 1:
+            if cost.shape:
                 sizes.setdefault(cost.shape[0], cost)
         if len(sizes) > 1:
             (first, a), (second, b), *_ = sizes.items()

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from propc.propagators.site import SitePropagator
 
 
+BATCH = "batch"  # among names of dimensions
+DATA = "independent elements"  # the kind of a plate that the user has declared
+
+
 class Kind(str, Enum):
     """What a node is."""
 
@@ -78,15 +82,17 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Plate:
-    """A named leading dimension of replicates, introduced by a site.
+    """A named dimension of replicates: a leading one, introduced by a site, or one of the data, declared by the user.
 
     Types keep the user's shapes: a value of type [batch, ...] in the plates (b, a) is a tensor
-    [size of b, size of a, batch, ...] at run time. The plate that was introduced last stands outermost.
+    [size of b, size of a, batch, ...] at run time. The plate that was introduced last stands outermost. A plate of
+    the data is a dimension of the program's own shapes, behind the batch: see `Node.dims`.
 
     Attributes:
         kind: ``samples`` are draws of equal weight, ``configurations`` all that a site can take, with their
             probabilities as weights, ``antithetic draws`` pairs of equal weight, all firsts and then all seconds,
-            ``alternatives`` values that a site might have taken instead, of weight 0.
+            ``alternatives`` values that a site might have taken instead, of weight 0, `DATA` independent elements
+            that the user has named with `propc.plate`.
         weighted: whether the site has its weights as a second output; else all weights are 1/size.
         common: whether other sites inside draw from the same random numbers in every element.
         chunk: how many elements segments hold at once; None is all.
@@ -107,8 +113,9 @@ class Plate:
 class Node:
     """What every node has: a unique name, inputs, output types, the user's line.
 
-    `plates` are those that its values carry, the outermost first; set by reduce-plates. `copy_of` names the node
-    that it runs again on alternatives of a site, without gradient; set by explore-alternatives.
+    `plates` are those that its values carry, the outermost first; set by reduce-plates. `dims` are the leading
+    dimensions of the shape of a site or a cost inside a `propc.plate`: `BATCH`, and plates behind it. `copy_of`
+    names the node that it runs again on alternatives of a site, without gradient; set by explore-alternatives.
     """
 
     name: str
@@ -116,6 +123,7 @@ class Node:
     inputs: tuple[Ref, ...] = ()
     where: Source = Source("", 0)
     plates: tuple[str, ...] = ()
+    dims: tuple[str, ...] = ()
     copy_of: str = ""
 
     @property
@@ -295,7 +303,7 @@ class Opaque(Node):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Message inlet `index` of a site: zeros in the forward pass, [batch]."""
+    """Message inlet `index` of a site: zeros in the forward pass, [batch], in plates of the data [batch, n]."""
 
     site: str
     index: int = 0
@@ -318,7 +326,7 @@ class Join:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost(Node):
-    """A per-sample loss term, [batch]; its value is unchanged, its gradient sends messages.
+    """A per-sample loss term, [batch], in plates of the data [batch, n]; its gradient sends messages.
 
     `path` says where it stands: a name, or the place in the returned value. `rule` is what was given as
     ``propagator=``; None sends its weight on as cotangent, and weight × (value − baseline) along its routes.
@@ -368,7 +376,6 @@ class Compare(Node):
     over: str
 
 
-BATCH = "batch"
 LOG_MEAN_EXP = "log-mean-exp"
 BETWEEN = ("message", "forward", "kept")
 
@@ -385,7 +392,8 @@ class Route:
 
     `fields` names what travels. `over` names the dimensions along which the baseline sees samples: plates,
     and `BATCH`. `through` are the tokens and joins that the runtime uses for the
-    `targets` of a score; set by fuse.
+    `targets` of a score; set by fuse. `along` are plates of the data along which every element of the targets
+    receives what the same element of the source sends; along others it receives the sum.
     """
 
     source: str
@@ -395,6 +403,7 @@ class Route:
     kind: str = "score"
     through: tuple[Token, ...] = ()
     over: tuple[str, ...] = (BATCH,)
+    along: tuple[str, ...] = ()
 
     @property
     def by_autograd(self) -> bool:

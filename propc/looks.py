@@ -25,7 +25,7 @@ from propc.ir import (
     Segment,
     Site,
 )
-from propc.text import calls, described, directions, distribution, operations_of, ratio, refit, runs
+from propc.text import calls, described, directions, distribution, operations_of, plates_of, ratio, refit, runs
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -373,7 +373,8 @@ def _head(node: Node) -> str:
 
 
 def _shape(node: Node) -> str:
-    plates = f" in {', '.join(node.plates)}" if node.plates else ""
+    names = plates_of(node)
+    plates = f" in {', '.join(names)}" if names else ""
     return f"{list(node.shape)}{plates}"
 
 

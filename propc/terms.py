@@ -48,6 +48,7 @@ _SCALES = frozenset(
 )
 _PASSES = frozenset({"neg", "__neg__", "negative", "clone", "contiguous"})
 _REDUCES = frozenset({"sum", "mean"})
+_SHAPES = frozenset({"flatten", "reshape", "view", "squeeze", "unsqueeze", "transpose", "permute", "movedim"})
 # Operations that are known to give new memory, for sums that begin with one and go on in place.
 _FRESH = frozenset(
     {
@@ -77,11 +78,14 @@ _FRESH = frozenset(
 
 
 def returned_costs(program: Program) -> dict[torch.fx.Node, str]:
-    """The returned values that are costs, with a name each: floating point, shape [batch] or a scalar."""
+    """The returned values that are costs, with a name each: floating point, shape [batch] or a scalar.
+
+    A cost of a plate may be returned as it is, [batch, n].
+    """
     found: dict[torch.fx.Node, str] = {}
     for position, (value, path) in enumerate(zip(program.outputs, program.paths)):
         kind = None if position in program.inner else type_of(value)
-        if kind is not None and kind.dtype.is_floating_point and len(kind.shape) <= 1:
+        if kind is not None and kind.dtype.is_floating_point and (len(kind.shape) <= 1 or in_plates(value)):
             found.setdefault(value, _name(path))
     return found
 
@@ -104,11 +108,17 @@ def tainted(program: Program) -> set[torch.fx.Node]:
     return touched
 
 
+def in_plates(node: torch.fx.Node) -> bool:
+    """Whether a node is a cost with a value for each element of a plate."""
+    mark = mark_of(node)
+    return mark is not None and mark.kind == "cost" and bool(mark.dims)
+
+
 def additive_terms(program: Program) -> tuple[dict[torch.fx.Node, str], set[torch.fx.Node]]:
     """Take the returned costs apart along additions.
 
     A value is taken apart where it is a sum, difference, negation, constant multiple, or a
-    reduced stack of [batch]-shaped parts, and nothing else uses it.
+    reduced stack of [batch]-shaped parts, and nothing else uses it. Costs in plates may be summed over these, too.
 
     Returns:
         the terms with their names, and the torch.fx nodes that add them up.
@@ -116,6 +126,7 @@ def additive_terms(program: Program) -> tuple[dict[torch.fx.Node, str], set[torc
     costs = returned_costs(program)
     touched = tainted(program)
     returned = set(program.outputs)
+    apart = _summed_apart(program, touched)
     adders: set[torch.fx.Node] = set()
     wanted: dict[torch.fx.Node, str] = dict(costs)
     terms: dict[torch.fx.Node, str] = {}
@@ -124,7 +135,11 @@ def additive_terms(program: Program) -> tuple[dict[torch.fx.Node, str], set[torc
             continue
         owned = all(user in adders or user.op == "output" for user in node.users)
         owned = owned and (node in costs or node not in returned)
-        parts = _parts(node, touched, adders) if owned and not _is_named(node) else None
+        parts = None
+        if owned and not _is_named(node):
+            parts = (
+                [n for n in node.all_input_nodes if n in touched] if node in apart else _parts(node, touched, adders)
+            )
         if parts is None:
             if node in touched or node in costs or _is_named(node):
                 terms[node] = wanted[node]
@@ -201,6 +216,26 @@ def _parts(node: torch.fx.Node, touched: set[torch.fx.Node], adders: set[torch.f
     same = all((t := type_of(n)) is not None and (t.shape, t.dtype) == (kind.shape, kind.dtype) for n in random)
     plain = not node.kwargs and (not _writes(name) or _is_private(node.all_input_nodes[0], touched))
     return node.all_input_nodes if linear and random and same and plain else None
+
+
+def _summed_apart(program: Program, touched: set[torch.fx.Node]) -> set[torch.fx.Node]:
+    """The steps that add up costs in plates, and nothing else that depends on a site."""
+    found: set[torch.fx.Node] = set()
+    for node in program.graph.nodes:
+        random = [n for n in node.all_input_nodes if n in touched]
+        if random and all(n in found or in_plates(n) for n in random) and _is_linear(node, random):
+            found.add(node)
+    return found
+
+
+def _is_linear(node: torch.fx.Node, random: list[torch.fx.Node]) -> bool:
+    """Whether a step is linear in what depends on a site."""
+    name = _operation(node)
+    if name in _REDUCES | _SHAPES:
+        return len(random) == 1
+    shape = _shape(node)
+    plain = all(_shape(n) == shape for n in random) and not node.kwargs and not _writes(name)
+    return plain and (name in _SUMS or name in _PASSES or (name in _SCALES and _scales(node, random)))
 
 
 def _writes(name: str) -> bool:

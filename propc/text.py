@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from propc.ir import (
+    DATA,
     LOG_MEAN_EXP,
     Compare,
     Cost,
@@ -103,6 +104,11 @@ def refit(node: Resample) -> str:
     return f"Gaussian of {node.width} dimension{'' if node.width == 1 else 's'}{shrunk}"
 
 
+def plates_of(node: Node) -> tuple[str, ...]:
+    """The plates that a node stands in: leading dimensions, then dimensions of its own shape."""
+    return (*node.plates, *node.dims[1:])
+
+
 def calls(graph: PropagationGraph, box: Opaque) -> str:
     """How a black box in plates is called."""
     return "plates in the batch" if graph.folds(box) else "once for each element"
@@ -148,8 +154,8 @@ def _cells(graph: PropagationGraph, node: Node) -> tuple[str, str, str]:
     """Name, types, and what the node does."""
     where = f"  # {node.where}" if str(node.where) else ""
     types = ", ".join(map(str, node.outputs))
-    if node.plates:
-        types = f"{types} in {', '.join(node.plates)}"
+    if names := plates_of(node):
+        types = f"{types} in {', '.join(names)}"
     if isinstance(node, Output):
         return "return", types, f"({_reads(graph, node.inputs)}){where}"
     return f"%{node.name}", types, f"{_does(graph, node)}{where}"
@@ -202,6 +208,8 @@ def described(plate: Plate) -> str:
     weights = "weights of the site" if plate.weighted else f"weights 1/{plate.size}"
     if plate.kind == "alternatives":
         weights = "weight 0"
+    if plate.kind == DATA:
+        return f"{plate.size} {plate.kind} of the data"
     return f"{plate.size} {plate.kind}, {weights}"
 
 
@@ -220,7 +228,8 @@ def _route(route: Route) -> tuple[str, str]:
         return route.source, f"-> {ends}{way}  [{route.kind}]"
     fields = ", ".join(route.fields)
     baseline = f", {type(route.baseline).__name__}" if route.baseline is not None else ""
-    return route.source, f"-> {ends}{way}  [{route.kind}: {fields}{baseline}]"
+    along = f" by {' and '.join(route.along)}" if route.along else ""
+    return route.source, f"-> {ends}{way}  [{route.kind}: {fields}{along}{baseline}]"
 
 
 def _schedule(graph: PropagationGraph) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir import Compare, Cost, Output, Reduce, Resample, Route, Segment, Site, Token
+from propc.ir import BATCH, DATA, Compare, Cost, Output, Reduce, Resample, Route, Segment, Site, Token
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -68,7 +68,7 @@ def _interfaces(graph: PropagationGraph) -> Iterator[str]:
 
 def _costs(graph: PropagationGraph) -> Iterator[str]:
     for cost in graph.of(Cost):
-        if not cost.outputs[0].dtype.is_floating_point or len(cost.shape) > 1:
+        if not cost.outputs[0].dtype.is_floating_point or len(cost.shape) > max(1, len(cost.dims)):
             yield f"cost {cost.name!r} ({cost.where}) is {cost.outputs[0]}; a cost is floating point, [batch] or scalar"
 
 
@@ -79,6 +79,8 @@ def _plates(graph: PropagationGraph) -> Iterator[str]:
     for node in graph:
         if isinstance(node, Compare):
             yield from _comparison(graph, node)
+        if not {*node.dims} <= {BATCH, *(plate.name for plate in graph.plates if plate.kind == DATA)}:
+            yield f"{node.kind.value} {node.name!r} ({node.where}) has elements of a plate that nobody has declared"
         if any(name not in order for name in node.plates):
             yield f"{node.kind.value} {node.name!r} ({node.where}) stands in a plate that does not exist"
         elif sorted(node.plates, key=order.__getitem__, reverse=True) != list(node.plates):

@@ -1,4 +1,4 @@
-"""Leading dimensions: where the plates of a value stand, the last introduced outermost."""
+"""Leading dimensions by name: plates, of which the last introduced stands outermost, the batch, plates of the data."""
 
 from __future__ import annotations
 
@@ -15,3 +15,18 @@ def aligned(value: Tensor, have: Names, want: Names) -> Tensor:
         if name not in have:
             value = value.unsqueeze(dim)
     return value
+
+
+def fitted(value: Tensor, have: Names, want: Names, apart: Names, sizes: tuple[int, ...]) -> Tensor:
+    """A token for a cost: summed over the dimensions that the cost has not, spread over those that only it has.
+
+    So an element of the token hears of all elements of the cost along the dimensions that it does not have.
+
+    Args:
+        have, want: names of the dimensions of the token and of the cost.
+        apart: of those that both have, the ones along which elements stay apart.
+        sizes: of the cost.
+    """
+    gone = [i for i, name in enumerate(have) if name not in apart]
+    value = value.sum(gone) if gone else value
+    return value[tuple(slice(None) if name in have and name in apart else None for name in want)].expand(sizes)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from propc.graph import PropagationGraph
 from propc.ir import (
+    BATCH,
+    DATA,
     LOG_MEAN_EXP,
     Compare,
     Cost,
@@ -40,11 +42,12 @@ from propc.propagators import Baseline, Draw, SiteContext, SitePropagator
 from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
-from propc.runtime.aligning import Names, aligned
+from propc.runtime.aligning import Names, aligned, fitted
 from propc.runtime.boxes import Box
 from propc.runtime.comparing import compared
 from propc.runtime.copies import Copies
 from propc.runtime.gates import attach, guard, join
+from propc.runtime.independence import check_independence
 from propc.runtime.kept import Memory
 from propc.runtime.lifting import Lifting, chunked
 from propc.runtime.placing import Placing
@@ -154,7 +157,8 @@ class Executable:
         memory = site.rule.state(site.spec)
         state = None if memory is None else self.state.part(site.copy_of or site.name, lambda: memory)
         context = SiteContext(site.name, site.spec, site.spec.builder(), self.graph.batch, state)
-        context = replace(context, view=lambda: self.memory.view(site))
+        lead = len(self.graph.lead(site)) if site.dims else 1
+        context = replace(context, view=lambda: self.memory.view(site), lead=lead)
         return self.placings[site.name].context(context) if site.name in self.placings else context
 
     def _step(self, node: Node) -> Step | None:
@@ -268,7 +272,7 @@ class Executable:
         site = self.graph[token.site]
         assert isinstance(site, Site)
         have, want = self.graph.plates_of(node.inputs[1]), (node.over, *node.plates)
-        inlet = self._token(token, node.plates, node, node.over)
+        inlet = self._token(token, node.plates, node, (), node.over)
         on_cpu = node.outputs[0].device.type == "cpu"
 
         def step(values: Values) -> None:
@@ -289,7 +293,10 @@ class Executable:
             return None
         center = bounding if isinstance(node, Reduce) and node.how == LOG_MEAN_EXP else centering
         prepared = [
-            (center(self.graph, route, baseline, state), self._join(route.through, self.graph.meeting(route), node))
+            (
+                center(self.graph, route, baseline, state),
+                self._join(route.through, self.graph.meeting(route), node, route.along),
+            )
             for (baseline, state), route in zip(self.baselines(node, routes), routes)
         ]
 
@@ -313,7 +320,7 @@ class Executable:
     def _resample(self, node: Resample) -> Step:
         reads, first = self._reads(node), self.slots[Ref(node.name)]
         last = first + len(node.outputs)
-        inlets = [self._join(route.through, node.plates, node) for route in self.routes.get(node.name, ())]
+        inlets = [self._join(route.through, node.plates, node, ()) for route in self.routes.get(node.name, ())]
         on_cpu = node.outputs[0].device.type == "cpu"
 
         def step(values: Values) -> None:
@@ -322,13 +329,17 @@ class Executable:
 
         return step
 
-    def _join(self, tokens: tuple[Token, ...], plates: Names, node: Node) -> Callable[[Values], Tensor]:
-        """Reads the token that stands for `tokens`, in plates, for a node; the first reader of a join makes it."""
+    def _join(self, tokens: tuple[Token, ...], plates: Names, node: Node, along: Names) -> Callable[[Values], Tensor]:
+        """Reads the token that stands for `tokens`, in plates, for a node; the first reader of a join makes it.
+
+        Args:
+            along: plates of the data along which elements stay apart.
+        """
         (token,) = tokens
         if token in self.slots:
-            return self._token(token, plates, node)
+            return self._token(token, plates, node, along)
         made = self.slots[token] = len(self.slots)
-        members = [self._join((member,), plates, node) for member in self.joins[token.site].members]
+        members = [self._join((member,), plates, node, along) for member in self.joins[token.site].members]
 
         def read(values: Values) -> Tensor:
             values[made] = joined = join([member(values) for member in members])
@@ -336,19 +347,25 @@ class Executable:
 
         return read
 
-    def _token(self, token: Token, plates: Names, node: Node, *over: str) -> Callable[[Values], Tensor]:
-        """Reads a token; one of a site in fewer plates, or without the node's batch, is spread over them.
+    def _token(self, token: Token, plates: Names, node: Node, along: Names, *over: str) -> Callable[[Values], Tensor]:
+        """Reads a token, in plates and the dimensions of the node that sends to it.
 
         Args:
+            along: plates of the data along which elements stay apart.
             over: a plate in front of those of both.
         """
         slot, site = self.slots[token], self.graph.nodes.get(token.site)
-        if not isinstance(site, Site) or (site.plates == plates and self.graph.batched(site) == bool(node.shape)):
+        have = (*over, *self.graph.lead(site)) if isinstance(site, Site) else ()
+        want = (*over, *plates, *self.graph.own(node))
+        apart = tuple(n for n in have if n in want and (n in along or self._is_leading(n)))
+        if not isinstance(site, Site) or have == want == apart:
             return lambda values: values[slot]
-        have, want = (*over, *site.plates), (*over, *plates)
-        whole = *self.graph.sizes(want), *node.shape
-        tail = len(node.shape) - self.graph.batched(site)
-        return lambda values: aligned(values[slot], have, want)[(...,) + (None,) * tail].expand(whole)
+        sizes = self.graph.sizes(want)
+        return lambda values: fitted(values[slot], have, want, apart, sizes)
+
+    def _is_leading(self, name: str) -> bool:
+        """Whether a dimension is the batch or stands in front of it."""
+        return name == BATCH or self.graph.plate(name).kind != DATA
 
     def _gate(self, node: Named, rule: Propagator) -> Step:
         (read,), out, view = self._reads(node), self.slots[Ref(node.name)], self.memory.view
@@ -447,7 +464,7 @@ class Executable:
     def check_rows(self, values: Values) -> None:
         drawn = [node for node in self.graph if isinstance(node, (Site, Resample)) and not node.copy_of]
         draws = {ref: values[self.slots[ref]] for node in drawn for ref in node.made}
-        checks.check_rows(self.graph, lambda changed: self._replay(values, changed), draws)
+        check_independence(self.graph, lambda changed: self._replay(values, changed), draws)
 
     def _replay(self, first: Values, draws: Mapping[Ref, Tensor]) -> dict[Ref, Any]:
         """All values for given draws, from the leaves of a first run.

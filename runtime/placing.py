@@ -54,7 +54,7 @@ class Placing:
             build = spec.builder() if self.batch else spec.builder((rows,))
             return replace(plain, spec=spec, build=build, batch=rows, lead=1)
         inner = tuple(size for i, size in enumerate(self.sizes) if i not in self.shared)
-        lead = len(self.sample_shape) + len(inner) + len(self.batch)
+        lead = len(self.sample_shape) + len(inner) + len(self.graph.own(self.site))
         return replace(plain, build=spec.builder(inner), sample_shape=self.sample_shape, lead=lead)
 
     def draw(self, rule: Rule, context: SiteContext, phi: Sequence[Tensor]) -> Draw:

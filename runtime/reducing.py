@@ -66,9 +66,8 @@ def _weighing(graph: PropagationGraph, node: Reduce) -> Callable[[Sequence[Tenso
 
 def centering(graph: PropagationGraph, route: Route, baseline: Baseline, state: nn.Module | None) -> Center:
     """Takes a cost to cost minus baseline, along some of its dimensions: [*plates, batch] → the same."""
-    node, over = graph[route.source], route.over
-    dims = [*node.plates, BATCH] if node.shape else list(node.plates)
-    if not node.plates or over == tuple(dims[:1]):
+    dims, over = graph.lead(graph[route.source]), route.over
+    if dims[:1] in ((), (BATCH,), over):
         return lambda cost, *_: baseline.center(cost, state)
     rows = [i for i, name in enumerate(dims) if name in over]
     order = [*rows, *(i for i in range(len(dims)) if i not in rows)]

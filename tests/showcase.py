@@ -150,3 +150,20 @@ def alternatives_graph() -> PropagationGraph:
 
 
 GRAPHS["alternatives"] = alternatives_graph
+
+
+def observations(theta: Tensor, x: Tensor) -> Tensor:
+    scale = propc.sample(Normal(theta[:1].expand(len(x), 1), 1.0), "scale")
+    with propc.plate("data", dim=1):
+        z = propc.sample(Bernoulli(logits=theta + scale.expand(x.shape)), "z")
+        seen = propc.opaque(square)(z)
+        loss = propc.cost((z * scale - x).square() + seen, "loss")
+    return loss.sum(1) + scale.square().squeeze(1)
+
+
+def data_graph() -> PropagationGraph:
+    theta = torch.zeros(5, requires_grad=True)
+    return propc.compile(observations, estimator=propc.estimator("lr", samples=3)).graph(theta, torch.zeros(20, 5))
+
+
+GRAPHS["data"] = data_graph

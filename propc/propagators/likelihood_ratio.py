@@ -31,6 +31,7 @@ class LikelihoodRatio(SitePropagator):
     """
 
     name: ClassVar[str] = "lr"
+    by_element: ClassVar[bool] = True
     baseline: Any = "loo"
     samples: Samples = ONE
 

@@ -91,6 +91,7 @@ class SitePropagator(Propagator, ABC):
         passes_path: whether a cotangent on the sample goes on to φ.
         weighs: whether a cotangent on the weights of its plate goes on to φ.
         explores: whether its one token takes what costs would be on alternatives, minus what they are.
+        by_element: whether its tokens may have plates of the data behind the batch, as `SiteContext.lead` says.
         in_rows: whether plates are to be shown to it as further rows of the batch.
         relaxes: whether what it draws is no draw of the distribution; then it draws where no gradient
             passes too.
@@ -100,6 +101,7 @@ class SitePropagator(Propagator, ABC):
     passes_path: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
     explores: ClassVar[bool] = False
+    by_element: ClassVar[bool] = False
     in_rows: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
 

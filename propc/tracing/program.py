@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor
 
 from propc.distributions import DistributionSpec
-from propc.ir import Source, TensorType
+from propc.ir import Plate, Source, TensorType
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Leaf:
 @dataclass(frozen=True)
 class Mark:
     """What the user marked: a site (with `spec` and `estimator`), a node or a cost (perhaps with a
-    `propagator`; `how` as of `Cost`), or a black box (with `how` it is called in plates)."""
+    `propagator`; `how` as of `Cost`), or a black box (with `how` it is called in plates). `dims` are the names of
+    leading dimensions in the plates that are open there."""
 
     kind: str
     name: str
@@ -39,6 +40,7 @@ class Mark:
     estimator: Any = None
     propagator: Any = None
     how: str = ""
+    dims: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Program:
         assemble: makes the returned value from the returned tensors.
         mutates: whether an operation writes into an existing tensor.
         where: the function's own file and line.
+        plates: those that the user has declared.
         returned_memory: identity of the memory behind the returned tensors, as in ``meta["memory"]``.
     """
 
@@ -68,6 +71,7 @@ class Program:
     assemble: Callable[[Sequence[Tensor]], Any]
     mutates: bool
     where: Source
+    plates: tuple[Plate, ...] = ()
     returned_memory: frozenset[int] = frozenset()
 
 

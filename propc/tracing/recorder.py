@@ -23,6 +23,7 @@ from propc.errors import TraceError, message
 from propc.ir import Source, TensorType
 from propc.tracing import operations
 from propc.tracing.held import Surroundings
+from propc.tracing.plates import Declared
 from propc.tracing.program import Leaf, Mark
 from propc.tracing.source import user_source
 
@@ -65,6 +66,7 @@ class Recorder(torch.fx.Tracer):
         self._alive: list[Tensor] = []  # a freed tensor's memory would lend its identity to another
         self._drawn: dict[Any, tuple[torch.dtype, torch.device]] = {}  # of draws, by family
         self._region = operations.region()
+        self.plates = Declared()
         self._mutates = False
         self._steps = 0
         self._inside = False  # a torch call, whose parts are not recorded

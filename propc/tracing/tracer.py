@@ -92,7 +92,8 @@ class Tracer(Recorder):
             if not torch.is_grad_enabled():
                 phi = tuple(self.record(Tensor.detach, (t,), {}) if t.requires_grad else t for t in phi)
             draw = self._fake_draw(spec, phi)
-            mark = Mark("site", label, spec, estimator)
+            dims = self.plates.dims(f"site {label!r}", spec.batch_shape)
+            mark = Mark("site", label, spec, estimator, dims=dims)
             return self._mark(mark, tuple(self._node(t) for t in phi), draw, phi)
 
     def _fake_draw(self, spec: DistributionSpec, phi: tuple[Tensor, ...]) -> Tensor:
@@ -121,19 +122,30 @@ class Tracer(Recorder):
             called = "cost" if how == "mean" else "bound"
             label = self._name(name, called)
             kind = tensor_type(value)
-            if not value.is_floating_point() or value.dim() > 1:
+            dims = self.plates.dims(f"{called} {label!r}", value.shape)
+            if not value.is_floating_point() or value.dim() > max(1, len(dims)):
                 raise PropcValueError(
                     message(
-                        f"a {called} is floating point, of shape [batch]; got {kind}",
-                        "Sum it over everything but the batch."
+                        f"a {called} is floating point, of shape [{', '.join(dims or ('batch',))}]; got {kind}",
+                        f"Sum it over everything but the {' and '.join(dims or ('batch',))}."
                         if value.is_floating_point()
                         else "Convert it: .float().",
                         at=f"{called} {label!r}",
                         where=user_source(),
                     )
                 )
+            if dims[1:] and (propagator is not None or called == "bound"):
+                what = "is a bound" if propagator is None else f"has the propagator {propagator.name!r}"
+                raise PropcValueError(
+                    message(
+                        f"it {what}, and stands in plate {dims[1]!r} of the data",
+                        "Let it be a value for each row, outside of the plate.",
+                        at=f"{called} {label!r}",
+                        where=user_source(),
+                    )
+                )
             value = self._lift(value)
-            mark = Mark("cost", label, propagator=propagator, how=how)
+            mark = Mark("cost", label, propagator=propagator, how=how, dims=dims)
             return self._mark(mark, (self._node(value),), value.clone(), (value,))
 
     def opaque(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], how: str = "") -> Any:
@@ -213,6 +225,7 @@ class Tracer(Recorder):
             assemble=assembler(pieces, spec),
             mutates=self._mutates,
             where=where,
+            plates=self.plates.plates(),
             returned_memory=frozenset(node.meta["memory"] for node in outputs),
         )
 
