@@ -167,7 +167,7 @@ def read(argv: Sequence[str] | None) -> Settings:
     options.add_argument("--resume", action="store_true", help="go on from the checkpoints in the output folder")
     args = vars(options.parse_args(argv))
     if args.pop("smoke"):
-        args |= {"epochs": 4, "every": 2, "hidden": 30, "samples": 5, "repeats": 30, "seeds": 1}
+        args |= {"epochs": 4, "every": 2, "hidden": 30, "latents": 8, "samples": 5, "repeats": 30, "seeds": 1}
     names = args["estimators"] or ESTIMATORS
     for name in names:
         try:
