@@ -10,7 +10,16 @@ import torch
 from stats import assert_rejected, assert_unbiased
 from test_examples import EXAMPLES, assert_wrote, rows, run
 
-FILES = ("table.txt", "table.md", "results.json", "training.png", "pictures.png", "compare-first.txt", "lr-0.pt")
+FILES = (
+    "table.txt",
+    "table.md",
+    "results.json",
+    "training.png",
+    "pictures.png",
+    "compare-first.txt",
+    "lr-0.pt",
+    "vimco-samples-4-0.pt",
+)
 
 
 @pytest.fixture
@@ -107,6 +116,12 @@ def test_the_model_costs_its_negative_elbo(small):
     draws = torch.stack([-model(x.repeat(5000, 1)).detach().reshape(5000, 2) for _ in range(4)]).flatten(0, 1)
     assert_unbiased(draws, elbo)
     assert_rejected(1.01 * draws, elbo)
+
+
+def test_the_bound_over_all_latents_is_the_likelihood(small):
+    model, x = small
+    _, likelihood = exact_bounds(model, x)
+    torch.testing.assert_close(-model.with_estimator("enumerate")(x, bound=True).detach(), likelihood)
 
 
 @pytest.mark.statistical

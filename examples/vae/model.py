@@ -1,4 +1,4 @@
-"""The model: one module, whose negative ELBO propc compiles. Nothing in it knows of estimators."""
+"""The model: one module, whose cost propc compiles. Nothing in it knows of estimators."""
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,16 @@ class DiscreteVAE(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(codes, hidden), nn.ReLU(), nn.Linear(hidden, pixels))
         self.prior_logits = nn.Parameter(torch.zeros(self.event))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Binary images [B, pixels] to one negative ELBO each, [B]. The KL term does not pass the random choice."""
+    def forward(self, x: Tensor, bound: bool = False) -> Tensor:
+        """What binary images [B, pixels] cost, [B]: their negative ELBO, or a multi-sample bound in its place.
+
+        The ELBO's KL term does not pass the random choice. The bound is over the samples of the estimator, such as
+        `vimco`, and needs what one draw has for a weight.
+        """
         posterior = self.posterior(x)
         z = propc.sample(posterior, "z")
+        if bound:
+            return -propc.bound(self.log_weight(x, z, posterior), "bound")
         distortion = propc.cost(-self.log_likelihood(x, z), "distortion")
         return distortion + propc.cost(kl_divergence(posterior, self.prior(len(x))).sum(-1), "rate")
 
@@ -46,14 +52,17 @@ class DiscreteVAE(nn.Module):
         """log p(x|z), summed over pixels."""
         return Bernoulli(logits=self.decode(z)).log_prob(x).sum(-1)
 
+    def log_weight(self, x: Tensor, z: Tensor, posterior: Distribution) -> Tensor:
+        """log p(x, z)/q(z|x) at draws from q."""
+        rate = posterior.log_prob(z) - self.prior(len(x)).log_prob(z)
+        return self.log_likelihood(x, z) - rate.sum(-1)
+
     @torch.no_grad()
     def log_weights(self, x: Tensor, samples: int) -> Tensor:
-        """log p(x, z)/q(z|x) at draws from q, [samples, B].
+        """That of several draws for each image, [samples, B].
 
         Their mean estimates the ELBO; the logarithm of the mean of their exponentials is a tighter bound
         (Burda et al. 2016, "Importance weighted autoencoders").
         """
         posterior = self.posterior(x)
-        z = posterior.sample((samples,))
-        rate = posterior.log_prob(z) - self.prior(len(x)).log_prob(z)
-        return self.log_likelihood(x, z) - rate.sum(-1)
+        return self.log_weight(x, posterior.sample((samples,)), posterior)

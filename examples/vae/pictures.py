@@ -17,18 +17,18 @@ Row = dict[str, Any]
 
 def plot(estimators: Sequence[str], runs: Sequence[Row], noise: Sequence[Row], path: Path) -> None:
     """The test ELBO over epochs and over seconds, and the variances as bars."""
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    figure = Figure(figsize=(14, 4.8), layout="constrained")
     epochs, seconds, bars = figure.subplots(1, 3)
     for index, name in enumerate(estimators):
         curves = [run["curve"] for run in runs if run["estimator"] == name]
+        style = {"color": f"C{index}", "linestyle": "-" if index < 10 else "--"}
         for axes, along in ((epochs, "epoch"), (seconds, "seconds")):
             x, y = (torch.tensor([[row[key] for row in curve] for curve in curves]) for key in (along, "test_elbo"))
-            style = {"color": f"C{index}", "linestyle": "-" if index < 10 else "--"}
             axes.plot(x.double().mean(0), y.mean(0), label=name, linewidth=1, **style)
             axes.fill_between(x.double().mean(0), y.amin(0), y.amax(0), alpha=0.15, color=f"C{index}", linewidth=0)
             axes.set(xlabel=along, title="test ELBO, mean and range over seeds")
     draw_variances(bars, estimators, noise)
-    epochs.legend(fontsize="small")
+    figure.legend(*epochs.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize="small")
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
@@ -39,12 +39,13 @@ def draw_variances(axes: Axes, estimators: Sequence[str], noise: Sequence[Row]) 
     places = torch.arange(len(estimators))
     for shift, stage in ((-0.2, "first"), (0.2, "trained")):
         variance = {row["estimator"]: row["variance"] for row in noise if row["stage"] == stage}
-        axes.bar(places + shift, [variance[name] for name in estimators], 0.4, label=f"{stage} parameters")
+        axes.barh(places + shift, [variance[name] for name in estimators], 0.4, label=f"{stage} parameters")
     if any(row["variance"] > 0 for row in noise):
-        axes.set_yscale("log")
+        axes.set_xscale("log")
     axes.set_title("variance of the encoder's gradient")
-    axes.set_xticks(places, estimators, rotation=45, ha="right")
-    axes.legend(fontsize="small")
+    axes.set_yticks(places, estimators)
+    axes.invert_yaxis()
+    axes.legend(fontsize="small", loc="lower right")
 
 
 @torch.no_grad()

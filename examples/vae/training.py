@@ -25,12 +25,14 @@ class Plan:
     Attributes:
         epochs, batch, rate: passes through the training images, images a step, Adam's step size.
         every: epochs from one evaluation, and checkpoint, to the next.
+        bound: train on the multi-sample bound in place of the ELBO.
     """
 
     epochs: int
     batch: int
     rate: float
     every: int
+    bound: bool = False
 
 
 @dataclass
@@ -92,7 +94,7 @@ def train(run: Run, images: Images, checkpoint: Path) -> None:
         begin = process_time()
         for x in batches(images.train, run.plan.batch):
             run.optimizer.zero_grad()
-            run.model(x).mean().backward()
+            run.model(x, run.plan.bound).mean().backward()
             run.optimizer.step()
         run.seconds.append(process_time() - begin)
         if run.epoch % run.plan.every == 0 or run.epoch == run.plan.epochs:
