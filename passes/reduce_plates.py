@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from propc.errors import EstimatorError, GraphError, message
+from propc.errors import EstimatorError, GraphError, PropcWarning, message
 from propc.graph import PropagationGraph
 from propc.ir import DATA, LOG_MEAN_EXP, Cost, Node, Output, Plate, Reduce, Ref, Resample, Segment, Site
 from propc.passes.base import Pass, register
 from propc.tracing.operations import is_random
+
+WIDE = 100_000  # elements of several plates together that deserve a warning
 
 
 @register("reduce-plates")
@@ -28,7 +32,9 @@ class ReducePlates(Pass):
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         if all(plate.kind == DATA for plate in graph.plates):
             return graph
-        return replace(graph, nodes=_Walk(graph).run())
+        made = replace(graph, nodes=_Walk(graph).run())
+        _warn_wide(made)
+        return made
 
 
 class _Walk:
@@ -141,6 +147,26 @@ class _Walk:
                 label = f"output{node.paths[i] if i < len(node.paths) else i}"
                 ends[ref] = self.mean(self.nodes[ref.node], ref, label, of_cost=False)
         self.nodes[node.name] = replace(node, inputs=tuple(ends.get(ref, ref) for ref in node.inputs))
+
+
+def _warn_wide(graph: PropagationGraph) -> None:
+    """Say where plates multiply to very many elements."""
+    for node in graph:
+        sizes = graph.sizes(node.plates)
+        if len(sizes) > 1 and math.prod(sizes) > WIDE:
+            product = " × ".join(str(graph.plate(name)) for name in reversed(node.plates))
+            warnings.warn(
+                message(
+                    f"it runs on {math.prod(sizes):,} elements for one row of the batch, {product}: plates that sites do "
+                    "not share multiply",
+                    "Give some of these sites another estimator, such as 'lr' with samples, or set chunk=.",
+                    at=f"{node.kind.value} {node.name!r}",
+                    where=node.where,
+                ),
+                PropcWarning,
+                stacklevel=2,
+            )
+            return
 
 
 def _refused(node: Node, what: str, plates: tuple[str, ...]) -> EstimatorError:

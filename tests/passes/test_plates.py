@@ -280,3 +280,15 @@ def test_a_propagator_of_ones_own_inside_a_plate_is_refused() -> None:
 
 def test_a_gaussian_refitted_inside_a_plate_is_refused() -> None:
     refused({"z": lr(3), "x": "gs"}, r"refits a Gaussian.*plate of 'z'")
+
+
+def test_plates_that_multiply_to_very_many_elements_are_a_warning() -> None:
+    def program(theta: Tensor) -> Tensor:
+        total: Any = 0.0
+        for i in range(3):
+            z = propc.sample(Categorical(logits=theta[0].expand(2, 60)), f"z{i}")
+            total = total + z.to(theta.dtype) if i == 0 else total * z
+        return total
+
+    with pytest.warns(propc.PropcWarning, match=r"runs on 216,000 elements.*z0\[60\] × z1\[60\] × z2\[60\]"):
+        propc.compile(program, estimator="enumerate").graph(param())
