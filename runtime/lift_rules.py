@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from propc.runtime.lift_step import MISSING, RULES, Node, Rule, Step, rank, rule
-from propc.tracing.operations import Property
+from propc.runtime.lift_step import MISSING, Node, Rule, Step, rank, rules_into
 
-_TORCH = frozenset(
-    value
-    for module in (torch, F, torch.Tensor, torch.special, torch._C._nn, torch.linalg, operator)
-    for value in vars(module).values()
-    if callable(value) and getattr(value, "__hash__", None)
-)
-
-
-def write(step: Step) -> Node | None:
-    """The operation for values in plates; None where there is no rule for it."""
-    target = step.node.target
-    if not isinstance(target, (str, Property)) and target not in _TORCH:
-        return None
-    found = RULES.get(step.name.removeprefix("__").removesuffix("__"))
-    known = all(n.meta["type"] is not None for n in step.tensors) or target is operator.getitem
-    return found(step) if found is not None and known and step.kwargs.get("out") is None else None
-
-
-def names() -> list[str]:
-    """The operations that have a rule."""
-    return sorted(RULES)
+RULES: dict[str, Rule] = {}
+rule = rules_into(RULES)
 
 
 @rule(
@@ -285,7 +262,7 @@ def _one_hot(step: Step) -> Node | None:
 @rule("linear layer_norm rms_norm")
 def _trailing(step: Step) -> Node | None:
     """Acts on trailing dimensions of its first argument, with weights that are in no plate."""
-    return step.written() if _only_first(step) and rank(step.args[0]) else None
+    return step.written() if step.first_leads and rank(step.args[0]) else None
 
 
 def _only_first(step: Step) -> bool:
@@ -320,46 +297,9 @@ def _einsum(step: Step) -> Node | None:
     return step.written((f"{','.join(parts)}->...{result}", *operands))
 
 
-@rule(
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
-    "adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
-    "conv_transpose3d max_pool1d max_pool2d max_pool3d"
-)
-def _by_row(step: Step) -> Node | None:
-    """Acts on each row of a batch: the plates are folded into it."""
-    value = step.args[0] if step.args else None
-    dims = int(step.name[-2])
-    if value is None or not _only_first(step) or rank(value) != dims + 2 or step.kind is None:
-        return None
-    rows = step.method("flatten", value, 0, step.lead)
-    return step.call(_unfolded, step.written((rows, *step.args[1:])), value, step.lead)
+# -- functions that the new code calls --------------------------------------------------
 
 
-@rule("gru lstm rnn_relu rnn_tanh")
-def _recurred(step: Step) -> Node | None:
-    """Recurrent networks: the plates of input and state are folded into the batch."""
-    if len(step.args) != 9 or not isinstance(step.args[2], (list, tuple)) or (step.args[5] and step.args[6]):
-        return None  # packed sequences, dropout
-    value, state, *more = step.args
-    many = isinstance(state, (list, tuple))
-    spread = [step.spread(part) for part in (value, *(state if many else [state]))]
-    weights = [part for part in step.args[2] if part.meta["lead"]]
-    if None in spread or weights or rank(value) != 3:
-        return None
-    return step.call(_recurrent, step.node.target, step.lead, spread[0], spread[1:] if many else spread[1], *more)
-
-
-@rule("lstm_cell")
-def _cell(step: Step) -> Node | None:
-    """One step of a recurrent network on rows of the batch."""
-    value, state, *weights = step.args
-    spread = [step.spread(part) for part in (value, *state)]
-    if None in spread or any(isinstance(n, Node) and n.meta["lead"] for n in weights) or rank(value) != 2:
-        return None
-    return step.call(_celled, step.node.target, step.lead, spread[0], spread[1:], *weights)
-
-
-# -- functions that the new code calls -----------------------------------------------------
 def _reshaped(value: Tensor, lead: int, shape: tuple[int, ...]) -> Tensor:
     return value.reshape(value.shape[:lead] + shape)
 
@@ -369,28 +309,3 @@ def _expanded(value: Tensor, lead: int, shape: tuple[int, ...]) -> Tensor:
     if missing:
         value = value.reshape(value.shape[:lead] + (1,) * missing + value.shape[lead:])
     return value.expand(value.shape[:lead] + shape)
-
-
-def _unfolded(rows: Tensor, like: Tensor, lead: int) -> Tensor:
-    return rows.reshape(like.shape[: lead + 1] + rows.shape[1:])
-
-
-def _recurrent(run: Callable[..., Any], lead: int, value: Tensor, state: Any, *more: Any) -> tuple[Tensor, ...]:
-    front, sizes, row = tuple(range(lead)), value.shape[:lead], 0 if more[-1] else 1  # batch_first
-
-    def fold(part: Tensor, dim: int) -> Tensor:
-        return part.movedim(front, tuple(range(dim, dim + lead))).flatten(dim, dim + lead)
-
-    def unfold(part: Tensor, dim: int) -> Tensor:
-        apart: Tensor = part.unflatten(dim, (*sizes, -1))
-        return apart.movedim(tuple(range(dim, dim + lead)), front)
-
-    states = [fold(part, 1) for part in state] if isinstance(state, (list, tuple)) else fold(state, 1)
-    found, *last = run(fold(value, row), states, *more)
-    return unfold(found, row), *(unfold(part, 1) for part in last)
-
-
-def _celled(run: Callable[..., Any], lead: int, value: Tensor, state: Any, *weights: Any) -> tuple[Tensor, ...]:
-    rows = value.shape[: lead + 1]
-    found = run(value.flatten(0, lead), [part.flatten(0, lead) for part in state], *weights)
-    return tuple(part.unflatten(0, rows) for part in found)

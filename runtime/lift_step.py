@@ -2,7 +2,7 @@
 
 A value of the program's shape [batch, ...] has the shape [*plates, batch, ...] at run time. Most operations look at
 trailing dimensions, or can be told to, and then need no `torch.vmap`. A rule writes the operation anew, or says by
-None that it does not hold here; an operation without a rule has none. The rules are in `propc.runtime.lift_rules`.
+None that it does not hold here; an operation without a rule has none. All are in `propc.runtime.lift_table`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from propc.tracing.program import type_of
 Node = torch.fx.Node
 Rule = Callable[["Step"], "Node | None"]
 MISSING = object()  # an argument that is not given
-RULES: dict[str, Rule] = {}
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,11 @@ class Step:
         return self.tensors == [self.args[0]] if self.args else False
 
     @property
+    def first_leads(self) -> bool:
+        """Whether the first argument is the only one in plates."""
+        return [n for n in self.tensors if n.meta["lead"]] == [self.args[0]] if self.args else False
+
+    @property
     def promotes(self) -> bool:
         """Whether dtypes may come out differently, as a single number has less to say than a row of them."""
         bare = any(n.meta["lead"] and not rank(n) for n in self.tensors)
@@ -89,9 +93,9 @@ class Step:
         """A method of a tensor."""
         return self.emit("call_method", name, args, {})
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Node:
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """A function."""
-        return self.emit("call_function", function, args, {})
+        return self.emit("call_function", function, args, kwargs)
 
     def mapped(self, change: Callable[[Node], Node]) -> Step:
         """The step with other tensors as arguments."""
@@ -121,14 +125,20 @@ def rank(value: Node) -> int:
     return len(value.meta["type"].shape)
 
 
-def rule(names: str) -> Callable[[Rule], Rule]:
-    """Register a rule under the names of operations: those of functions, and of methods without underscores."""
+def rules_into(table: dict[str, Rule]) -> Callable[[str], Callable[[Rule], Rule]]:
+    """A decorator that enters a rule into a table, under the names of operations.
 
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names.split(), function))
-        return function
+    The names are those of functions, and of methods without underscores.
+    """
 
-    return register
+    def rule(names: str) -> Callable[[Rule], Rule]:
+        def register(function: Rule) -> Rule:
+            table.update(dict.fromkeys(names.split(), function))
+            return function
+
+        return register
+
+    return rule
 
 
 def _spread(value: Tensor, like: Tensor, lead: int) -> Tensor:

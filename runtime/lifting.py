@@ -14,8 +14,8 @@ from propc import stages
 from propc.graph import PropagationGraph
 from propc.ir import Segment
 from propc.runtime.aligning import Names, aligned
-from propc.runtime.lift_rules import write
 from propc.runtime.lift_step import Step
+from propc.runtime.lift_table import write
 from propc.runtime.unvmapped import explained
 from propc.tracing.operations import is_random
 
@@ -30,18 +30,24 @@ class Lifting:
         self.known: dict[Any, Run | None] = {}
 
     def __call__(self, segment: Segment) -> Run:
-        """A segment's code for values in its plates."""
+        """A segment's code for values in its plates.
+
+        One that draws random numbers takes all elements at once, also under ``chunk=``: it would draw others in chunks.
+        """
         assert segment.stage is not None
         reads = [self.graph.plates_of(ref) for ref in segment.inputs]
         key = segment.stage.name, tuple(reads), segment.spread
         if key not in self.known:
             self.known[key] = rewritten(segment, reads)
-        run = self.known[key] or vmapped(self.graph, segment, reads)
-        return chunked(self.graph, run, reads, segment.spread, random=any(map(is_random, segment.body)))
+        run, vmap = self.known[key], vmapping(self.graph, segment, reads)
+        whole = run or vmap(segment.stage.module.forward)
+        if not any(map(is_random, segment.body)):
+            whole = chunked(self.graph, whole, reads, segment.spread)
+        return whole if run else explained(self.graph, segment, whole, vmap)
 
 
-def vmapped(graph: PropagationGraph, segment: Segment, reads: Sequence[Names]) -> Run:
-    """A segment's code through `torch.vmap`, a plate at a time."""
+def vmapping(graph: PropagationGraph, segment: Segment, reads: Sequence[Names]) -> Callable[[Run], Run]:
+    """What takes a segment's code through `torch.vmap`, a plate at a time."""
 
     def vmap(run: Run) -> Run:
         for name in reversed(segment.plates):  # the innermost first
@@ -51,7 +57,7 @@ def vmapped(graph: PropagationGraph, segment: Segment, reads: Sequence[Names]) -
             run = _picked(torch.vmap(run, into, 0, randomness=noise), inside)
         return run
 
-    return explained(graph, segment, reads, vmap)
+    return vmap
 
 
 def _picked(run: Run, inside: Sequence[bool]) -> Run:
@@ -137,19 +143,16 @@ class _Code:
         return len(self.order) - self.order.index(plates[0]) if plates else 0
 
 
-def chunked(
-    graph: PropagationGraph, run: Run, reads: Sequence[Names], gives: Sequence[Names], *, random: bool = False
-) -> Run:
+def chunked(graph: PropagationGraph, run: Run, reads: Sequence[Names], gives: Sequence[Names]) -> Run:
     """Code that takes plates larger than their chunks a chunk at a time.
 
     Args:
         reads, gives: the plates of each input and output.
-        random: whether it draws random numbers.
     """
     for plate in reversed(graph.plates):  # the outermost first
         if plate.chunk is not None and plate.chunk < plate.size and any(plate.name in plates for plates in reads):
             into, out = ([_place(plate.name, plates) for plates in side] for side in (reads, gives))
-            run = _in_chunks(run, plate.chunk, into, out, random)
+            run = _in_chunks(run, plate.chunk, into, out)
     return run
 
 
@@ -157,14 +160,14 @@ def _place(name: str, plates: tuple[str, ...]) -> int | None:
     return plates.index(name) if name in plates else None
 
 
-def _in_chunks(run: Run, chunk: int, into: Sequence[int | None], out: Sequence[int | None], random: bool) -> Run:
+def _in_chunks(run: Run, chunk: int, into: Sequence[int | None], out: Sequence[int | None]) -> Run:
     """The same, one chunk of a plate after the other; the reverse pass computes each again."""
 
     def call(*values: Tensor) -> list[Any]:
         split = [[value] if dim is None else value.split(chunk, dim) for value, dim in zip(values, into)]
         count = max(map(len, split))
         each = zip(*(parts if len(parts) == count else [*parts] * count for parts in split))
-        found = [checkpoint(run, *some, use_reentrant=False, preserve_rng_state=random) for some in each]
+        found = [checkpoint(run, *some, use_reentrant=False, preserve_rng_state=False) for some in each]
         return [parts[0] if dim is None else torch.cat(parts, dim) for parts, dim in zip(zip(*found), out)]
 
     return call

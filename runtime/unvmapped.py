@@ -16,19 +16,17 @@ from propc.tracing.guards import same_random
 from propc.tracing.operations import CustomFunction, name_of
 
 Run = Callable[..., Sequence[Any]]
-Vmap = Callable[[Run], Run]
 
 
-def explained(graph: PropagationGraph, segment: Segment, reads: Sequence[tuple[str, ...]], vmap: Vmap) -> Run:
-    """A segment's code under vmap, which names the operation where that fails.
+def explained(graph: PropagationGraph, segment: Segment, run: Run, vmap: Callable[[Run], Run]) -> Run:
+    """A segment's code in plates, which names the operation where vmap fails.
 
     Args:
-        reads: the plates of each input.
-        vmap: takes code to what it does in all plates.
+        run: the code in plates.
+        vmap: what took it there.
     """
     assert segment.stage is not None
-    module = segment.stage.module
-    run = vmap(module.forward)
+    module, reads = segment.stage.module, [graph.plates_of(ref) for ref in segment.inputs]
 
     def call(*values: Tensor) -> Sequence[Any]:
         try:
@@ -53,7 +51,10 @@ class _Walker(torch.fx.Interpreter):
 
 
 def _culprit(
-    module: torch.fx.GraphModule, reads: Sequence[tuple[str, ...]], vmap: Vmap, values: Sequence[Tensor]
+    module: torch.fx.GraphModule,
+    reads: Sequence[tuple[str, ...]],
+    vmap: Callable[[Run], Run],
+    values: Sequence[Tensor],
 ) -> torch.fx.Node | None:
     """The operation that fails in plates; None if it fails on a single element too."""
     walker = _Walker(module)

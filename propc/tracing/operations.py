@@ -47,6 +47,17 @@ _RANDOM = frozenset(
     "random_ scaled_dot_product_attention multi_head_attention_forward".split()
 )
 
+_DROPOUT = {  # places of the probability (with its name) and of `training`
+    "dropout": (1, "p", 2),
+    "dropout1d": (1, "p", 2),
+    "dropout2d": (1, "p", 2),
+    "dropout3d": (1, "p", 2),
+    "alpha_dropout": (1, "p", 2),
+    "feature_alpha_dropout": (1, "p", 2),
+    "multi_head_attention_forward": (10, "dropout_p", 13),
+    "scaled_dot_product_attention": (4, "dropout_p", None),
+}
+
 
 @lru_cache(maxsize=4096)
 def name_of(func: Any) -> str:
@@ -84,8 +95,23 @@ def is_rough_backward(name: str) -> bool:
 
 
 def is_random(node: torch.fx.Node) -> bool:
-    """Whether a torch.fx node draws random numbers."""
-    return (node.target if isinstance(node.target, str) else name_of(node.target)) in _RANDOM
+    """Whether a torch.fx node draws random numbers; dropout that is switched off does not."""
+    name = node.target if isinstance(node.target, str) else name_of(node.target)
+    return name in _RANDOM and not _is_off(name, node)
+
+
+def _is_off(name: str, node: torch.fx.Node) -> bool:
+    """Whether the dropout in an operation has probability zero, or is not in training."""
+    if name not in _DROPOUT:
+        return False
+    place, rate, train = _DROPOUT[name]
+    found = node.args[place] if len(node.args) > place else node.kwargs.get(rate, 0.0 if train is None else 0.5)
+    trains = True if train is None else node.kwargs.get("training", _argument(node, train, True))
+    return found == 0 or trains is False
+
+
+def _argument(node: torch.fx.Node, place: int, default: Any) -> Any:
+    return node.args[place] if len(node.args) > place else default
 
 
 def refuse(func: Any, where: Callable[[], Source]) -> None:

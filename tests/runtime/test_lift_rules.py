@@ -17,14 +17,15 @@ from propc import stages
 from propc.cut import dependence
 from propc.graph import PropagationGraph
 from propc.ir import Input, Plate, Ref, Segment, Source, Stage
-from propc.runtime.lift_rules import names
-from propc.runtime.lifting import rewritten, vmapped
+from propc.runtime.lift_table import RULES
+from propc.runtime.lifting import rewritten, vmapping
 from propc.tracing import Tracer
 from propc.tracing.program import type_of
 from propc.tracing.simplify import simplify
 
 SIZES = {"a": 3, "b": 2}  # b was introduced after a, and stands outside it
 ORDER = ("b", "a")
+_scaled = F.scaled_dot_product_attention
 SPREADS = ((), ("a",), ("b",), ("b", "a"))
 
 
@@ -205,6 +206,17 @@ def _rnn(name, x, h, *weights):
     return getattr(torch, name)(x, h, weights, True, 1, 0.0, True, False, False)[0]
 
 
+def _attend(query, key, *weights):
+    inside, outside = weights
+    none = (None, None, False, 0.5)
+    found = F.multi_head_attention_forward(query, key, key, 4, 2, inside, None, *none, outside, None, training=False)
+    return torch.cat([part.flatten() for part in found])
+
+
+def _attend_to_self(query, *weights):
+    return _attend(query, query, *weights)
+
+
 def _lstm_cell(x, h, c, *weights):
     return torch.cat(torch.lstm_cell(x, (h, c), *weights))
 
@@ -364,6 +376,16 @@ def cases():
         yield name, Case(partial(_rnn, name), ((4, 2, 3), (1, 2, 3), *smallest), reads=inside[1:])
     yield "lstm_cell", Case(_lstm_cell, ((2, 3), (2, 3), (2, 3), *weights), reads=inside)
     yield "lstm_cell", Case(_lstm_cell, ((2, 3), (2, 3), (2, 3), *weights), held=False)
+    for name in ("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d"):
+        shape = (2, 3, *(2,) * (int(name[-2]) if name.endswith("d") and name[-2].isdigit() else 0))
+        yield name, Case(lambda x, n=name: getattr(F, n)(x, 0.5, training=False), (shape,))
+        yield name, Case(lambda x, n=name: getattr(F, n)(x, training=False, p=0.5), (shape,))
+    inside = ("a",), ("a",), (), ()
+    yield "multi_head_attention_forward", Case(_attend, ((3, 2, 4), (3, 2, 4), (12, 4), (4, 4)), reads=inside)
+    yield "multi_head_attention_forward", Case(_attend_to_self, ((3, 2, 4), (12, 4), (4, 4)), reads=inside[1:])
+    yield "scaled_dot_product_attention", Case(lambda q, k: _scaled(q, k, k), ((2, 3, 4), (2, 3, 4)))
+    yield "scaled_dot_product_attention", Case(lambda q, k: _scaled(q, k, k), ((2, 2, 3, 4), (2, 2, 3, 4)))
+    yield "scaled_dot_product_attention", Case(lambda q: _scaled(q, q, q, is_causal=True), ((2, 2, 3, 4),))
     for d in (1, 2, 3):
         image = (2, 2, *(4,) * d)
         yield f"conv{d}d", Case(getattr(F, f"conv{d}d"), (image, (2, 2, *(3,) * d), (2,)), reads=first)
@@ -388,7 +410,7 @@ def test_case(index):
         check(case.fn, case.shapes, case.kinds(), reads)
 
 
-BY_ELEMENT = sorted(set(names()) - {name for name, _ in CASES})
+BY_ELEMENT = sorted(set(RULES) - {name for name, _ in CASES})
 broadcast = st.lists(st.sampled_from([1, 2, 3]), max_size=3).flatmap(
     lambda full: st.tuples(
         st.just(full),
@@ -465,6 +487,6 @@ def test_whole_segments_equal_vmap(steps, reads):
     values = [value_of((*(SIZES[n] for n in plates), 3, 4), torch.float64, i) for i, plates in enumerate(reads)]
     run = rewritten(segment, reads)
     assert run is not None
-    found, expected = run(*values), vmapped(graph, segment, reads)(*values)
+    found, expected = run(*values), vmapping(graph, segment, reads)(segment.stage.module)(*values)
     same(found, expected)
     same(gradients(found, values), gradients(expected, values))

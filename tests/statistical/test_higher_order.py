@@ -10,7 +10,7 @@ import torch
 from statistical.programs import FAMILIES, OBJECTIVES, Problem, one_site, vector
 from stats import assert_rejected, check, hessian_draws
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Bernoulli, Normal
 
 import propc
 
@@ -67,6 +67,54 @@ def test_hessian_in_small_batches() -> None:
     """The rows of a batch meet in the baseline, which must not enter the second derivative twice."""
     problem = one_site("bernoulli", "exp")
     check(*draws_and_exact(problem, "lr", rows=4, calls=2000), twin=1.5)
+
+
+SEVERAL: dict[str, Any] = {
+    "lr": propc.estimator("lr", samples=3),
+    "lr-average": propc.estimator("lr", samples=3, baseline="moving_average"),
+    "rp": propc.estimator("rp", samples=3),
+}
+
+
+@pytest.mark.parametrize("estimator", SEVERAL)
+def test_hessian_with_several_samples(estimator: str) -> None:
+    """In plates, vmapped or rewritten, a gradient can be differentiated again."""
+    check(*draws_and_exact(one_site("normal", "cos"), SEVERAL[estimator], rows=200_000), twin=1.4)
+
+
+def test_hessian_with_several_samples_of_a_discrete_site() -> None:
+    check(*draws_and_exact(one_site("bernoulli", "exp"), SEVERAL["lr"], rows=200_000), twin=1.4)
+
+
+def binary_chain(theta: Tensor, batch: int) -> Tensor:
+    """A site that depends on another, and θ in the cost."""
+    p = theta.expand(batch, -1)
+    a = propc.sample(Bernoulli(logits=p[..., 0]), "a")
+    b = propc.sample(Bernoulli(logits=p[..., 1] * (2 * a - 1)), "b")
+    return torch.sin(a + b * p[..., 0]) + a * b
+
+
+def binary_expectation(theta: Tensor) -> Tensor:
+    p, total = torch.sigmoid(theta[0]), theta.new_zeros(())
+    for a in (0.0, 1.0):
+        q = torch.sigmoid(theta[1] * (2 * a - 1))
+        for b in (0.0, 1.0):
+            weight = (p if a else 1 - p) * (q if b else 1 - q)
+            total = total + weight * (torch.sin(a + b * theta[0]) + a * b)
+    return total
+
+
+def test_the_hessian_of_an_enumeration_is_exact() -> None:
+    theta = vector(0.5, 1.2)
+    compiled = propc.compile(binary_chain, estimator="enumerate")
+    exact = oracles.hessian(binary_expectation, theta)
+    torch.testing.assert_close(hessian_draws(compiled, theta, rows=3), exact.expand(3, 2, 2))
+
+
+def test_hessian_of_samples_inside_an_enumeration() -> None:
+    problem = Problem(binary_chain, vector(0.5, 1.2), binary_expectation)
+    for estimators in ({"a": "enumerate", "b": SEVERAL["lr"]}, {"a": SEVERAL["lr"], "b": "enumerate"}):
+        check(*draws_and_exact(problem, estimators, rows=100_000), twin=1.4)
 
 
 @pytest.mark.parametrize("family", ["normal", "categorical"])

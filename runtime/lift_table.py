@@ -1,0 +1,30 @@
+"""All rules for values in plates, by operation name."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+
+from propc.runtime import lift_layers, lift_rules
+from propc.runtime.lift_step import Node, Rule, Step
+from propc.tracing.operations import Property
+
+RULES: dict[str, Rule] = {**lift_rules.RULES, **lift_layers.RULES}
+_TORCH = frozenset(
+    value
+    for module in (torch, F, torch.Tensor, torch.special, torch._C._nn, torch.linalg, operator)
+    for value in vars(module).values()
+    if callable(value) and getattr(value, "__hash__", None)
+)
+
+
+def write(step: Step) -> Node | None:
+    """The operation for values in plates; None where there is no rule for it."""
+    target = step.node.target
+    if not isinstance(target, (str, Property)) and target not in _TORCH:
+        return None
+    found = RULES.get(step.name.removeprefix("__").removesuffix("__"))
+    known = all(n.meta["type"] is not None for n in step.tensors) or target is operator.getitem
+    return found(step) if found is not None and known and step.kwargs.get("out") is None else None
