@@ -25,6 +25,12 @@ def standard_normal(like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device=like.device)
 
 
+def draw(loc: Tensor, scale: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    """A draw without gradient: bit for bit what `rsample` gives."""
+    with torch.no_grad():
+        return standard_normal(loc, sample_shape).mul_(scale).add_(loc)
+
+
 class NormalScore(Function):
     """(number of leading dimensions, x, loc, scale) → τ, zeros [*plates, batch].
 

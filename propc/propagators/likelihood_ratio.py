@@ -49,11 +49,12 @@ class LikelihoodRatio(SitePropagator):
         return Plain()
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
+        if site.normal is not None:
+            loc, scale = (phi[i] for i in site.normal)
+            value = normal.draw(loc, scale, site.sample_shape)
+            return Draw(value, (normal.score(site.lead, value, loc, scale),))
         dist = site.build(phi)
         value = draw_detached(dist, site.sample_shape)
-        if site.normal is not None:
-            i, j = site.normal
-            return Draw(value, (normal.score(site.lead, value, phi[i], phi[j]),))
         if site.one_hot is not None:
             return Draw(value, (classes.score(site.lead, value, phi[site.one_hot]),))
         return Draw(value, (token(row_log_prob(dist, value, site.lead)),))
