@@ -94,7 +94,7 @@ def _unchanged(value: Tensor) -> Tensor:
 
 
 def _unfolded(rows: Tensor, like: Tensor, lead: int) -> Tensor:
-    return rows.unflatten(0, like.shape[: lead + 1])
+    return rows.reshape(like.shape[: lead + 1] + rows.shape[1:])
 
 
 def _fold(value: Tensor, lead: int, dim: int) -> Tensor:
@@ -104,7 +104,8 @@ def _fold(value: Tensor, lead: int, dim: int) -> Tensor:
 
 def _unfold(value: Tensor, sizes: torch.Size, dim: int) -> Tensor:
     lead = len(sizes)
-    return value.unflatten(dim, (*sizes, -1)).movedim(tuple(range(dim, dim + lead)), tuple(range(lead)))
+    apart: Tensor = value.unflatten(dim, (*sizes, -1))
+    return apart.movedim(tuple(range(dim, dim + lead)), tuple(range(lead)))
 
 
 def _attention(

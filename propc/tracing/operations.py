@@ -107,7 +107,7 @@ def _is_off(name: str, node: torch.fx.Node) -> bool:
     place, rate, train = _DROPOUT[name]
     found = node.args[place] if len(node.args) > place else node.kwargs.get(rate, 0.0 if train is None else 0.5)
     trains = True if train is None else node.kwargs.get("training", _argument(node, train, True))
-    return found == 0 or trains is False
+    return bool(found == 0) or trains is False
 
 
 def _argument(node: torch.fx.Node, place: int, default: Any) -> Any:
