@@ -157,8 +157,8 @@ def _warn_wide(graph: PropagationGraph) -> None:
             product = " × ".join(str(graph.plate(name)) for name in reversed(node.plates))
             warnings.warn(
                 message(
-                    f"it runs on {math.prod(sizes):,} elements for one row of the batch, {product}: plates that sites do "
-                    "not share multiply",
+                    f"it runs on {math.prod(sizes):,} elements for one row of the batch, {product}: plates that sites "
+                    "do not share multiply",
                     "Give some of these sites another estimator, such as 'lr' with samples, or set chunk=.",
                     at=f"{node.kind.value} {node.name!r}",
                     where=node.where,
