@@ -39,11 +39,14 @@ class Lifting:
         key = segment.stage.name, tuple(reads), segment.spread
         if key not in self.known:
             self.known[key] = rewritten(segment, reads)
-        run, vmap = self.known[key], vmapping(self.graph, segment, reads)
-        whole = run or vmap(segment.stage.module.forward)
+        run = self.known[key]
+        if run is not None:
+            return chunked(self.graph, run, reads, segment.spread)
+        vmap = vmapping(self.graph, segment, reads)
+        whole = vmap(segment.stage.module.forward)
         if not any(map(is_random, segment.body)):
             whole = chunked(self.graph, whole, reads, segment.spread)
-        return whole if run else explained(self.graph, segment, whole, vmap)
+        return explained(self.graph, segment, whole, vmap)
 
 
 def vmapping(graph: PropagationGraph, segment: Segment, reads: Sequence[Names]) -> Callable[[Run], Run]:

@@ -168,7 +168,7 @@ def test_no_program_falls_back_on_vmap(workload: workloads.Workload, monkeypatch
     def refuse(*args: Any) -> None:
         raise AssertionError("a segment went through vmap")
 
-    monkeypatch.setattr(lifting, "vmapped", refuse)
+    monkeypatch.setattr(lifting, "vmapping", refuse)
     program, name, options = discrete.PROGRAMS[workload.kind]
     model = workload.model()
     by_propc(program, name, **options)(model, workload.inputs().double()).mean().backward()
