@@ -65,7 +65,7 @@ def cost(value: Tensor, name: str | None = None, propagator: Propagator | str | 
     sites before it, and only these, receive its messages.
 
     Args:
-        value: floating point, [batch] or a scalar.
+        value: floating point, [batch] or a scalar; inside a `propc.plate` [batch, n], a cost for each element.
         name: the cost's name, unique in the program; numbered by default.
         propagator: a `propc.Propagator`, or the name of one, that decides what the cost sends: it receives
             the user's weights as ``grad``, and sends ``grad`` to what the cost was computed from and ``cost``
@@ -73,7 +73,8 @@ def cost(value: Tensor, name: str | None = None, propagator: Propagator | str | 
 
     Raises:
         PropcTypeError: the value is not a tensor, or the propagator none.
-        PropcValueError: it is not floating point, or has more than one dimension.
+        PropcValueError: it is not floating point, or has more dimensions; in a plate, it is no addend of what is
+            returned.
     """
     _require_tensor(value, "cost", name)
     rule = None if propagator is None else at_node(propagator, "cost", name, user_source())

@@ -34,6 +34,7 @@ class Box:
         self.graph, self.node = graph, node
         self.reads = [graph.plates_of(ref) for ref in node.inputs]
         self.shapes = [graph[ref.node].outputs[ref.port].shape for ref in node.inputs]
+        self.place = {argument: i for i, argument in enumerate(node.arguments)}
         self.folds = bool(node.plates) and graph.folds(node)
         if self.folds and not graph.can_fold(node):
             raise self._error(
@@ -43,7 +44,7 @@ class Box:
 
     def run(self, *given: Tensor) -> list[Tensor]:
         """Call the user's function as the program does, on values of the program's shapes."""
-        call, place = self.node.call, {argument: i for i, argument in enumerate(self.node.arguments)}
+        call, place = self.node.call, self.place
         args, kwargs = torch.fx.node.map_arg((call.args, call.kwargs), lambda n: given[place[n]].detach())
         with torch.no_grad():
             result = call.target(*args, **kwargs)  # type: ignore[operator]

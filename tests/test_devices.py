@@ -144,6 +144,42 @@ def test_pairs_and_bounds(estimator: Any, dtype: torch.dtype, device: str) -> No
     assert logits.grad.abs().sum() > 0
 
 
+SEVERAL = [
+    propc.estimator("lr", samples=3),
+    propc.estimator("lr", samples=3, noise="common"),
+    propc.estimator("rloo", samples=4, chunk=2),
+    "enumerate",
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("estimator", SEVERAL, ids=range(len(SEVERAL)))
+def test_plates(estimator: Any, dtype: torch.dtype, device: str) -> None:
+    """Modules, black boxes and plates of the data inside plates."""
+    network = nn.LSTM(3, 2, batch_first=True).to(device=device, dtype=dtype)
+
+    def program(logits: Tensor) -> Tensor:
+        with propc.plate("data", dim=1):
+            b = propc.sample(Bernoulli(logits=logits), "b")
+            boxed = propc.opaque(torch.square)(b + 1)
+            loss = propc.cost((boxed - 0.3).square() * logits, "loss")
+        x = propc.sample(Normal(network(b[:, None])[0][:, 0], 1.0), "x", estimator="rp")
+        return loss.sum(1) + x.square().sum(-1)
+
+    logits = torch.randn(12, 3, dtype=dtype, device=device, requires_grad=True)
+    compiled = propc.compile(program, estimator={"b": estimator})
+    compiled(logits).mean().backward()
+    with without_waiting(device):
+        cost = compiled(logits)
+        cost.mean().backward()
+    assert cost.dtype == dtype
+    assert cost.device.type == device
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_module_moves(device: str) -> None:
     """After `.to()` the same compiled module runs on the other device, under a graph of its own."""
