@@ -46,6 +46,8 @@ def _recurred(step: Step) -> Node | None:
 @rule("lstm_cell")
 def _cell(step: Step) -> Node | None:
     """One step of a recurrent network on rows of the batch."""
+    if len(step.args) < 2 or step.kwargs:
+        return None
     value, state, *weights = step.args
     spread = [step.spread(part) for part in (value, *state)]
     if None in spread or any(isinstance(n, Node) and n.meta["lead"] for n in weights) or rank(value) != 2:
@@ -56,6 +58,8 @@ def _cell(step: Step) -> Node | None:
 @rule("multi_head_attention_forward")
 def _attended(step: Step) -> Node | None:
     """Attention of several heads, without masks of each row: the plates of its arguments are folded into the batch."""
+    if len(step.args) < 3:
+        return None
     query, key, value, *more = step.args
     spread = {part: step.spread(part) for part in (query, key, value)}  # who attends to himself is seen as such
     inside = [part for part in step.tensors if part not in spread and part.meta["lead"]]
@@ -71,6 +75,8 @@ def _attended(step: Step) -> Node | None:
 @rule("scaled_dot_product_attention")
 def _scaled(step: Step) -> Node | None:
     """Attention on rows of the batch; a mask is the same for all rows."""
+    if len(step.args) < 3:
+        return None
     query, key, value, *more = step.args
     mask = more[0] if more else step.kwargs.get("attn_mask")
     spread = [step.spread(part) for part in (query, key, value)]

@@ -155,9 +155,11 @@ def _grown(step: Step) -> Node | None:
 
 @rule("repeat")
 def _repeated(step: Step) -> Node | None:
-    sizes = step.args[1] if isinstance(step.args[1], (tuple, list)) else step.args[1:]
-    fits = step.single and len(sizes) == rank(step.args[0])
-    return step.method("repeat", step.args[0], *(1,) * step.lead, *sizes) if fits else None
+    value, *sizes = step.args
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        (sizes,) = sizes
+    fits = step.single and sizes and len(sizes) == rank(value)
+    return step.method("repeat", value, *(1,) * step.lead, *sizes) if fits else None
 
 
 @rule("swapaxes swapdims transpose")
@@ -217,6 +219,8 @@ def _indexed(step: Step) -> Node | None:
     far = [item for item in items if isinstance(item, (Node, list))]
     if not value.meta["lead"]:
         return step.written() if far == [*items] == [index] and _counts(index) else None
+    if not all(isinstance(item, (int, slice, list, type(None), type(...), Node)) for item in items):
+        return None  # such as a number of NumPy
     hidden = step.tensors != [value, *(item for item in far if isinstance(item, Node))]  # in a slice
     if hidden or any(isinstance(item, bool) for item in items):
         return None
@@ -250,7 +254,8 @@ def _gathered(step: Step) -> Node | None:
 def _embedded(step: Step) -> Node | None:
     """Indices in plates, into one table."""
     limited = step.argument("max_norm", 3) not in (None, MISSING)
-    return None if limited or len(step.args) < 2 or step.args[1].meta["lead"] else step.written()
+    counted = step.argument("scale_grad_by_freq", 5) not in (False, MISSING)
+    return None if limited or counted or len(step.args) < 2 or step.args[1].meta["lead"] else step.written()
 
 
 @rule("one_hot")

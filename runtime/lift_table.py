@@ -23,7 +23,7 @@ _TORCH = frozenset(
 def write(step: Step) -> Node | None:
     """The operation for values in plates; None where there is no rule for it."""
     target = step.node.target
-    if not isinstance(target, (str, Property)) and target not in _TORCH:
+    if not step.args or (not isinstance(target, (str, Property)) and target not in _TORCH):
         return None
     found = RULES.get(step.name.removeprefix("__").removesuffix("__"))
     known = all(n.meta["type"] is not None for n in step.tensors) or target is operator.getitem

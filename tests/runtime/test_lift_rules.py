@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -304,6 +305,10 @@ def cases():
     yield "repeat", Case(lambda x: x.repeat(2, 1), (MATRIX,))
     yield "repeat", Case(lambda x: x.repeat((2, 3)), (MATRIX,))
     yield "repeat", Case(lambda x: x.repeat(2, 1, 1), (MATRIX,), held=False)
+    yield "repeat", Case(lambda x: x.repeat(repeats=(2, 1)), (MATRIX,), held=False)
+    yield "reshape", Case(lambda x: torch.reshape(input=x, shape=(2, 6)), (MATRIX,), held=False)
+    yield "cat", Case(lambda x: torch.cat(tensors=[x, x]), (MATRIX,), held=False)
+    yield "getitem", Case(lambda x: x[:, [0, 1], np.int64(1)], (CUBE,), held=False)
     yield from (
         (name, Case(lambda x, n=name: getattr(x, n)(0, -1), (CUBE,))) for name in ("transpose", "swapaxes", "swapdims")
     )
@@ -334,6 +339,8 @@ def cases():
     yield "gather", Case(lambda x, i: x.gather(1, i), (MATRIX, MATRIX), whole)
     yield "embedding", Case(lambda i, w: F.embedding(i, w), (ROW, MATRIX), whole[::-1], reads=(("a",), ()))
     yield "embedding", Case(lambda i, w: F.embedding(i, w), (ROW, MATRIX), whole[::-1], held=False)
+    counted = partial(F.embedding, scale_grad_by_freq=True)
+    yield "embedding", Case(counted, (ROW, MATRIX), whole[::-1], reads=(("a",), ()), held=False)
     yield "one_hot", Case(lambda i: F.one_hot(i, 3), (MATRIX,), (torch.int64,))
     first = (("a",), (), ())
     yield "linear", Case(F.linear, (MATRIX, (2, 4), (2,)), reads=first)
