@@ -58,6 +58,8 @@ class RouteMessages(Pass):
             for key, mask in masks.items():
                 for i in _bits(mask & reached):
                     site = graph.sites[i]
+                    if not cost.shape and graph.batched(site):
+                        raise _whole(cost, site)
                     source = level_of(levels, site) if len(levels) > 1 else cost.name
                     plates = _apart(graph, levels[-1], site)
                     grouped.setdefault((source, key[0], over[i], along(i), plates), []).append(tokens[key][i])
@@ -98,6 +100,18 @@ def _over(graph: PropagationGraph, site: Site) -> tuple[str, ...]:
     if rule is not None and rule.in_rows:
         return (*site.plates, BATCH) if graph.batched(site) or not site.plates else site.plates
     return (site.plate,) if site.plate else (BATCH,)
+
+
+def _whole(cost: Cost, site: Site) -> EstimatorError:
+    """The error of a site with a draw for each sample and a cost that is one number for all."""
+    return EstimatorError(
+        message(
+            f"estimator {site.estimator!r} needs one cost for each sample; cost {cost.name!r} is a scalar",
+            "Return it with shape [batch] and take its mean outside the compiled function.",
+            at=f"site {site.name!r}",
+            where=site.where,
+        )
+    )
 
 
 def _is_cumulative(rule: Propagator | None) -> bool:

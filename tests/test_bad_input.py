@@ -687,3 +687,18 @@ def test_bounds_that_are_parameters_are_checked(estimator: str) -> None:
     with pytest.raises(propc.NonFiniteError, match=r"site 'u' .*must satisfy"):
         compiled(low, low.detach() - 1)
     assert compiled(low, low.detach() + 2).isfinite().all()
+
+
+def test_a_scalar_cost_beside_one_for_each_sample() -> None:
+    def program(theta: Tensor) -> tuple[Tensor, Tensor]:
+        z = propc.sample(Bernoulli(logits=theta.expand(B)), "z")
+        return z * theta, z.sum()
+
+    refused(
+        propc.EstimatorError,
+        run(program, estimator="lr"),
+        "site 'z'",
+        "cost 'cost1' is a scalar",
+        program=program,
+        at="sample",
+    )
