@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from propc.ir import Node
-from propc.runtime.straight import Step
+from propc.runtime.straight import Call
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Piece:
     """A node's step with the places of what it reads and makes; no step where a propagator does the work."""
 
     node: Node
-    step: Step | None
+    step: Call | None
     reads: tuple[int, ...]
     makes: tuple[int, ...]
 
@@ -45,7 +45,7 @@ class Tape:
     def __init__(self, count: int) -> None:
         self.values: list[Any] = [None] * count
         self.wants: list[bool] = [False] * count
-        self._steps: dict[str, tuple[list[Any], list[Any]]] = {}
+        self._steps: dict[tuple[int, ...], tuple[list[Any], list[Any]]] = {}
 
     def leaf(self, slot: int) -> Any:
         """A value without history, as a leaf where it wants a cotangent."""
@@ -55,22 +55,16 @@ class Tape:
     def run(self, piece: Piece) -> None:
         """Run a step on leaves of its own, and keep them with what it made of them."""
         assert piece.step is not None
-        before = [self.values[i] for i in piece.reads]
         leaves = [self.leaf(i) for i in piece.reads]
-        for i, leaf in zip(piece.reads, leaves):
-            self.values[i] = leaf
-        piece.step(self.values)
-        made = [self.values[i] for i in piece.makes]
-        self._steps[piece.node.name] = leaves, made
-        for i, value in zip(piece.reads, before):
-            self.values[i] = value
+        made = list(piece.step.function(*leaves))
+        self._steps[piece.makes] = leaves, made
         for i, value in zip(piece.makes, made):
             self.wants[i] = isinstance(value, Tensor) and value.requires_grad
             self.values[i] = value.detach() if isinstance(value, Tensor) else value
 
     def pull(self, piece: Piece, arrived: Cotangents) -> None:
         """Carry cotangents from what a step made to what it read."""
-        leaves, made = self._steps[piece.node.name]
+        leaves, made = self._steps[piece.makes]
         ends = [(value, arrived.pop(slot)) for value, slot in zip(made, piece.makes)]
         live = [(v, g) for v, g in ends if g is not None and isinstance(v, Tensor) and v.requires_grad]
         wanted = [(i, leaf) for i, leaf in zip(piece.reads, leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]

@@ -12,7 +12,7 @@ from torch import Tensor
 from propc.graph import PropagationGraph
 from propc.ir import Node, Site
 from propc.runtime.noise import from_state, state_of
-from propc.runtime.straight import Call, Step
+from propc.runtime.straight import Call
 
 
 class Copies:
@@ -28,12 +28,13 @@ class Copies:
         self.repeated = {site.copy_of for site in copies if graph.plate(site.plates[0]).common}
         self.states: dict[str, Tensor] = {}
 
-    def around(self, node: Node, step: Step) -> Step:
+    def around(self, node: Node, call: Call) -> Call:
         """The step of a node, as its copies or what it copies want it."""
+        run = call.function
         if node.copy_of:
             again = isinstance(node, Site) and node.copy_of in self.repeated
-            return _outside(step, lambda run: torch.no_grad()(self._again(node, run) if again else run))
-        return _outside(step, lambda run: self._kept(node, run)) if node.name in self.repeated else step
+            return replace(call, function=torch.no_grad()(self._again(node, run) if again else run))
+        return replace(call, function=self._kept(node, run)) if node.name in self.repeated else call
 
     def _kept(self, node: Node, run: Callable[..., Any]) -> Callable[..., Any]:
         states, name, device = self.states, node.name, node.outputs[0].device
@@ -52,8 +53,3 @@ class Copies:
                 return run(*values)
 
         return again
-
-
-def _outside(step: Step, wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Step:
-    """A step with something round its function."""
-    return replace(step, function=wrapped(step.function)) if isinstance(step, Call) else wrapped(step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,7 @@ from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
 from propc.runtime.aligning import Names, aligned, fitted
+from propc.runtime.blocks import last_reads
 from propc.runtime.boxes import Box
 from propc.runtime.comparing import compared
 from propc.runtime.copies import Copies
@@ -55,7 +56,7 @@ from propc.runtime.probe import Probe
 from propc.runtime.reducing import bounding, centering, reduced
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
-from propc.runtime.straight import Call, Step, Straight, Values
+from propc.runtime.straight import Call, Straight, Values
 from propc.tracing.guards import same_random
 
 
@@ -90,13 +91,14 @@ class Executable:
         self.boxes = {box.name: Box(graph, box) for box in graph.of(Opaque)}
         self.fresh = any(getattr(s.rule, "donor", None) is not None for s in graph.sites)
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
-        plan = [(graph[name], self._step(graph[name])) for name in graph.schedule.forward]
-        self.plan: list[tuple[Node, Step]] = [(node, step) for node, step in plan if step is not None]
+        self.plan: list[tuple[Node, Call]] = []
+        for name in graph.schedule.forward:
+            self._plan(graph[name])
         if probe is not None:
-            self.plan = [(node, probe.around(node, step, self._reads(node))) for node, step in self.plan]
-        steps = [step for _, step in self.plan]
-        self.keeping = Straight([(step, ()) for step in steps])
-        self.straight = Straight(list(zip(steps, self._last_reads())))
+            self.plan = [(node, probe.around(node, call)) for node, call in self.plan]
+        calls = [call for _, call in self.plan]
+        self.keeping = Straight([(call, ()) for call in calls])
+        self.straight = Straight(list(zip(calls, last_reads(calls, self.returned))))
         self.checked = False
 
     def run(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> list[Tensor]:
@@ -133,18 +135,6 @@ class Executable:
 
     # -- building -----------------------------------------------------------------------
 
-    def _last_reads(self) -> list[list[int]]:
-        """For each step of the plan, the values that nobody reads after it."""
-        last: dict[int, int] = {}
-        for i, (node, _) in enumerate(self.plan):
-            reads = (*node.inputs, *(t for t in getattr(node, "tangents", ()) if t is not None))
-            last.update({self.slots[ref]: i for ref in (*node.made, *reads)})
-        done: list[list[int]] = [[] for _ in self.plan]
-        for slot, i in last.items():
-            if slot not in self.returned:
-                done[i].append(slot)
-        return done
-
     def _allocate(self, node: Node) -> None:
         for port in range(len(node.outputs)):
             self.slots[Ref(node.name, port)] = len(self.slots)
@@ -161,11 +151,13 @@ class Executable:
         context = replace(context, view=lambda: self.memory.view(site), lead=lead)
         return self.placings[site.name].context(context) if site.name in self.placings else context
 
-    def _step(self, node: Node) -> Step | None:
-        step = self._plain_step(node)
-        return None if step is None else self.copies.around(node, step)
+    def _plan(self, node: Node) -> None:
+        """Append a node's step to the plan, after those of the joins that it is the first to read."""
+        call = self._step(node)
+        if call is not None:
+            self.plan.append((node, self.copies.around(node, call)))
 
-    def _plain_step(self, node: Node) -> Step | None:
+    def _step(self, node: Node) -> Call | None:
         if isinstance(node, Segment):
             return self._segment(node)
         if isinstance(node, Site):
@@ -191,15 +183,16 @@ class Executable:
     def _reads(self, node: Node) -> tuple[int, ...]:
         return tuple(self.slots[ref] for ref in node.inputs)
 
-    def _segment(self, node: Segment) -> Step:
-        assert node.stage is not None
+    def _writes(self, node: Node) -> range:
         first = self.slots[Ref(node.name)] if node.outputs else 0
-        run = node.stage.module.forward
-        if node.plates:
-            run = self.lift(node)
-        return Call(run, self._reads(node), range(first, first + len(node.outputs)))
+        return range(first, first + len(node.outputs))
 
-    def _site(self, node: Site) -> Step:
+    def _segment(self, node: Segment) -> Call:
+        assert node.stage is not None
+        run = self.lift(node) if node.plates else node.stage.module.forward
+        return Call(run, self._reads(node), self._writes(node))
+
+    def _site(self, node: Site) -> Call:
         rule, name, count, out = node.rule, node.name, len(node.inputs), self.slots[Ref(node.name)]
         assert rule is not None
         tangents = {i: self.slots[ref] for i, ref in enumerate(node.tangents) if ref is not None}
@@ -221,7 +214,7 @@ class Executable:
         writes = range(out, out + 1 + rule.inlets)
         return Call(call, (*self._reads(node), *tangents.values()), writes)
 
-    def _placed(self, node: Site, later: checks.Bounds) -> Step:
+    def _placed(self, node: Site, later: checks.Bounds) -> Call:
         """A site in plates."""
         rule, placing, out = node.rule, self.placings[node.name], self.slots[Ref(node.name)]
         assert rule is not None
@@ -243,31 +236,28 @@ class Executable:
 
         return Call(call, self._reads(node), range(out, out + len(node.outputs) + rule.inlets))
 
-    def _reduce(self, node: Reduce) -> Step:
-        mean, reads, out = reduced(self.graph, node), self._reads(node), self.slots[Ref(node.name)]
-        send = self._sender(node)
+    def _reduce(self, node: Reduce) -> Call:
+        mean, reads, writes, count = reduced(self.graph, node), self._reads(node), self._writes(node), len(node.inputs)
+        sender = self._sender(node)
+        if sender is None:
+            return Call(lambda *given: (mean(*given),), reads, writes)
+        send = sender.send
 
-        def step(values: Values) -> None:
-            given = [values[i] for i in reads]
-            value = mean(*given)
-            values[out] = value if send is None else send(value, values, given)
+        def call(*given: Tensor) -> tuple[Tensor]:
+            return (send(mean(*given[:count]), given[count:], given[:count]),)
 
-        return step
+        return Call(call, (*reads, *sender.reads), writes)
 
-    def _cost(self, node: Cost) -> Step:
-        (read,), out = self._reads(node), self.slots[Ref(node.name)]
-        send = self._sender(node)
-        if send is None:
+    def _cost(self, node: Cost) -> Call:
+        sender = self._sender(node)
+        if sender is None:
             return self._copy(node)
+        send = sender.send
+        return Call(
+            lambda cost, *tokens: (send(cost, tokens),), (*self._reads(node), *sender.reads), self._writes(node)
+        )
 
-        def step(values: Values) -> None:
-            values[out] = send(values[read], values)
-
-        return step
-
-    def _compare(self, node: Compare) -> Step:
-        cost, others = self._reads(node)
-        out = self.slots[Ref(node.name)]
+    def _compare(self, node: Compare) -> Call:
         ((token,),) = (route.targets for route in self.routes[node.name])
         site = self.graph[token.site]
         assert isinstance(site, Site)
@@ -275,38 +265,33 @@ class Executable:
         inlet = self._token(token, node.plates, node, (), node.over)
         on_cpu = node.outputs[0].device.type == "cpu"
 
-        def step(values: Values) -> None:
-            alternatives = aligned(values[others], have, want)
+        def call(cost: Tensor, others: Tensor, sent: Tensor) -> tuple[Tensor]:
+            alternatives = aligned(others, have, want)
             if self.validate and (on_cpu or not self.checked):
                 checks.finite_alternatives(node, site, alternatives)
-            values[out] = compared(values[cost], alternatives, inlet(values), site)
+            return (compared(cost, alternatives, inlet.fit(sent), site),)
 
-        return step
+        return Call(call, (*self._reads(node), inlet.read), self._writes(node))
 
-    def _sender(self, node: Cost | Reduce) -> Callable[..., Tensor] | None:
-        """What makes a cost send its messages, in the plates where it stands; None if it has none to send.
-
-        It takes the cost, the table of values, and what the cost was reduced from.
-        """
+    def _sender(self, node: Cost | Reduce) -> _Sender | None:
+        """What makes a cost send its messages, in the plates where it stands; None if it has none to send."""
         routes = self.routes.get(node.name, [])
         if not routes:
             return None
         center = bounding if isinstance(node, Reduce) and node.how == LOG_MEAN_EXP else centering
-        prepared = [
-            (
-                center(self.graph, route, baseline, state),
-                self._join(route.through, self.graph.meeting(route), node, route.along),
-            )
+        centers = [
+            center(self.graph, route, baseline, state)
             for (baseline, state), route in zip(self.baselines(node, routes), routes)
         ]
+        inlets = [self._join(route.through, self.graph.meeting(route), node, route.along) for route in routes]
 
-        def send(cost: Tensor, values: Values, given: Sequence[Tensor] = ()) -> Tensor:
+        def send(cost: Tensor, tokens: Sequence[Tensor], given: Sequence[Tensor] = ()) -> Tensor:
             fixed = cost.detach()
             with torch.no_grad():
-                centered = tuple(center(fixed, *given) for center, _ in prepared)
-            return attach(cost, centered, tuple(inlet(values) for _, inlet in prepared))
+                centered = tuple(center(fixed, *given) for center in centers)
+            return attach(cost, centered, tuple(inlet.fit(token) for inlet, token in zip(inlets, tokens)))
 
-        return send
+        return _Sender(tuple(inlet.read for inlet in inlets), send)
 
     def baselines(self, node: Cost | Reduce, routes: Sequence[Route]) -> list[tuple[Baseline, nn.Module | None]]:
         """The baseline of each of a cost's routes, with what it keeps."""
@@ -317,38 +302,32 @@ class Executable:
             found.append((route.baseline, self.state.part(key, route.baseline.state) if stateful else None))
         return found
 
-    def _resample(self, node: Resample) -> Step:
-        reads, first = self._reads(node), self.slots[Ref(node.name)]
-        last = first + len(node.outputs)
+    def _resample(self, node: Resample) -> Call:
         inlets = [self._join(route.through, node.plates, node, ()) for route in self.routes.get(node.name, ())]
-        on_cpu = node.outputs[0].device.type == "cpu"
+        count, on_cpu = len(node.inputs), node.outputs[0].device.type == "cpu"
 
-        def step(values: Values) -> None:
+        def call(*given: Tensor) -> Sequence[Tensor]:
             check = self.validate and (on_cpu or not self.checked)
-            values[first:last] = refit(node, [values[i] for i in reads], [inlet(values) for inlet in inlets], check)
+            tokens = [inlet.fit(token) for inlet, token in zip(inlets, given[count:])]
+            return refit(node, given[:count], tokens, check)
 
-        return step
+        return Call(call, (*self._reads(node), *(inlet.read for inlet in inlets)), self._writes(node))
 
-    def _join(self, tokens: tuple[Token, ...], plates: Names, node: Node, along: Names) -> Callable[[Values], Tensor]:
-        """Reads the token that stands for `tokens`, in plates, for a node; the first reader of a join makes it.
+    def _join(self, tokens: tuple[Token, ...], plates: Names, node: Node, along: Names) -> _Inlet:
+        """How a node reads the token that stands for `tokens`, in plates; the first reader of a join plans it.
 
         Args:
             along: plates of the data along which elements stay apart.
         """
         (token,) = tokens
-        if token in self.slots:
-            return self._token(token, plates, node, along)
-        made = self.slots[token] = len(self.slots)
-        members = [self._join((member,), plates, node, along) for member in self.joins[token.site].members]
+        if token not in self.slots:
+            members = [self._join((member,), plates, node, along) for member in self.joins[token.site].members]
+            made = self.slots[token] = len(self.slots)
+            self.plan.append((node, _joining(members, made)))
+        return self._token(token, plates, node, along)
 
-        def read(values: Values) -> Tensor:
-            values[made] = joined = join([member(values) for member in members])
-            return joined
-
-        return read
-
-    def _token(self, token: Token, plates: Names, node: Node, along: Names, *over: str) -> Callable[[Values], Tensor]:
-        """Reads a token, in plates and the dimensions of the node that sends to it.
+    def _token(self, token: Token, plates: Names, node: Node, along: Names, *over: str) -> _Inlet:
+        """How a node reads a token, in plates and the dimensions of the node that sends to it.
 
         Args:
             along: plates of the data along which elements stay apart.
@@ -359,59 +338,43 @@ class Executable:
         want = (*over, *plates, *self.graph.own(node))
         apart = tuple(n for n in have if n in want and (n in along or self._is_leading(n)))
         if not isinstance(site, Site) or have == want == apart:
-            return lambda values: values[slot]
+            return _Inlet(slot)
         sizes = self.graph.sizes(want)
-        return lambda values: fitted(values[slot], have, want, apart, sizes)
+        return _Inlet(slot, lambda token: fitted(token, have, want, apart, sizes))
 
     def _is_leading(self, name: str) -> bool:
         """Whether a dimension is the batch or stands in front of it."""
         return name == BATCH or self.graph.plate(name).kind != DATA
 
-    def _gate(self, node: Named, rule: Propagator) -> Step:
-        (read,), out, view = self._reads(node), self.slots[Ref(node.name)], self.memory.view
+    def _gate(self, node: Named, rule: Propagator) -> Call:
+        view = self.memory.view
+        return Call(lambda value: (through(rule, view(node), value),), self._reads(node), self._writes(node))
 
-        def step(values: Values) -> None:
-            values[out] = through(rule, view(node), values[read])
+    def _copy(self, node: Node) -> Call:
+        return Call(_same, self._reads(node), self._writes(node))
 
-        return step
-
-    def _copy(self, node: Node) -> Step:
-        (read,), out = self._reads(node), self.slots[Ref(node.name)]
-
-        def step(values: Values) -> None:
-            values[out] = values[read]
-
-        return step
-
-    def _opaque(self, node: Opaque) -> Step:
-        box, first = self.boxes[node.name], self.slots[Ref(node.name)]
+    def _opaque(self, node: Opaque) -> Call:
+        box = self.boxes[node.name]
         spread = (node.plates,) * len(node.outputs)
         run = chunked(self.graph, box.call, box.reads, spread) if box.folds else box.call
-        return Call(run, self._reads(node), range(first, first + len(node.outputs)))
+        return Call(run, self._reads(node), self._writes(node))
 
-    def _expand(self, node: Expand) -> Step:
-        run, reads, first = node.code.forward, self._reads(node), self.slots[Ref(node.name)]
-        last = first + len(node.outputs)
+    def _expand(self, node: Expand) -> Call:
+        return Call(torch.no_grad()(node.code.forward), self._reads(node), self._writes(node))
 
-        def step(values: Values) -> None:
-            with torch.no_grad():
-                values[first:last] = run(*[values[i] for i in reads])
-
-        return step
-
-    def _output(self, node: Output) -> Step:
-        reads, first = self._reads(node), self.slots[Ref(node.name)] if node.outputs else 0
+    def _output(self, node: Output) -> Call:
         asides = (i for i, aside in enumerate(node.guarded) if aside)
         guards = {i: words for i in asides if (words := self._guard_words(node, i)) is not None}
 
-        def step(values: Values) -> None:
-            for i, read in enumerate(reads):
-                value = values[read]
-                if i in guards and value.is_floating_point():
-                    value = guard(value if value.requires_grad else value.detach().requires_grad_(), *guards[i])
-                values[first + i] = value
+        def call(*given: Tensor) -> Sequence[Tensor]:
+            returned = list(given)
+            for i, words in guards.items():
+                value = returned[i]
+                if value.is_floating_point():
+                    returned[i] = guard(value if value.requires_grad else value.detach().requires_grad_(), *words)
+            return returned
 
-        return step
+        return Call(call if guards else _same, self._reads(node), self._writes(node))
 
     def _guard_words(self, node: Output, index: int) -> tuple[str, str, str] | None:
         """What to say when a gradient arrives at a returned value that is no cost."""
@@ -478,7 +441,7 @@ class Executable:
             values[slot] = _apart(first[slot])
         with same_random():
             torch.manual_seed(0)
-            for node, step in self.plan:
+            for node, call in self.plan:
                 if node.copy_of:
                     continue
                 if isinstance(node, (Site, Resample)):
@@ -495,7 +458,7 @@ class Executable:
                     mean = reduced(self.graph, node)
                     values[self.slots[Ref(node.name)]] = mean(*[values[i] for i in self._reads(node)])
                 elif isinstance(node, Segment):
-                    step(values)
+                    call(values)
         return self._named(values)
 
     def _annotate(self, error: Exception, index: int | None) -> None:
@@ -503,6 +466,40 @@ class Executable:
         if index is not None and hasattr(error, "add_note"):
             node, _ = self.plan[index]
             error.add_note(f"(propc: while running {node.kind.value} {node.name!r}, {node.where})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Inlet:
+    """How a token is read: its place, and what makes it fit the reader."""
+
+    read: int
+    fit: Callable[[Tensor], Tensor] = lambda token: token
+
+
+@dataclass(frozen=True, slots=True)
+class _Sender:
+    """What makes a cost send its messages.
+
+    Attributes:
+        reads: the places of its tokens.
+        send: takes the cost, the tokens, and what the cost was reduced from.
+    """
+
+    reads: tuple[int, ...]
+    send: Callable[..., Tensor]
+
+
+def _joining(members: Sequence[_Inlet], made: int) -> Call:
+    """Makes one token of several."""
+
+    def call(*tokens: Tensor) -> tuple[Tensor]:
+        return (join([member.fit(token) for member, token in zip(members, tokens)]),)
+
+    return Call(call, tuple(member.read for member in members), range(made, made + 1))
+
+
+def _same(*values: Tensor) -> tuple[Tensor, ...]:
+    return values
 
 
 def _state_keys(cost: Cost | Reduce, routes: Sequence[Route]) -> list[str]:

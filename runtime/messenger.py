@@ -31,7 +31,7 @@ from propc.runtime.kept import Memory
 from propc.runtime.post import Directory, Post, several
 from propc.runtime.probe import Probe
 from propc.runtime.state import EstimatorState
-from propc.runtime.straight import Step
+from propc.runtime.straight import Call
 from propc.wiring import BACKWARD, FORWARD, takes_messages
 
 Start = dict[int, Tensor]
@@ -65,7 +65,12 @@ class Messenger:
         self.slots = self.executable.slots
         self.directories = {d: Directory(graph, d) for d in (FORWARD, BACKWARD)}
         self.routes = self.executable.routes
-        self.pieces = [self._piece(node, step) for node, step in self.executable.plan]
+        own = {node.name: call for node, call in self.executable.plan}  # the last of a node: before it stand its joins
+        self.pieces = [
+            self._piece(node, call)
+            for node, call in self.executable.plan
+            if call is own[node.name] or not takes_messages(node)
+        ]
 
     def run(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> list[Tensor]:
         """One forward pass; the returned tensors, whose gradients come back by messages."""
@@ -123,21 +128,13 @@ class Messenger:
 
     # -- building -----------------------------------------------------------------------
 
-    def _piece(self, node: Node, step: Step) -> Piece:
-        refs: list[Ref | Token] = [*node.inputs, *(t for t in getattr(node, "tangents", ()) if t is not None)]
-        tokens = [token for route in self.routes.get(node.name, ()) for token in route.targets]
-        made: list[Ref | Token] = [Ref(node.name, port) for port in range(len(node.outputs))]
+    def _piece(self, node: Node, call: Call) -> Piece:
+        if not takes_messages(node):
+            return Piece(node, call, call.reads, tuple(call.writes))
+        made: list[Ref | Token] = [*node.made]
         if isinstance(node, Site) and node.rule is not None:
             made += [Token(node.name, index) for index in range(node.rule.inlets)]
-        by_rule = takes_messages(node)
-        if by_rule and isinstance(node, Cost):
-            tokens = []
-        return Piece(
-            node,
-            None if by_rule else step,
-            tuple(self.slots[ref] for ref in (*refs, *tokens)),
-            tuple(self.slots[ref] for ref in made),
-        )
+        return Piece(node, None, tuple(self.slots[ref] for ref in node.inputs), tuple(self.slots[ref] for ref in made))
 
     # -- visiting -----------------------------------------------------------------------
 

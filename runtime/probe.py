@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from propc.ir import Node, Site
-from propc.runtime.straight import Step, Values
+from propc.runtime.straight import Call
 
 Place = tuple[str, int]  # a site, and the position of one of its φ
 
@@ -24,20 +26,17 @@ class Probe:
     def __init__(self) -> None:
         self.heard: dict[Place, Tensor] = {}
 
-    def around(self, node: Node, step: Step, reads: Sequence[int]) -> Step:
+    def around(self, node: Node, call: Call) -> Call:
         """A site's step on aliases of its φ, whose cotangents are heard; other steps as they are."""
         if not isinstance(node, Site):
-            return step
+            return call
+        run, count = call.function, len(node.inputs)
 
-        def run(values: Values) -> None:
-            before = [values[i] for i in reads]
-            for position, i in enumerate(reads):
-                values[i] = self._alias(node.name, position, values[i])
-            step(values)
-            for i, value in zip(reads, before):
-                values[i] = value
+        def listening(*given: Any) -> Sequence[Any]:
+            aliases = [self._alias(node.name, i, phi) for i, phi in enumerate(given[:count])]
+            return run(*aliases, *given[count:])
 
-        return run
+        return replace(call, function=listening)
 
     def _alias(self, site: str, position: int, phi: Tensor) -> Tensor:
         if not (phi.requires_grad and torch.is_grad_enabled()):

@@ -1,7 +1,7 @@
 """A plan of steps as one straight-line function, generated as source, a line for each step.
 
     values[7], = f3(values[2], values[0]); values[2] = None
-    f4(values)
+    values[8], values[9], = f4(values[7])
 
 A loop over small closures would spend about as long on itself as a small tensor operation takes.
 """
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 Values = list[Any]
-Step = Callable[[Values], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A step that only calls a function.
+    """A step: calls a function on values of the table and puts what it gives into the table.
 
     Attributes:
         function: gives a sequence.
@@ -41,14 +40,12 @@ class Straight:
         steps: with the places to let go.
     """
 
-    def __init__(self, steps: Sequence[tuple[Step, Sequence[int]]]) -> None:
+    def __init__(self, steps: Sequence[tuple[Call, Sequence[int]]]) -> None:
         lines = ["def run(values):", *(_line(i, step, done) for i, (step, done) in enumerate(steps)), " return"]
         code = compile("\n".join(lines), "<propc straight line>", "exec")
-        names: dict[str, Any] = {
-            f"f{i}": step.function if isinstance(step, Call) else step for i, (step, _) in enumerate(steps)
-        }
+        names: dict[str, Any] = {f"f{i}": step.function for i, (step, _) in enumerate(steps)}
         exec(code, names)
-        self.run: Step = names["run"]
+        self.run: Callable[[Values], None] = names["run"]
 
     def failed(self, error: BaseException) -> int | None:
         """The index of the step that raised an error; None if it was raised elsewhere."""
@@ -60,9 +57,7 @@ class Straight:
         return None
 
 
-def _line(index: int, step: Step, done: Sequence[int]) -> str:
-    call = f"f{index}(values)"
-    if isinstance(step, Call):
-        call = "".join(f"values[{i}], " for i in step.writes) + ("= " if step.writes else "")
-        call += f"f{index}({', '.join(f'values[{i}]' for i in step.reads)})"
+def _line(index: int, step: Call, done: Sequence[int]) -> str:
+    made = "".join(f"values[{i}], " for i in step.writes) + ("= " if step.writes else "")
+    call = f"{made}f{index}({', '.join(f'values[{i}]' for i in step.reads)})"
     return f" {call}" + (";" + " = ".join(f"values[{i}]" for i in done) + " = None" if done else "")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from propc.runtime.straight import Call, Straight, Values
 
-PLAN: list[Any] = [
+PLAN = [
     Call(lambda a, b: (a + b, a * b), (0, 1), range(2, 4)),
-    lambda values: values.__setitem__(4, values[2] - values[3]),
+    Call(lambda a, b: (a - b,), (2, 3), range(4, 5)),
     Call(lambda a: [a / 2], (4,), range(5, 6)),
     Call(lambda: (), (), range(0)),
 ]
@@ -34,7 +32,7 @@ def test_it_lets_values_go() -> None:
 @pytest.mark.parametrize("bad", range(4))
 def test_it_knows_what_failed(bad: int) -> None:
     steps = list(PLAN)
-    steps[bad] = lambda values: 1 / 0
+    steps[bad] = Call(lambda *values: 1 / 0, PLAN[bad].reads, PLAN[bad].writes)  # type: ignore[return-value, arg-type]
     line = Straight([(step, ()) for step in steps])
     with pytest.raises(ZeroDivisionError) as caught:
         line.run([3, 4, None, None, None, None])
