@@ -470,10 +470,13 @@ class Executable:
 
 @dataclass(frozen=True, slots=True)
 class _Inlet:
-    """How a token is read: its place, and what makes it fit the reader."""
+    """How a token is read: its place, and what makes it fit the reader, None where it does."""
 
     read: int
-    fit: Callable[[Tensor], Tensor] = lambda token: token
+    fitting: Callable[[Tensor], Tensor] | None = None
+
+    def fit(self, token: Tensor) -> Tensor:
+        return token if self.fitting is None else self.fitting(token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,11 @@ class Call:
 
     function: Callable[..., Sequence[Any]]
     reads: tuple[int, ...]
-    writes: range
+    writes: Sequence[int]
 
     def __call__(self, values: Values) -> None:
-        values[self.writes.start : self.writes.stop] = self.function(*[values[i] for i in self.reads])
+        for i, value in zip(self.writes, self.function(*[values[i] for i in self.reads]), strict=True):
+            values[i] = value
 
 
 class Straight:
