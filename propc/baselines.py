@@ -24,6 +24,11 @@ class Baseline(ABC):
 
     stateful: ClassVar[bool] = False
 
+    @property
+    def traceable(self) -> bool:
+        """Whether `center` is nothing but operations on tensors, so that a backend may run it once and compile it."""
+        return not self.stateful and type(self).__module__ == __name__
+
     @abstractmethod
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
         """Cost minus baseline, of the same shape: [batch], in plates of the data [batch, n]. `cost` is detached."""
@@ -145,6 +150,10 @@ class Custom(Baseline):
     """
 
     function: Callable[[Tensor], Any]
+
+    @property
+    def traceable(self) -> bool:
+        return False
 
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
         value = torch.as_tensor(self.function(cost), dtype=cost.dtype, device=cost.device)

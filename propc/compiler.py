@@ -27,6 +27,7 @@ from propc.messages import Message
 from propc.options import Options
 from propc.passes.base import Record
 from propc.propagation import Propagation, check_call
+from propc.runtime.backends import backend
 from propc.runtime.executor import Executable
 from propc.runtime.messenger import Messenger
 from propc.runtime.probe import Probe
@@ -210,8 +211,12 @@ class Compiler:
         with without_collection():
             program = self._trace(call)
             graph = self.options.pipeline().run(self._first(program))
-            run = Messenger if graph.general else Executable
-            executable = run(graph, self.state, self.options.validate, self.probe)
+            executable: Executable | Messenger
+            if graph.general:
+                executable = Messenger(graph, self.state, self.options.validate, self.probe)
+            else:
+                chosen = backend(self.options.backend)
+                executable = Executable(graph, self.state, self.options.validate, self.probe, chosen)
         held = tuple(leaf for leaf in program.leaves if leaf.fetch is not None)
         keep = tuple(leaf for leaf in call.leaves if not isinstance(leaf, Tensor))
         return Compiled(program, graph, executable, held, keep)

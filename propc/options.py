@@ -25,8 +25,7 @@ from propc.passes import (
     SplitCosts,
 )
 from propc.propagators.samples import positive
-
-BACKENDS = ("eager",)
+from propc.runtime.backends import BACKENDS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ runs it, in one call of the engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -43,12 +44,15 @@ from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
 from propc.runtime.aligning import Names, aligned, fitted
+from propc.runtime.backends.base import Backend, Report
+from propc.runtime.backends.run import Violated
 from propc.runtime.blocks import last_reads
 from propc.runtime.boxes import Box
 from propc.runtime.comparing import compared
 from propc.runtime.copies import Copies
-from propc.runtime.gates import attach, guard, join
+from propc.runtime.gates import attach, guard
 from propc.runtime.independence import check_independence
+from propc.runtime.inlets import Inlet, Joined
 from propc.runtime.kept import Memory
 from propc.runtime.lifting import Lifting, chunked
 from propc.runtime.placing import Placing
@@ -56,7 +60,7 @@ from propc.runtime.probe import Probe
 from propc.runtime.reducing import bounding, centering, reduced
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
-from propc.runtime.straight import Call, Straight, Values
+from propc.runtime.straight import Call, Straight, Values, same
 from propc.tracing.guards import same_random
 
 
@@ -68,12 +72,23 @@ class Executable:
         state: what estimators keep from call to call.
         validate: check parameters and costs.
         probe: hears what sites send to their φ.
+        backend: runs the plan from the second call on; None runs it as it is.
+
+    Attributes:
+        report: what the backend has made of the plan; None before the first call.
     """
 
     def __init__(
-        self, graph: PropagationGraph, state: EstimatorState, validate: bool = True, probe: Probe | None = None
+        self,
+        graph: PropagationGraph,
+        state: EstimatorState,
+        validate: bool = True,
+        probe: Probe | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self.graph, self.state, self.validate = graph, state, validate
+        self.backend = backend if probe is None else None
+        self.report: Report | None = None
         self.memory = Memory(graph, state)
         self.slots: dict[Ref | Token, int] = {}
         for node in graph:
@@ -91,6 +106,8 @@ class Executable:
         self.boxes = {box.name: Box(graph, box) for box in graph.of(Opaque)}
         self.fresh = any(getattr(s.rule, "donor", None) is not None for s in graph.sites)
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
+        on_cpu = (s for s in graph.sites if s.outputs[0].device.type == "cpu")  # elsewhere a check would wait for it
+        self.bounds = {s.name: found for s in on_cpu if (found := checks.bounds(s, graph))} if validate else {}
         self.plan: list[tuple[Node, Call]] = []
         for name in graph.schedule.forward:
             self._plan(graph[name])
@@ -98,19 +115,39 @@ class Executable:
             self.plan = [(node, probe.around(node, call)) for node, call in self.plan]
         calls = [call for _, call in self.plan]
         self.keeping = Straight([(call, ()) for call in calls])
-        self.straight = Straight(list(zip(calls, last_reads(calls, self.returned))))
+        self._use(self.plan)
         self.checked = False
 
     def run(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> list[Tensor]:
         """One forward pass; the returned tensors in flattened order."""
         self.begin()
         seed = torch.default_generator.get_state() if self.validate else None
-        values = self._forward(inputs, held, keep=not self.checked)
+        values = self._forward(inputs, held, seed, keep=not self.checked)
         if seed is not None:
             self.check_costs(values, inputs, held, seed)
             self.check_independence(values)
-        self.checked = True
+        if not self.checked:
+            self.checked = True
+            if self.backend is not None:
+                plan, self.report = self.backend.plan(self, values)
+                self._use(plan)
         return [values[slot] for slot in self.returned]
+
+    def _use(self, plan: Sequence[tuple[Node, Call]]) -> None:
+        """Run this plan from now on."""
+        calls = [call for _, call in plan]
+        self.running = [node for node, _ in plan]
+        self.straight = Straight(list(zip(calls, last_reads(calls, self.returned))))
+
+    @contextmanager
+    def unchecked(self) -> Iterator[None]:
+        """Let steps look at no values, as behind the first call without `validate`."""
+        before = self.validate, self.checked
+        self.validate, self.checked = False, True
+        try:
+            yield
+        finally:
+            self.validate, self.checked = before
 
     def begin(self) -> None:
         """Forget the mixing weights of the last call."""
@@ -118,8 +155,12 @@ class Executable:
             shared: dict[str, list[Tensor]] = {}
             self.contexts.update({k: replace(c, weights=shared) for k, c in self.contexts.items()})
 
-    def _forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], keep: bool) -> Values:
-        """Run all steps; without `keep`, each value is let go after its last reader."""
+    def _forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor | None, keep: bool) -> Values:
+        """Run all steps; with `keep` one by one, without it each value is let go after its last reader.
+
+        Args:
+            seed: the state of the generator; None if nothing is checked.
+        """
         values: Values = [None] * len(self.slots)
         for slot, tensor in zip(self.inputs, inputs):
             values[slot] = tensor
@@ -128,8 +169,12 @@ class Executable:
         line = self.keeping if keep else self.straight
         try:
             line.run(values)
+        except Violated as error:
+            assert seed is not None
+            self._again(inputs, held, seed)
+            raise RuntimeError("compiled code found a parameter outside its support, and its steps did not") from error
         except Exception as error:
-            self._annotate(error, line.failed(error))
+            self._annotate(error, line.failed(error), self.running if line is self.straight else None)
             raise
         return values
 
@@ -197,8 +242,7 @@ class Executable:
         assert rule is not None
         tangents = {i: self.slots[ref] for i, ref in enumerate(node.tangents) if ref is not None}
         none = (None,) * count
-        every = checks.bounds(node, self.graph)
-        later = every if node.outputs[0].device.type == "cpu" else ()  # elsewhere a check would wait for the device
+        later = self.bounds.get(name, ())
         contexts, draw_by = self.contexts, rule.draw
         if node.name in self.placings:
             return self._placed(node, later)
@@ -313,7 +357,7 @@ class Executable:
 
         return Call(call, (*self._reads(node), *(inlet.read for inlet in inlets)), self._writes(node))
 
-    def _join(self, tokens: tuple[Token, ...], plates: Names, node: Node, along: Names) -> _Inlet:
+    def _join(self, tokens: tuple[Token, ...], plates: Names, node: Node, along: Names) -> Inlet:
         """How a node reads the token that stands for `tokens`, in plates; the first reader of a join plans it.
 
         Args:
@@ -321,12 +365,13 @@ class Executable:
         """
         (token,) = tokens
         if token not in self.slots:
-            members = [self._join((member,), plates, node, along) for member in self.joins[token.site].members]
+            members = self.joins[token.site].members
+            inlets = tuple(self._join((member,), plates, node, along) for member in members)
             made = self.slots[token] = len(self.slots)
-            self.plan.append((node, _joining(members, made)))
+            self.plan.append((node, Call(Joined(inlets), tuple(inlet.read for inlet in inlets), range(made, made + 1))))
         return self._token(token, plates, node, along)
 
-    def _token(self, token: Token, plates: Names, node: Node, along: Names, *over: str) -> _Inlet:
+    def _token(self, token: Token, plates: Names, node: Node, along: Names, *over: str) -> Inlet:
         """How a node reads a token, in plates and the dimensions of the node that sends to it.
 
         Args:
@@ -338,9 +383,9 @@ class Executable:
         want = (*over, *plates, *self.graph.own(node))
         apart = tuple(n for n in have if n in want and (n in along or self._is_leading(n)))
         if not isinstance(site, Site) or have == want == apart:
-            return _Inlet(slot)
+            return Inlet(slot)
         sizes = self.graph.sizes(want)
-        return _Inlet(slot, lambda token: fitted(token, have, want, apart, sizes))
+        return Inlet(slot, lambda token: fitted(token, have, want, apart, sizes))
 
     def _is_leading(self, name: str) -> bool:
         """Whether a dimension is the batch or stands in front of it."""
@@ -351,7 +396,7 @@ class Executable:
         return Call(lambda value: (through(rule, view(node), value),), self._reads(node), self._writes(node))
 
     def _copy(self, node: Node) -> Call:
-        return Call(_same, self._reads(node), self._writes(node))
+        return Call(same, self._reads(node), self._writes(node))
 
     def _opaque(self, node: Opaque) -> Call:
         box = self.boxes[node.name]
@@ -374,7 +419,7 @@ class Executable:
                     returned[i] = guard(value if value.requires_grad else value.detach().requires_grad_(), *words)
             return returned
 
-        return Call(call if guards else _same, self._reads(node), self._writes(node))
+        return Call(call if guards else same, self._reads(node), self._writes(node))
 
     def _guard_words(self, node: Output, index: int) -> tuple[str, str, str] | None:
         """What to say when a gradient arrives at a returned value that is no cost."""
@@ -406,7 +451,7 @@ class Executable:
         """All values of a call, with the random numbers that it drew."""
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.set_state(seed)
-            return self._forward(inputs, held, keep=True)
+            return self._forward(inputs, held, None, keep=True)
 
     def _named(self, values: Values) -> dict[Ref, Any]:
         return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}
@@ -461,22 +506,11 @@ class Executable:
                     call(values)
         return self._named(values)
 
-    def _annotate(self, error: Exception, index: int | None) -> None:
+    def _annotate(self, error: Exception, index: int | None, running: Sequence[Node] | None) -> None:
         """Say where in the user's program a step failed."""
         if index is not None and hasattr(error, "add_note"):
-            node, _ = self.plan[index]
+            node = self.plan[index][0] if running is None else running[index]
             error.add_note(f"(propc: while running {node.kind.value} {node.name!r}, {node.where})")
-
-
-@dataclass(frozen=True, slots=True)
-class _Inlet:
-    """How a token is read: its place, and what makes it fit the reader, None where it does."""
-
-    read: int
-    fitting: Callable[[Tensor], Tensor] | None = None
-
-    def fit(self, token: Tensor) -> Tensor:
-        return token if self.fitting is None else self.fitting(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,19 +524,6 @@ class _Sender:
 
     reads: tuple[int, ...]
     send: Callable[..., Tensor]
-
-
-def _joining(members: Sequence[_Inlet], made: int) -> Call:
-    """Makes one token of several."""
-
-    def call(*tokens: Tensor) -> tuple[Tensor]:
-        return (join([member.fit(token) for member, token in zip(members, tokens)]),)
-
-    return Call(call, tuple(member.read for member in members), range(made, made + 1))
-
-
-def _same(*values: Tensor) -> tuple[Tensor, ...]:
-    return values
 
 
 def _state_keys(cost: Cost | Reduce, routes: Sequence[Route]) -> list[str]:

@@ -22,6 +22,7 @@ from torch.autograd import Function
 from propc.configure import Configurable, one_of
 from propc.errors import EstimatorError, PropcValueError, message
 from propc.runtime.shares import mix_two
+from propc.runtime.traced import mix_traced, traced
 
 if TYPE_CHECKING:
     from propc.propagators.inverse_variance import InverseVariance
@@ -108,7 +109,8 @@ def mix(
     """
     how = rule.weighting
     if how.quick and rule.donor is None and len(grads[0]) == 2:
-        mixed = mix_two(grads, how.groups)
+        even = not len(grads[0][0]) % how.groups and not _too_few(how, len(grads[0][0]))
+        mixed = mix_traced(grads, how.groups) if traced() and even else mix_two(grads, how.groups)
         if mixed is not None:
             return mixed
     with torch.no_grad():

@@ -34,6 +34,11 @@ class Call:
             values[i] = value
 
 
+def same(*values: Any) -> tuple[Any, ...]:
+    """The function of a step that only gives values another place."""
+    return values
+
+
 class Straight:
     """Steps in order, each followed by letting go of the values that nobody reads after it.
 

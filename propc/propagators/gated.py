@@ -32,6 +32,10 @@ class Gated(SitePropagator):
     inlet: Baseline | None = None
 
     @property
+    def traceable(self) -> bool:
+        return False
+
+    @property
     def name(self) -> str:  # type: ignore[override]
         return self.inner.name
 

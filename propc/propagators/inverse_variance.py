@@ -58,6 +58,10 @@ class InverseVariance(SitePropagator):
     def baselines(self) -> tuple[Baseline, ...]:
         return tuple(b for part in self.parts for b in part.baselines)
 
+    @property
+    def traceable(self) -> bool:
+        return all(part.traceable for part in self.parts)
+
     def state(self, node: Any) -> nn.Module | None:
         return PastVariances() if self.weighting.weights == "past" else None
 

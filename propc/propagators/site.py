@@ -116,6 +116,15 @@ class SitePropagator(Propagator, ABC):
         return len(self.baselines) + self.explores
 
     @property
+    def traceable(self) -> bool:
+        """Whether `draw`, with the autograd graph that it makes, is nothing but operations on tensors.
+
+        Then a backend may run it once, on tensors without values, and compile what it did. One of your own says
+        so by ``traceable = True`` in its class.
+        """
+        return type(self).__module__.startswith("propc.")
+
+    @property
     def per_sample(self) -> bool:
         """Whether costs must be given for each sample of the batch."""
         return bool(self.inlets)

@@ -1,0 +1,18 @@
+"""Backends: what runs the plan of a graph."""
+
+from __future__ import annotations
+
+from propc.runtime.backends.base import Backend, Report
+
+__all__ = ["BACKENDS", "Backend", "Report", "backend"]
+
+BACKENDS = ("eager", "inductor")
+
+
+def backend(name: str) -> Backend | None:
+    """The backend of this name; None is `eager`, which runs the plan as it is."""
+    if name == "inductor":
+        from propc.runtime.backends.inductor import Inductor
+
+        return Inductor()
+    return None

@@ -1,0 +1,64 @@
+"""What runs the plan of a graph, and what there is to say of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from propc.ir import Node
+from propc.runtime.straight import Call, Values
+
+if TYPE_CHECKING:
+    from propc.runtime.executor import Executable
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a backend has made of a graph.
+
+    Attributes:
+        backend: its name.
+        stages: how many distinct ones it has compiled.
+        uses: how many times they run in a call.
+        seconds: what compiling took.
+        apart: the nodes that run as they do on `eager`, with the reasons.
+    """
+
+    backend: str
+    stages: int = 0
+    uses: int = 0
+    seconds: float = 0.0
+    apart: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        if not self.stages:
+            found = f"backend {self.backend}: nothing is compiled"
+        else:
+            found = (
+                f"backend {self.backend}: {self.stages} stages compiled in {self.seconds:.1f} s, run {self.uses} times"
+            )
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.apart:
+            reasons.setdefault(why, []).append(name)
+        return "\n".join([found, *(f"  not compiled: {_some(names)}: {why}" for why, names in reasons.items())])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"
+
+
+class Backend(ABC):
+    """Turns the plan of a graph into one that runs faster, and gives the same numbers from the same noise."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, Call]], Report]:
+        """The plan to run from the second call on.
+
+        Args:
+            executable: with the plan as it is.
+            values: all values of its first call.
+        """
