@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from propc.runtime.gates import applied
-from propc.runtime.once import Recording
+from propc.runtime.once import Recording, differentiating
 from propc.tracing.operations import region
 
 Run = Callable[..., Sequence[Tensor]]
@@ -25,8 +25,9 @@ def checkpointed(run: Run, inputs: Sequence[Tensor], devices: Iterable[torch.dev
     """``run(*inputs)``, of which autograd keeps the inputs; the reverse pass runs it again.
 
     It runs again with the same random numbers, bit for bit, in the same autocast region. What must not be done twice
-    goes through `propc.runtime.once.once`. Under ``create_graph=True`` it is differentiated again. Gradients are those
-    of ``run(*inputs)`` up to the order in which autograd adds up what arrives at one input.
+    goes through `propc.runtime.once.once`. Gradients are those of ``run(*inputs)`` up to the order in which autograd
+    adds up what arrives at one input. Under ``create_graph=True`` it is differentiated again, where every backward
+    function inside is linear in what it gets; see `propc.runtime.once.differentiated_twice`.
 
     Args:
         run: a function of tensors that writes into none of them. What it reads besides gets no gradient.
@@ -71,7 +72,8 @@ class _Checkpoint(Function):
         arrived = [(value, grad) for value, grad in zip(made, grads) if grad is not None]
         wanted = [value for value, needed in zip(given, ctx.needs_input_grad[2:]) if needed]
         ends, cotangents = zip(*arrived)
-        back = iter(torch.autograd.grad(ends, wanted, cotangents, allow_unused=True, create_graph=twice))
+        with differentiating(twice):
+            back = iter(torch.autograd.grad(ends, wanted, cotangents, allow_unused=True, create_graph=twice))
         return None, None, *(next(back) if needed else None for needed in ctx.needs_input_grad[2:])
 
 

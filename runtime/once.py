@@ -25,6 +25,24 @@ def once(call: Callable[[], T]) -> T:
     return _through(_recordings(), call)
 
 
+def differentiated_twice() -> bool:
+    """Whether a reverse pass through what has run again is under way, which is itself to be differentiated.
+
+    Then the gates inside meet the second reverse pass twice, each time with a part of what arrives.
+    """
+    return getattr(_LOCAL, "twice", False)
+
+
+@contextmanager
+def differentiating(twice: bool) -> Iterator[None]:
+    """A reverse pass through what has run again."""
+    before, _LOCAL.twice = differentiated_twice(), twice
+    try:
+        yield
+    finally:
+        _LOCAL.twice = before
+
+
 class Recording:
     """The random states in front of a stretch of a program, and what the stretch has done once.
 
