@@ -7,6 +7,7 @@ stretches are kept, and those inside one stretch at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +22,12 @@ Run = Callable[..., Sequence[Tensor]]
 CPU = torch.device("cpu")
 
 
-def checkpointed(run: Run, inputs: Sequence[Tensor], devices: Iterable[torch.device] = ()) -> tuple[Tensor, ...]:
+def checkpointed(
+    run: Run,
+    inputs: Sequence[Tensor],
+    devices: Iterable[torch.device] = (),
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> tuple[Tensor, ...]:
     """``run(*inputs)``, of which autograd keeps the inputs; the reverse pass runs it again.
 
     It runs again with the same random numbers, bit for bit, in the same autocast region. What must not be done twice
@@ -33,12 +39,13 @@ def checkpointed(run: Run, inputs: Sequence[Tensor], devices: Iterable[torch.dev
         run: a function of tensors that writes into none of them. What it reads besides gets no gradient.
         inputs: with or without gradient.
         devices: on which it draws random numbers, beside the CPU and the devices of the inputs.
+        around: stands around the reverse pass, such as what explains its errors.
     """
     if not torch.is_grad_enabled() or not any(value.requires_grad for value in inputs):
         return tuple(run(*inputs))
     drawn = {CPU, *(value.device for value in inputs), *devices}
     recording = Recording([device for device in drawn if device.type != "meta"])
-    found: tuple[Tensor, ...] = _checkpoint(run, recording, *inputs)
+    found: tuple[Tensor, ...] = _checkpoint(run, recording, around, *inputs)
     return found
 
 
@@ -46,8 +53,8 @@ class _Checkpoint(Function):
     """(inputs) → what `run` makes of them."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, recording: Recording, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.run, ctx.recording = run, recording
+    def forward(ctx: Any, run: Run, recording: Recording, around: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.run, ctx.recording, ctx.around = run, recording, around
         with torch.enable_grad(), recording.running():
             ctx.region = region()
             made = run(*(value.detach().requires_grad_(value.requires_grad) for value in inputs))
@@ -62,19 +69,19 @@ class _Checkpoint(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        needed = ctx.needs_input_grad[3:]
         if all(grad is None for grad in grads):
-            return None, None, *(None for _ in range(ctx.count))
+            return (None,) * len(ctx.needs_input_grad)
         saved, twice = ctx.saved_tensors, torch.is_grad_enabled()
-        inputs = saved[: ctx.count]
-        given = [_start(value, twice) for value in inputs]
-        with ctx.region.entered(), ctx.recording.repeating(saved[ctx.count :]):
-            made = ctx.run(*given)
-        arrived = [(value, grad) for value, grad in zip(made, grads) if grad is not None]
-        wanted = [value for value, needed in zip(given, ctx.needs_input_grad[2:]) if needed]
-        ends, cotangents = zip(*arrived)
-        with differentiating(twice):
-            back = iter(torch.autograd.grad(ends, wanted, cotangents, allow_unused=True, create_graph=twice))
-        return None, None, *(next(back) if needed else None for needed in ctx.needs_input_grad[2:])
+        given = [_start(value, twice) for value in saved[: ctx.count]]
+        with ctx.around():
+            with ctx.region.entered(), ctx.recording.repeating(saved[ctx.count :]):
+                made = ctx.run(*given)
+            ends, cotangents = zip(*((value, grad) for value, grad in zip(made, grads) if grad is not None))
+            wanted = [value for value, needs in zip(given, needed) if needs]
+            with differentiating(twice):
+                back = iter(torch.autograd.grad(ends, wanted, cotangents, allow_unused=True, create_graph=twice))
+        return None, None, None, *(next(back) if needs else None for needs in needed)
 
 
 _checkpoint = applied(_Checkpoint)

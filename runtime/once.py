@@ -17,12 +17,20 @@ T = TypeVar("T")
 _LOCAL = threading.local()
 
 
-def once(call: Callable[[], T]) -> T:
+def once(call: Callable[[], T], draws: bool = True) -> T:
     """What a call gives; where the program runs again, what the call gave at first.
 
-    Draws behind it are from the same random numbers as at first. Tensors in the result have no history.
+    Tensors in the result have no history.
+
+    Args:
+        draws: whether the call may draw random numbers; draws behind it see those that they saw at first.
     """
-    return _through(_recordings(), call)
+    return _through(_recordings(), call, draws)
+
+
+def recorded() -> bool:
+    """Whether this is a stretch that runs again."""
+    return bool(_recordings())
 
 
 def differentiated_twice() -> bool:
@@ -86,13 +94,13 @@ class Recording:
             finally:
                 self._again = None
 
-    def do(self, call: Callable[[], Any]) -> Any:
+    def do(self, call: Callable[[], Any], draws: bool) -> Any:
         """What a call inside the stretch gives, or gave."""
         if self._again is not None:
             return next(self._again)
-        before = self._now()
+        before = self._now() if draws else {}
         found = call()
-        self._record(found, {d: state for d, state in self._now().items() if not torch.equal(state, before[d])})
+        self._record(found, {d: now for d, state in before.items() if not torch.equal(now := state_of(d), state)})
         return found
 
     def _record(self, found: Any, moved: dict[torch.device, Tensor]) -> None:
@@ -113,12 +121,12 @@ class Recording:
         return {device: state_of(device) for device in self.states}
 
 
-def _through(recordings: Sequence[Recording], call: Callable[[], T]) -> T:
+def _through(recordings: Sequence[Recording], call: Callable[[], T], draws: bool) -> T:
     """A call inside recordings, the innermost last."""
     if not recordings:
         return call()
     *outer, inner = recordings
-    found: T = inner.do(lambda: _through(outer, call))
+    found: T = inner.do(lambda: _through(outer, call, draws), draws)
     return found
 
 
