@@ -18,6 +18,9 @@ from propc.passes.footprint import between, inside
 from propc.passes.repeatable import once_only
 from propc.propagators.samples import positive
 
+NEAR = 1.1  # times the least memory
+STATE = 5056  # bytes of a state of the CPU's random generator, kept with every block
+
 
 @register("checkpoint")
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Checkpoint(Pass):
     steps in √H blocks, √H values are kept, and √H steps at a time; the price is one more forward pass. The last block
     is kept as it is, for it is needed at once.
 
-    Where nothing is said, there are as many blocks as make the estimated memory the least, about √H or a few times
-    as many. Black boxes and averages are not run again, what they gave is kept. Nodes that write into
+    Where nothing is said, there are as few blocks as bring the estimated memory within a tenth of its least: about √H,
+    and more where steps compute much and hand on little. Black boxes and averages are not run again, what they gave is kept. Nodes that write into
     tensors of others, or have a propagator of the user's, are outside of all blocks.
 
     Requires: a scheduled graph, without messages between propagators.
@@ -98,23 +101,20 @@ class Checkpoint(Pass):
             return [place for pattern in self.at for place in _matching(plan.order, pattern)]
         if self.blocks is not None:
             return plan.cuts(self.blocks)
-        choices = [plan.cuts(count) for count in plan.counts()]
-        if self.budget is not None:
-            enough = [cuts for cuts in choices if plan.peak(cuts) <= self.budget]
-            if enough:
-                return enough[0]
-        best = min(choices, key=plan.peak)
-        if self.budget is not None:
+        choices = [(cuts, plan.peak(cuts)) for cuts in map(plan.cuts, plan.counts())]
+        least = min(peak for _, peak in choices)
+        if self.budget is not None and least > self.budget:
             warnings.warn(
                 message(
                     f"the budget of {self.budget:.3g} bytes is too small: the program is estimated to keep "
-                    f"{plan.peak(best):.3g} in {len(best) + 1} blocks",
+                    f"{least:.3g} at least",
                     "Take a smaller batch, or a larger budget.",
                 ),
                 PropcWarning,
                 stacklevel=2,
             )
-        return best
+        limit = NEAR * least if self.budget is None else max(self.budget, least)
+        return next(cuts for cuts, peak in choices if peak <= limit)
 
 
 class _Plan:
@@ -154,7 +154,7 @@ class _Plan:
         """Bytes kept at once: what lies at all cuts, and the largest part."""
         ends = [0, *cuts, len(self.order)]
         parts = (self.sums[stop] - self.sums[start] for start, stop in pairwise(ends))
-        return sum(self.live[cut] for cut in cuts) + max(parts)
+        return sum(self.live[cut] + STATE for cut in cuts) + max(parts)
 
     def blocks(self, cuts: Iterable[int]) -> tuple[tuple[str, ...], ...]:
         """The parts before the last cut, without the nodes that must not run again."""

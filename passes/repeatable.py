@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
-import torch
-import torch.fx
+from collections.abc import Iterator
 
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Named, Node, Output, Ref, Segment, Site
@@ -37,10 +34,10 @@ def _why(node: Node, memory: dict[Ref, int], written: set[int]) -> str:
 def _written(graph: PropagationGraph) -> Iterator[int]:
     """The memory of tensors that segments write into, or hang hooks on, and that others made."""
     for segment in graph.of(Segment):
-        outside = _of(segment.arguments)
+        outside = {argument.meta.get("memory") for argument in segment.arguments}
         for step in segment.body:
             if step.meta.get("writes"):
-                yield from _of(step.all_input_nodes) & outside
+                yield from step.meta["written"] & outside
 
 
 def _memory(graph: PropagationGraph) -> dict[Ref, int]:
@@ -51,6 +48,3 @@ def _memory(graph: PropagationGraph) -> dict[Ref, int]:
         found.update({ref: step.meta["memory"] for ref, step in pairs if "memory" in step.meta})
     return found
 
-
-def _of(steps: Iterable[torch.fx.Node]) -> set[int]:
-    return {step.meta["memory"] for step in steps if "memory" in step.meta}
