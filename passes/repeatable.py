@@ -47,4 +47,3 @@ def _memory(graph: PropagationGraph) -> dict[Ref, int]:
         pairs = (*zip(segment.inputs, segment.arguments), *zip(segment.made, segment.results))
         found.update({ref: step.meta["memory"] for ref, step in pairs if "memory" in step.meta})
     return found
-
