@@ -32,8 +32,8 @@ class Checkpoint(Pass):
     is kept as it is, for it is needed at once.
 
     Where nothing is said, there are as few blocks as bring the estimated memory within a tenth of its least: about √H,
-    and more where steps compute much and hand on little. Black boxes and averages are not run again, what they gave is kept. Nodes that write into
-    tensors of others, or have a propagator of the user's, are outside of all blocks.
+    and more where steps compute much and hand on little. Black boxes and moving averages are not run again: what they
+    gave is kept. Nodes that write into tensors of others, or have a propagator of the user's, are outside of all blocks.
 
     Requires: a scheduled graph, without messages between propagators.
     Ensures: `Schedule.blocks` are runs of consecutive names of the forward order.

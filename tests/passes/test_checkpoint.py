@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def test_so_many_blocks(count: int) -> None:
 def test_about_the_root_of_the_horizon() -> None:
     counts = [len(graph_of(rollout, Checkpoint(), horizon=h).schedule.blocks) for h in (16, 64, 256)]
     assert 4 <= counts[0] <= 8
-    assert all(1.6 < more / less < 2.4 for less, more in zip(counts, counts[1:]))
+    assert all(1.6 < more / less < 2.4 for less, more in pairwise(counts))
 
 
 def test_where_patterns_say() -> None:

@@ -310,7 +310,7 @@ def test_checks_of_the_first_call() -> None:
         return y.square()
 
     compiled = propc.compile(mixes, estimator="lr", passes=[SMALLEST])
-    with pytest.raises(propc.GraphError, match="'y'.*mixes samples of the batch"):
+    with pytest.raises(propc.GraphError, match=r"'y'.*mixes samples of the batch"):
         compiled(leaf())
 
 
@@ -363,7 +363,7 @@ def test_memory_grows_with_the_root_of_the_horizon(estimator: str) -> None:
     blocked = [peak_bytes(step(h, estimator, [Checkpoint()]), cpu) for h in (30, 120)]
     assert plain[1] / plain[0] > 3.7
     assert blocked[1] / blocked[0] < 2.3
-    assert plain[1] / blocked[1] > 7
+    assert plain[1] / blocked[1] > 5
 
 
 def test_memory_keeps_to_a_budget() -> None:
