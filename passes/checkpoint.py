@@ -33,7 +33,7 @@ class Checkpoint(Pass):
 
     Where nothing is said, there are as few blocks as bring the estimated memory within a tenth of its least: about √H,
     and more where steps compute much and hand on little. Black boxes and moving averages are not run again: what they
-    gave is kept. Nodes that write into tensors of others, or have a propagator of the user's, are outside of all blocks.
+    gave is kept. Nodes that write into tensors of others, or have a propagator of the user's, are in no block.
 
     Requires: a scheduled graph, without messages between propagators.
     Ensures: `Schedule.blocks` are runs of consecutive names of the forward order.

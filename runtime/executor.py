@@ -58,6 +58,7 @@ from propc.runtime.placing import Placing
 from propc.runtime.probe import Probe
 from propc.runtime.reducing import bounding, centering, reduced
 from propc.runtime.shaping import refit
+from propc.runtime.shortage import checking
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call, Values
 from propc.tracing.guards import same_random
@@ -113,7 +114,8 @@ class Executable:
         if seed is not None:
             self.check_costs(values if every is None else every, inputs, held, seed)
         if every is not None:
-            self.check_independence(every)
+            with checking(self.graph):
+                self.check_independence(every)
         self.checked = True
         return [values[slot] for slot in self.returned]
 
@@ -125,7 +127,7 @@ class Executable:
         recording = Recording(list({kind.device for node in self.graph for kind in node.outputs}))
         with recording.running():
             values = self._forward(inputs, held, self.straight)
-        with recording.repeating(recording.tensors):
+        with checking(self.graph), recording.repeating(recording.tensors):
             apart = Line(self.graph, [(node, _forgetting(call)) for node, call in self.plan], [()] * len(self.plan))
             every = self._forward([_apart(value) for value in inputs], [_apart(value) for value in held], apart)
         return values, every

@@ -41,7 +41,7 @@ class Line:
             if node is None:
                 raise
             if is_shortage(error):
-                raise explained(self.graph, [node], error) from error
+                raise explained(self.graph, node, error) from error
             if hasattr(error, "add_note"):
                 error.add_note(f"(propc: while running {node.kind.value} {node.name!r}, {node.where})")
             raise

@@ -91,7 +91,7 @@ class Messenger:
         seed = torch.default_generator.get_state()
         with torch.enable_grad():
             for piece in self.pieces:
-                with explaining(self.graph, (piece.node,)):
+                with explaining(self.graph, (piece.node,), backward=False):
                     self._visit_forward(piece, session) if piece.step is None else tape.run(piece)
         self._check(session, inputs, held, seed)
         self.memory.keep([session.forward])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from propc.errors import OutOfMemoryError, PropcError, message
 from propc.graph import PropagationGraph
 from propc.ir import Node, Segment, Site
+from propc.passes.footprint import inside
 
 MANY = 8  # runs of one stage from which a horizon is worth mentioning
 _CPU = re.compile(r"DefaultCPUAllocator.*?(?:allocate (\d+) bytes|$)|Storage size calculation overflowed")
@@ -25,30 +27,55 @@ def is_shortage(error: BaseException) -> bool:
 
 
 @contextmanager
-def explaining(graph: PropagationGraph, nodes: Iterable[Node], backward: bool = False) -> Iterator[None]:
-    """Turn torch's errors for a lack of memory into one that names these nodes."""
+def explaining(graph: PropagationGraph, nodes: Sequence[Node], backward: bool) -> Iterator[None]:
+    """Turn torch's errors for a lack of memory into one that names the node, or the largest of several.
+
+    Args:
+        backward: whether it is their reverse pass that runs inside.
+    """
     try:
         yield
     except RuntimeError as error:
         if is_shortage(error):
-            raise explained(graph, list(nodes), error, backward) from error
+            largest = max(nodes, key=lambda node: inside(graph, node))
+            raise explained(graph, largest, error, nodes if backward else ()) from error
         raise
 
 
-def explained(graph: PropagationGraph, nodes: list[Node], error: Exception, backward: bool = False) -> OutOfMemoryError:
-    """The error for a lack of memory at nodes, which one step of autograd runs together.
+@contextmanager
+def checking(graph: PropagationGraph) -> Iterator[None]:
+    """The same while the first call is checked."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_shortage(error):
+            raise OutOfMemoryError(
+                message(
+                    f"out of memory in the checks of the first call{_asked(error)}; they run {graph.name!r} again, and "
+                    "hold all its values",
+                    "Pass validate=False to propc.compile, or make the first call with a smaller batch, where rows "
+                    "that mix are found too.",
+                )
+            ) from error
+        raise
+
+
+def explained(graph: PropagationGraph, node: Node, error: Exception, block: Sequence[Node] = ()) -> OutOfMemoryError:
+    """The error for a lack of memory at a node.
 
     Args:
-        backward: whether it has come in the reverse pass.
+        block: nodes whose reverse pass it has come in; the node is the largest of them.
     """
-    first, last = nodes[0], nodes[-1]
-    names = f"{first.kind.value} {first.name!r}" + (f" to {last.kind.value} {last.name!r}" if last is not first else "")
-    when = " in the reverse pass" if backward else ""
-    runs = _runs(graph, first)
-    finding = f"out of memory{when}{_asked(error)}; {_size(graph, first)}"
-    if runs >= MANY:
-        finding += f"; its stage runs {runs} times"
-    return OutOfMemoryError(message(finding, _fix(graph, first, runs), at=names, where=first.where))
+    when = " in the reverse pass" if block else ""
+    if len(block) > 1:
+        when += f" of {block[0].name!r} to {block[-1].name!r}, where this is the largest"
+    runs = Counter(segment.stage for segment in graph.of(Segment))
+    own = runs[node.stage] if isinstance(node, Segment) else 1
+    finding = f"out of memory{when}{_asked(error)}; it makes {_size(graph, node)}"
+    if own >= MANY:
+        finding += f", and its stage runs {own} times"
+    fix = _fix(graph, node, max(runs.values(), default=1))
+    return OutOfMemoryError(message(finding, fix, at=f"{node.kind.value} {node.name!r}", where=node.where))
 
 
 def _asked(error: Exception) -> str:
@@ -71,18 +98,15 @@ def _size(graph: PropagationGraph, node: Node) -> str:
     """The types of a node's values, and the plates around them."""
     types = ", ".join(map(str, node.outputs)) or "nothing"
     plates = " and ".join(f"{name!r} ({size})" for name, size in zip(node.plates, graph.sizes(node.plates)))
-    return f"it makes {types}" + (f" for each element of the plates of {plates}" if plates else "")
-
-
-def _runs(graph: PropagationGraph, node: Node) -> int:
-    """How many times the stage of a node runs; of a site, the stage before it."""
-    stages = [s.stage for s in graph.of(Segment)]
-    before = [node, *(graph[ref.node] for ref in node.inputs)]
-    return max((stages.count(s.stage) for s in before if isinstance(s, Segment)), default=1)
+    return types + (f" for each element of the plates of {plates}" if plates else "")
 
 
 def _fix(graph: PropagationGraph, node: Node, runs: int) -> str:
-    """The options that make it smaller, the most to the point first."""
+    """The options that make it smaller, the most to the point first.
+
+    Args:
+        runs: how many times the stage runs that runs most often.
+    """
     ways = [*_by_plates(graph, node)]
     if runs >= MANY and torch.is_grad_enabled():
         more = "more blocks= in " if graph.schedule.blocks else ""
@@ -98,11 +122,11 @@ def _by_plates(graph: PropagationGraph, node: Node) -> Iterator[str]:
     if not plates:
         return
     widest = max(plates, key=lambda plate: plate.size)
-    owner = next(site for site in graph.sites if widest.name in (site.plate, site.alternatives, site.name))
-    if widest.kind == "samples":
-        yield f"fewer samples= at site {owner.name!r}"
-    else:
-        yield f"'lr' at site {owner.name!r}, which needs no plate of {widest.size} {widest.kind}"
+    owner = next((site.name for site in graph.sites if widest.name in (site.plate, site.alternatives)), widest.name)
     if not isinstance(node, Site):
         size = "a smaller chunk=" if widest.chunk is not None else "chunk="
-        yield f"{size} in propc.compile, so that segments hold fewer of the {widest.size} elements at once"
+        yield f"{size} in propc.compile, so that segments hold fewer of the {widest.size} {widest.kind} at once"
+    if widest.kind == "samples":
+        yield f"fewer samples= at site {owner!r}"
+    else:
+        yield f"'lr' at site {owner!r}, which needs no plate of {widest.size} {widest.kind}"
