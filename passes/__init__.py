@@ -3,6 +3,7 @@
 from propc.passes.assign_propagators import AssignPropagators
 from propc.passes.attach import Attach
 from propc.passes.base import Pass, Pipeline, known_passes, register
+from propc.passes.checkpoint import Checkpoint
 from propc.passes.deduplicate_stages import DeduplicateStages
 from propc.passes.drop_idle import DropIdle
 from propc.passes.expand_targets import ExpandTargets
@@ -23,6 +24,7 @@ from propc.passes.split_costs import SplitCosts
 __all__ = [
     "AssignPropagators",
     "Attach",
+    "Checkpoint",
     "DeduplicateStages",
     "DropIdle",
     "ExpandTargets",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+import torch
+
 
 class PropcError(Exception):
     """Base of every error that propc raises on purpose.
@@ -45,6 +47,10 @@ class MissingFieldError(MessageError, AttributeError):
 
 class NonFiniteError(PropcValueError):
     """A NaN or infinite cost, or a distribution parameter outside its support."""
+
+
+class OutOfMemoryError(PropcError, torch.OutOfMemoryError, MemoryError):
+    """A device has no memory left for a value of the program."""
 
 
 class PropcWarning(UserWarning):

@@ -25,6 +25,7 @@ HEADERS = (
     "line",
 )
 RATIO = "signal/noise"
+AGAIN = "run again"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Explanation:
         messages out: the distribution's tensors that it sends cotangents to.
         fused call: in which call of the autograd engine; empty where the site only draws, or where nodes are
             visited one by one.
+        run again: only under `propc.passes.Checkpoint`, the block in which the reverse pass runs the site again; empty
+            where it is kept.
         signal/noise: only where it was measured (`propc.signal_to_noise`), beside the estimator.
 
     Attributes:
@@ -49,9 +52,11 @@ class Explanation:
 
     @property
     def headers(self) -> tuple[str, ...]:
-        """The names of the columns: `HEADERS`, and the signal-to-noise ratio where it was measured."""
+        """The names of the columns: `HEADERS`, and those of what was measured or runs again."""
         beside = HEADERS.index("estimator") + 1
-        return HEADERS if self.snr is None else (*HEADERS[:beside], RATIO, *HEADERS[beside:])
+        measured = () if self.snr is None else (RATIO,)
+        again = (AGAIN,) if self.graph.schedule.blocks else ()
+        return (*HEADERS[:beside], *measured, *HEADERS[beside:-1], *again, HEADERS[-1])
 
     @property
     def rows(self) -> list[dict[str, str]]:
@@ -87,7 +92,14 @@ class Explanation:
         row = dict(zip(HEADERS, values))
         if self.snr is not None:
             row[RATIO] = ratio(self.snr[site.name]) if site.name in self.snr else ""
+        if AGAIN in self.headers:
+            row[AGAIN] = self._again(site)
         return {header: row[header] for header in self.headers}
+
+    def _again(self, site: Site) -> str:
+        """The block in which the reverse pass runs the site again."""
+        blocks = self.graph.schedule.blocks
+        return next((f"block {i} of {len(blocks)}" for i, names in enumerate(blocks, 1) if site.name in names), "")
 
     def _sent_on(self, site: Site) -> str:
         """The φ that a gradient can go to."""

@@ -416,11 +416,14 @@ class Schedule:
     """Names in the order of execution: forward steps, then the sites as the reverse pass meets them.
 
     All reverse steps run in `engine_calls` calls of the autograd engine; 0 where nodes are visited one by one.
+    `blocks` are runs of consecutive forward steps, of which only what enters them is kept for the reverse pass, which
+    runs them again; set by checkpoint.
     """
 
     forward: tuple[str, ...] = ()
     reverse: tuple[str, ...] = ()
     engine_calls: int = 1
+    blocks: tuple[tuple[str, ...], ...] = ()
 
 
 KIND_OF: dict[type, Kind] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from propc.errors import PropcTypeError, PropcValueError, message
+from propc.runtime.once import once
 
 if TYPE_CHECKING:
     from propc.propagators.site import SiteContext
@@ -64,7 +66,11 @@ class Temperature:
         if not callable(self.choice):
             return self.choice
         assert isinstance(site.state, Calls)
-        calls = site.state.begin(trains and not site.again)
+        return once(partial(self._scheduled, site, site.state, trains), draws=False)
+
+    def _scheduled(self, site: SiteContext, state: Calls, trains: bool) -> float:
+        assert callable(self.choice)
+        calls = state.begin(trains and not site.again)
         return _positive(self.choice(calls), f"site {site.name!r}", f" at call {calls}")
 
 

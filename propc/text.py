@@ -27,6 +27,7 @@ from propc.ir import (
     Ref,
     Resample,
     Route,
+    Schedule,
     Segment,
     Site,
 )
@@ -237,4 +238,13 @@ def _schedule(graph: PropagationGraph) -> list[tuple[str, str]]:
     how = {0: "by messages", 1: "1 call of autograd"}.get(order.engine_calls, f"{order.engine_calls} calls of autograd")
     reverse = f"{runs(order.reverse)}  [{how}]" if order.reverse else "plain autograd"
     forward = "as above" if order.forward == tuple(graph.nodes) else runs(order.forward)
-    return [("forward", forward), ("reverse", reverse)]
+    return [("forward", forward), ("reverse", reverse), *_blocks(order)]
+
+
+def _blocks(order: Schedule) -> list[tuple[str, str]]:
+    """What runs again in the reverse pass."""
+    if not order.blocks:
+        return []
+    ends = ", ".join(names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}" for names in order.blocks)
+    count = len(order.blocks)
+    return [("again", f"{ends}  [{count} block{'' if count == 1 else 's'}]")]

@@ -181,9 +181,23 @@ def _schedule(graph: PropagationGraph) -> Iterator[str]:
         return
     if sorted(forward) != sorted(graph.nodes):
         yield "the schedule does not run every node exactly once"
+    yield from _blocks(graph)
     done: set[str] = set()
     for name in forward:
         node = graph.nodes.get(name)
         if node is not None and any(ref.node not in done for ref in node.inputs):
             yield f"the schedule runs {name!r} before what it reads"
         done.add(name)
+
+
+def _blocks(graph: PropagationGraph) -> Iterator[str]:
+    """Blocks are runs of the forward order, one behind the other, without the returned values."""
+    place = {name: i for i, name in enumerate(graph.schedule.forward)}
+    end = 0
+    for number, names in enumerate(graph.schedule.blocks, 1):
+        start = place.get(names[0], -1) if names else -1
+        if start < end or graph.schedule.forward[start : start + len(names)] != names:
+            yield f"block {number} of the schedule is no run of consecutive nodes behind the block before it"
+        elif "output" in names:
+            yield f"block {number} of the schedule holds the returned values"
+        end = max(end, start + len(names))

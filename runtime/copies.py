@@ -12,6 +12,7 @@ from torch import Tensor
 from propc.graph import PropagationGraph
 from propc.ir import Node, Site
 from propc.runtime.noise import from_state, state_of
+from propc.runtime.once import once
 from propc.runtime.straight import Call
 
 
@@ -49,7 +50,7 @@ class Copies:
         states, name, device = self.states, node.copy_of, node.outputs[0].device
 
         def again(*values: Any) -> Any:
-            with from_state(device, states[name]):
+            with from_state(device, once(lambda: states[name], draws=False)):
                 return run(*values)
 
         return again

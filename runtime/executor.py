@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from propc.baselines import Custom
 from propc.graph import PropagationGraph
 from propc.ir import (
     BATCH,
@@ -55,12 +56,15 @@ from propc.runtime.independence import check_independence
 from propc.runtime.inlets import Inlet, Joined
 from propc.runtime.kept import Memory
 from propc.runtime.lifting import Lifting, chunked
+from propc.runtime.lines import Line, with_blocks
+from propc.runtime.once import Recording, once
 from propc.runtime.placing import Placing
 from propc.runtime.probe import Probe
 from propc.runtime.reducing import bounding, centering, reduced
 from propc.runtime.shaping import refit
+from propc.runtime.shortage import checking
 from propc.runtime.state import EstimatorState
-from propc.runtime.straight import Call, Straight, Values, same
+from propc.runtime.straight import Call, Values, same
 from propc.tracing.guards import same_random
 
 
@@ -113,8 +117,7 @@ class Executable:
             self._plan(graph[name])
         if probe is not None:
             self.plan = [(node, probe.around(node, call)) for node, call in self.plan]
-        calls = [call for _, call in self.plan]
-        self.keeping = Straight([(call, ()) for call in calls])
+        self.keeping = Line(graph, self.plan, [()] * len(self.plan))
         self._use(self.plan)
         self.checked = False
 
@@ -122,22 +125,23 @@ class Executable:
         """One forward pass; the returned tensors in flattened order."""
         self.begin()
         seed = torch.default_generator.get_state() if self.validate else None
-        values = self._forward(inputs, held, seed, keep=not self.checked)
+        first = not self.checked and (seed is not None or self.backend is not None)
+        values, every = self._first(inputs, held) if first else (self._straight(inputs, held, seed), None)
         if seed is not None:
-            self.check_costs(values, inputs, held, seed)
-            self.check_independence(values)
-        if not self.checked:
-            self.checked = True
-            if self.backend is not None:
-                plan, self.report = self.backend.plan(self, values)
-                self._use(plan)
+            self.check_costs(values if every is None else every, inputs, held, seed)
+            if every is not None:
+                with checking(self.graph):
+                    self.check_independence(every)
+        self.checked = True
+        if every is not None and self.backend is not None:
+            plan, self.report = self.backend.plan(self, every)
+            self._use(plan)
         return [values[slot] for slot in self.returned]
 
     def _use(self, plan: Sequence[tuple[Node, Call]]) -> None:
-        """Run this plan from now on."""
-        calls = [call for _, call in plan]
-        self.running = [node for node, _ in plan]
-        self.straight = Straight(list(zip(calls, last_reads(calls, self.returned))))
+        """Run this plan from now on, block by block where the schedule has blocks."""
+        blocks = with_blocks(self.graph, plan, self.returned)
+        self.straight = Line(self.graph, blocks, last_reads([call for _, call in blocks], self.returned))
 
     @contextmanager
     def unchecked(self) -> Iterator[None]:
@@ -149,33 +153,42 @@ class Executable:
         finally:
             self.validate, self.checked = before
 
+    def _straight(self, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor | None) -> Values:
+        """The values of a later call; each is let go after its last reader."""
+        try:
+            return self._forward(inputs, held, self.straight)
+        except Violated:
+            assert seed is not None
+            self._again(inputs, held, seed)  # says which parameter it is
+            raise
+
+    def _first(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> tuple[Values, Values]:
+        """The values of a first call, and all values for its checks."""
+        if not self.graph.schedule.blocks:
+            values = self._forward(inputs, held, self.keeping)
+            return values, values
+        recording = Recording(list({kind.device for node in self.graph for kind in node.outputs}))
+        with recording.running():
+            values = self._forward(inputs, held, self.straight)
+        with checking(self.graph), recording.repeating(recording.tensors):
+            apart = Line(self.graph, [(node, _forgetting(call)) for node, call in self.plan], [()] * len(self.plan))
+            every = self._forward([_apart(value) for value in inputs], [_apart(value) for value in held], apart)
+        return values, every
+
     def begin(self) -> None:
         """Forget the mixing weights of the last call."""
         if self.fresh:
             shared: dict[str, list[Tensor]] = {}
             self.contexts.update({k: replace(c, weights=shared) for k, c in self.contexts.items()})
 
-    def _forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor | None, keep: bool) -> Values:
-        """Run all steps; with `keep` one by one, without it each value is let go after its last reader.
-
-        Args:
-            seed: the state of the generator; None if nothing is checked.
-        """
+    def _forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], line: Line) -> Values:
+        """Run all steps of a line."""
         values: Values = [None] * len(self.slots)
         for slot, tensor in zip(self.inputs, inputs):
             values[slot] = tensor
         for slot, tensor in zip(self.held, held):
             values[slot] = tensor
-        line = self.keeping if keep else self.straight
-        try:
-            line.run(values)
-        except Violated as error:
-            assert seed is not None
-            self._again(inputs, held, seed)
-            raise RuntimeError("compiled code found a parameter outside its support, and its steps did not") from error
-        except Exception as error:
-            self._annotate(error, line.failed(error), self.running if line is self.straight else None)
-            raise
+        line.run(values)
         return values
 
     # -- building -----------------------------------------------------------------------
@@ -243,7 +256,7 @@ class Executable:
         tangents = {i: self.slots[ref] for i, ref in enumerate(node.tangents) if ref is not None}
         none = (None,) * count
         later = self.bounds.get(name, ())
-        contexts, draw_by = self.contexts, rule.draw
+        context, draw_by = self._find(name), rule.draw
         if node.name in self.placings:
             return self._placed(node, later)
 
@@ -252,7 +265,7 @@ class Executable:
             if self.validate and (later or not self.checked):
                 checks.site_check(node, phi, later if self.checked else node.spec.checks)
             known = dict(zip(tangents, given[count:])) if tangents else None
-            draw = draw_by(contexts[name], phi, none if known is None else [known.get(i) for i in range(count)])
+            draw = draw_by(context(), phi, none if known is None else [known.get(i) for i in range(count)])
             return (draw.value, *draw.tokens)
 
         writes = range(out, out + 1 + rule.inlets)
@@ -262,7 +275,7 @@ class Executable:
         """A site in plates."""
         rule, placing, out = node.rule, self.placings[node.name], self.slots[Ref(node.name)]
         assert rule is not None
-        none, contexts, draw_by = (None,) * len(node.inputs), self.contexts, rule.draw
+        none, find, draw_by = (None,) * len(node.inputs), self._find(node.name), rule.draw
 
         def draw(context: SiteContext, phi: Sequence[Tensor]) -> Draw:
             return draw_by(context, phi, none)
@@ -272,13 +285,18 @@ class Executable:
         def call(*phi: Tensor) -> tuple[Tensor, ...]:
             if self.validate and (later or not self.checked):
                 checks.site_check(node, phi, later if self.checked else node.spec.checks)
-            drawn = place(contexts[node.name], phi)
+            drawn = place(find(), phi)
             if not self.checked:
                 placing.check(drawn.value)
             beside = (drawn.weights, drawn.alternatives)
             return (drawn.value, *(values for values in beside if values is not None), *drawn.tokens)
 
         return Call(call, self._reads(node), range(out, out + len(node.outputs) + rule.inlets))
+
+    def _find(self, name: str) -> Callable[[], SiteContext]:
+        """Looks up the context of a site in the present call."""
+        find = partial(self.contexts.__getitem__, name)
+        return partial(once, find, draws=False) if self.fresh else find
 
     def _reduce(self, node: Reduce) -> Call:
         mean, reads, writes, count = reduced(self.graph, node), self._reads(node), self._writes(node), len(node.inputs)
@@ -323,10 +341,10 @@ class Executable:
         if not routes:
             return None
         center = bounding if isinstance(node, Reduce) and node.how == LOG_MEAN_EXP else centering
-        centers = [
-            center(self.graph, route, baseline, state)
-            for (baseline, state), route in zip(self.baselines(node, routes), routes)
-        ]
+        centers = []
+        for (baseline, state), route in zip(self.baselines(node, routes), routes):
+            each = center(self.graph, route, baseline, state)
+            centers.append(_once(each) if baseline.stateful or isinstance(baseline, Custom) else each)
         inlets = [self._join(route.through, self.graph.meeting(route), node, route.along) for route in routes]
 
         def send(cost: Tensor, tokens: Sequence[Tensor], given: Sequence[Tensor] = ()) -> Tensor:
@@ -402,7 +420,7 @@ class Executable:
         box = self.boxes[node.name]
         spread = (node.plates,) * len(node.outputs)
         run = chunked(self.graph, box.call, box.reads, spread) if box.folds else box.call
-        return Call(run, self._reads(node), self._writes(node))
+        return Call(_once(run), self._reads(node), self._writes(node))
 
     def _expand(self, node: Expand) -> Call:
         return Call(torch.no_grad()(node.code.forward), self._reads(node), self._writes(node))
@@ -451,7 +469,7 @@ class Executable:
         """All values of a call, with the random numbers that it drew."""
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.set_state(seed)
-            return self._forward(inputs, held, None, keep=True)
+            return self._forward(inputs, held, self.keeping)
 
     def _named(self, values: Values) -> dict[Ref, Any]:
         return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}
@@ -506,12 +524,6 @@ class Executable:
                     call(values)
         return self._named(values)
 
-    def _annotate(self, error: Exception, index: int | None, running: Sequence[Node] | None) -> None:
-        """Say where in the user's program a step failed."""
-        if index is not None and hasattr(error, "add_note"):
-            node = self.plan[index][0] if running is None else running[index]
-            error.add_note(f"(propc: while running {node.kind.value} {node.name!r}, {node.where})")
-
 
 @dataclass(frozen=True, slots=True)
 class _Sender:
@@ -524,6 +536,23 @@ class _Sender:
 
     reads: tuple[int, ...]
     send: Callable[..., Tensor]
+
+
+def _once(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, called once where the program runs again in the reverse pass."""
+    return lambda *values: once(partial(run, *values))
+
+
+def _forgetting(call: Call) -> Call:
+    """The same without the history of what it gives."""
+
+    def function(*values: Any) -> list[Any]:
+        return [
+            value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+            for value in call.function(*values)
+        ]
+
+    return replace(call, function=function)
 
 
 def _state_keys(cost: Cost | Reduce, routes: Sequence[Route]) -> list[str]:

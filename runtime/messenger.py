@@ -30,6 +30,7 @@ from propc.runtime.executor import Executable
 from propc.runtime.kept import Memory
 from propc.runtime.post import Directory, Post, several
 from propc.runtime.probe import Probe
+from propc.runtime.shortage import explaining
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call
 from propc.wiring import BACKWARD, FORWARD, takes_messages
@@ -90,10 +91,8 @@ class Messenger:
         seed = torch.default_generator.get_state()
         with torch.enable_grad():
             for piece in self.pieces:
-                if piece.step is None:
-                    self._visit_forward(piece, session)
-                else:
-                    tape.run(piece)
+                with explaining(self.graph, (piece.node,), backward=False):
+                    self._visit_forward(piece, session) if piece.step is None else tape.run(piece)
         self._check(session, inputs, held, seed)
         self.memory.keep([session.forward])
         return session
@@ -121,7 +120,8 @@ class Messenger:
         arrived = Cotangents(cotangents)
         with torch.no_grad():
             for piece in reversed(self.pieces):
-                self._visit_backward(piece, session, arrived, post)
+                with explaining(self.graph, (piece.node,), backward=True):
+                    self._visit_backward(piece, session, arrived, post)
             self._leaves(arrived, post)
         self.memory.keep([session.forward, post])
         return post

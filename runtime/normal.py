@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from propc.runtime.gates import applied, inlet
 from propc.runtime.mixing import mix
+from propc.runtime.once import differentiated_twice
 
 if TYPE_CHECKING:
     from propc.propagators.inverse_variance import InverseVariance
@@ -73,6 +74,11 @@ class NormalTotal(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, sent: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() and differentiated_twice():
+            raise ctx.site.error(
+                "second derivatives of an inverse-variance weighting, in a part of the program that runs again",
+                "Leave out propc.passes.Checkpoint(), or create_graph=True; or use 'rp' or 'lr' here.",
+            )
         value, loc, scale, *tangents = ctx.saved_tensors
         _, _, wants_loc, wants_scale, *_ = ctx.needs_input_grad
         offset = value - loc

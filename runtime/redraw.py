@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from propc.runtime.once import recorded
+
 LARGE = 2**15  # elements; below, drawing again costs more time than it is worth
 
 
@@ -31,8 +33,11 @@ class Recipe:
 
 
 def redrawn(call: Callable[..., Any], arguments: tuple[Any, ...], loc: Tensor, scale: Tensor) -> Any:
-    """Run a call whose first saved tensor is a draw from Normal(loc, scale), keeping the seed in its place."""
-    if loc.numel() < LARGE or not loc.is_cpu:
+    """Run a call whose first saved tensor is a draw from Normal(loc, scale), keeping the seed in its place.
+
+    What runs again in the reverse pass needs neither: its draw is not kept.
+    """
+    if loc.numel() < LARGE or not loc.is_cpu or recorded():
         return call(*arguments)
     recipe = Recipe(torch.default_generator.get_state(), loc, scale)
     packed: list[Any] = []

@@ -51,7 +51,7 @@ class Straight:
         code = compile("\n".join(lines), "<propc straight line>", "exec")
         names: dict[str, Any] = {f"f{i}": step.function for i, (step, _) in enumerate(steps)}
         exec(code, names)
-        self.run: Callable[[Values], None] = names["run"]
+        self.run: Callable[[Values | dict[int, Any]], None] = names["run"]
 
     def failed(self, error: BaseException) -> int | None:
         """The index of the step that raised an error; None if it was raised elsewhere."""

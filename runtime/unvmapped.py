@@ -12,6 +12,7 @@ from torch import Tensor
 from propc.errors import EstimatorError, message
 from propc.graph import PropagationGraph
 from propc.ir import Segment
+from propc.runtime.shortage import is_shortage
 from propc.tracing.guards import same_random
 from propc.tracing.operations import CustomFunction, name_of
 
@@ -32,6 +33,8 @@ def explained(graph: PropagationGraph, segment: Segment, run: Run, vmap: Callabl
         try:
             return run(*values)
         except Exception as error:
+            if is_shortage(error):
+                raise
             step = _culprit(module, reads, vmap, values)
             if step is None:
                 raise

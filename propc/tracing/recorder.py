@@ -95,6 +95,8 @@ class Recorder(torch.fx.Tracer):
             return result
         node = self._emit(func, args, kwargs)
         node.meta["writes"] = bool(written) or operations.has_effect(func)
+        if node.meta["writes"]:
+            node.meta["written"] = frozenset(map(_memory, written or touched))
         self._bind(result, node)
         for tensor in written:
             self._mark_written(tensor, node)

@@ -140,7 +140,8 @@ def _compute(node: torch.fx.Node, values: dict[torch.fx.Node, Tensor]) -> Tensor
 def _label(node: torch.fx.Node, value: Tensor) -> str:
     """A readable name: the number itself where all elements are equal."""
     if value.numel() and not value.is_complex():
-        first = value.flatten()[0]
+        value = value[tuple(slice(None) if stride else slice(1) for stride in value.stride())]  # each element once
+        first = value[(0,) * value.dim()]
         if bool((value == first).all()):
             return f"{first.item():g}"
     return operations.name_of(node.target) if callable(node.target) else str(node.target)

@@ -15,7 +15,7 @@ from propc.runtime.backends import compiling
 from propc.runtime.backends.base import Backend, Report
 from propc.runtime.backends.joint import READ, Halves, Layout
 from propc.runtime.backends.run import Run, Stage
-from propc.runtime.backends.units import Apart, Piece, Unit, Wire, pieces, tokens_of
+from propc.runtime.backends.units import Apart, Piece, Unit, Wire, blocks_of, pieces, tokens_of
 from propc.runtime.blocks import block
 from propc.runtime.straight import Call, Values
 
@@ -147,6 +147,7 @@ class _Compilation:
     def _joined(self, parts: Sequence[Stage | Wire | Apart | Unit]) -> Iterator[tuple[Node, Call]]:
         """The plan, with a run in place of consecutive stages and the wires between them."""
         plan, calls = self.executable.plan, [call for _, call in self.executable.plan]
+        inside = blocks_of(self.executable.graph)
         start = 0
         group: list[Stage | Wire] = []
 

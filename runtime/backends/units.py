@@ -84,9 +84,12 @@ def pieces(executable: Executable) -> list[Piece]:
 
 
 def _stretches(executable: Executable, plan: Plan) -> Iterator[tuple[int, int]]:
-    """Starts and ends of pieces; one that can be compiled ends behind a site or a cost."""
-    start = 0
+    """Starts and ends of pieces; one that can be compiled ends behind a site or a cost, and where a block begins."""
+    start, inside = 0, blocks_of(executable.graph)
     for i, (node, call) in enumerate(plan):
+        if start < i and inside.get(node.name) != inside.get(plan[start][0].name):
+            yield start, i
+            start = i
         if is_wire(call) or obstacle(executable, node):
             if start < i:
                 yield start, i
@@ -97,6 +100,11 @@ def _stretches(executable: Executable, plan: Plan) -> Iterator[tuple[int, int]]:
             start = i + 1
     if start < len(plan):
         yield start, len(plan)
+
+
+def blocks_of(graph: PropagationGraph) -> dict[str, int]:
+    """For each node of a block that runs again in the reverse pass, the number of the block."""
+    return {name: i for i, names in enumerate(graph.schedule.blocks) for name in names}
 
 
 def is_wire(call: Call) -> bool:
