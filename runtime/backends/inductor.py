@@ -162,9 +162,11 @@ class _Compilation:
 
         at = 0
         for part in parts:
-            count = len(
-                part.unit.nodes if isinstance(part, Stage) else part.nodes if isinstance(part, Unit) else (part,)
-            )
+            unit = part.unit if isinstance(part, Stage) else part
+            count = len(unit.nodes) if isinstance(unit, Unit) else 1
+            if group and inside.get(plan[at][0].name) != inside.get(plan[start][0].name):
+                yield from close(at)
+                start, group = at, []
             if isinstance(part, (Stage, Wire)):
                 group.append(part)
             else:

@@ -6,6 +6,7 @@ pass hands each to the reverse code of the sites that it is routed to, adding up
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,9 @@ from propc.runtime.straight import Values
 
 Half = Callable[[list[Tensor]], Sequence[Tensor]]
 SMALL = 1024  # elements; many cotangents on a tensor of up to so many are stacked, and summed once
+
+
+_VARIABLE = re.compile(r"\b[cnuv]\d+(?:_\d+)?\b")
 
 
 class Violated(Exception):
@@ -179,8 +183,17 @@ class _Source:
         return name
 
     def function(self, header: str) -> Any:
-        code = compile("\n".join([f"def line({header}):", *(f" {line}" for line in self.lines)]), "<propc run>", "exec")
-        exec(code, self.objects)
+        """A function of these lines, which lets go of every variable after its last use."""
+        last = {name: i for i, line in enumerate(self.lines) for name in _VARIABLE.findall(line)}
+        done: dict[int, list[str]] = {}
+        for name, i in last.items():
+            if i < len(self.lines) - 1:
+                done.setdefault(i, []).append(name)
+        lines = [
+            " " + "; ".join([line, *(f"{name} = None" for name in done.get(i, ()))])
+            for i, line in enumerate(self.lines)
+        ]
+        exec(compile("\n".join([f"def line({header}):", *lines]), "<propc run>", "exec"), self.objects)
         return self.objects["line"]
 
 
@@ -215,7 +228,6 @@ class _Forward:
         self.layouts: dict[str, Layout] = {}
         self.entered: dict[str, int] = {}
         self.wants: dict[str, bool] = {}
-        self.last: dict[str, int] = {}
         for place, layout in zip(run.whole.reads, run.entering):
             self._enter(place, layout)
         self.flags: list[str] = []
@@ -234,10 +246,6 @@ class _Forward:
         """The function: from what enters to what leaves, what the reverse pass needs, and flags."""
         leaving = tuple(dict.fromkeys(self.leaving))
         extra = [name for name in self.kept if name not in self.entered]
-        held = {*leaving, *extra, *self.flags}
-        for name, line in self.last.items():
-            if name not in held:
-                self.source.lines[line] += f"; {name} = None"
         self.source.lines.append(f"return {_tuple(leaving)}, {_tuple(extra)}, {_tuple(self.flags)}")
         return self.source.function(", ".join(self.names_of_entering))
 
@@ -274,9 +282,6 @@ class _Forward:
         made = [f"u{index}_{j}" for j in range(len(code.results))]
         for name, layout in zip(made, code.results):
             self.layouts[name] = layout
-        for name in (*arguments, *made):
-            if name.isidentifier():
-                self.last[name] = len(self.source.lines)
         self.source.lines.append(f"{_tuple(made, bare=True)} = {run}([{', '.join(arguments)}])")
         for position, place in enumerate(unit.block.writes):
             at = code.outputs[position]
