@@ -53,6 +53,10 @@ class OutOfMemoryError(PropcError, torch.OutOfMemoryError, MemoryError):
     """A device has no memory left for a value of the program."""
 
 
+class BackendError(PropcValueError):
+    """A backend that cannot run on this device, or lacks what it needs."""
+
+
 class PropcWarning(UserWarning):
     """Something legal that is rarely meant, such as a parameter that gets no gradient."""
 

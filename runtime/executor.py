@@ -93,6 +93,8 @@ class Executable:
         self.graph, self.state, self.validate = graph, state, validate
         self.backend = backend if probe is None else None
         self.report: Report | None = None
+        if self.backend is not None:
+            self.backend.require(list(dict.fromkeys(kind.device for node in graph for kind in node.outputs)))
         self.memory = Memory(graph, state)
         self.slots: dict[Ref | Token, int] = {}
         for node in graph:

@@ -17,6 +17,13 @@ def state_of(device: torch.device) -> Tensor:
     return state
 
 
+def state_unless_captured(device: torch.device) -> Tensor | None:
+    """The state of a device's default generator; None where operations are captured, and cannot be asked for it."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return None
+    return state_of(device)
+
+
 def set_state(device: torch.device, state: Tensor) -> None:
     """Set the state of a device's default generator."""
     if device.type == "cpu":

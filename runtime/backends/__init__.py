@@ -6,7 +6,7 @@ from propc.runtime.backends.base import Backend, Report
 
 __all__ = ["BACKENDS", "Backend", "Report", "backend"]
 
-BACKENDS = ("eager", "inductor")
+BACKENDS = ("eager", "inductor", "cudagraphs", "auto")
 
 
 def backend(name: str) -> Backend | None:
@@ -15,4 +15,12 @@ def backend(name: str) -> Backend | None:
         from propc.runtime.backends.inductor import Inductor
 
         return Inductor()
+    if name == "cudagraphs":
+        from propc.runtime.backends.cudagraphs import CudaGraphs
+
+        return CudaGraphs()
+    if name == "auto":
+        from propc.runtime.backends.auto import Auto
+
+        return Auto()
     return None

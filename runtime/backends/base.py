@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from propc.ir import Node
 from propc.runtime.straight import Call, Values
 
@@ -24,6 +26,7 @@ class Report:
         uses: how many times they run in a call.
         seconds: what compiling took.
         apart: the nodes that run as they do on `eager`, with the reasons.
+        measured: seconds of a forward and reverse pass, by backend, where several were tried.
     """
 
     backend: str
@@ -31,6 +34,7 @@ class Report:
     uses: int = 0
     seconds: float = 0.0
     apart: tuple[tuple[str, str], ...] = ()
+    measured: tuple[tuple[str, float], ...] = ()
 
     def __str__(self) -> str:
         if not self.stages:
@@ -42,6 +46,9 @@ class Report:
         reasons: dict[str, list[str]] = {}
         for name, why in self.apart:
             reasons.setdefault(why, []).append(name)
+        if self.measured:
+            best = min(seconds for _, seconds in self.measured)
+            found += "; measured " + ", ".join(f"{name} {seconds / best:.2f}" for name, seconds in self.measured)
         return "\n".join([found, *(f"  not compiled: {_some(names)}: {why}" for why, names in reasons.items())])
 
 
@@ -53,6 +60,13 @@ class Backend(ABC):
     """Turns the plan of a graph into one that runs faster, and gives the same numbers from the same noise."""
 
     name: ClassVar[str]
+
+    def require(self, devices: Sequence[torch.device]) -> None:  # noqa: B027
+        """Check that it can run on these devices, those of a graph's values.
+
+        Raises:
+            BackendError: says what is missing.
+        """
 
     @abstractmethod
     def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, Call]], Report]:

@@ -19,7 +19,7 @@ from propc.runtime.backends.joint import COTANGENT, NOISE, READ, RESULT, WIDE, H
 from propc.runtime.backends.units import Unit, Wire
 from propc.runtime.blocks import Block
 from propc.runtime.gates import applied
-from propc.runtime.noise import from_state, state_of
+from propc.runtime.noise import from_state, state_unless_captured
 from propc.runtime.straight import Values
 
 Half = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -123,7 +123,7 @@ class Run:
 class _Run(Function):
     @staticmethod
     def forward(ctx: Any, run: Run, *given: Tensor) -> tuple[Tensor, ...]:
-        ctx.run, ctx.seed, ctx.count = run, state_of(run.device), len(given)
+        ctx.run, ctx.seed, ctx.count = run, state_unless_captured(run.device), len(given)
         found, kept = run.values(given)
         ctx.save_for_backward(*given, *kept)
         ctx.set_materialize_grads(False)

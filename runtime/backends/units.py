@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from propc.runtime.executor import Executable
 
 Plan = Sequence[tuple[Node, Call]]
+LOOKS = "it checks values while it runs"  # on a CPU; elsewhere only in the first call
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def obstacle(executable: Executable, node: Node) -> str:
     if isinstance(node, Named):
         return "a propagator that is called at every step"
     if isinstance(node, (Resample, Compare)):
-        return "it checks values while it runs"
+        return LOOKS
     if isinstance(node, Output):
         return "it returns a value that must not take a gradient"
     if node.copy_of in executable.copies.repeated or node.name in executable.copies.repeated:

@@ -1,0 +1,114 @@
+"""The `auto` backend: tries the others on the first call's values, and keeps the quickest."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from propc.errors import BackendError
+from propc.ir import Node, Opaque
+from propc.runtime.backends.base import Backend, Report
+from propc.runtime.backends.cudagraphs import CudaGraphs
+from propc.runtime.backends.inductor import Inductor
+from propc.runtime.blocks import last_reads
+from propc.runtime.noise import from_state, state_of
+from propc.runtime.straight import Call, Straight, Values
+
+if TYPE_CHECKING:
+    from propc.runtime.executor import Executable
+
+TRIALS = 7  # of which the quickest counts
+
+Plan = Sequence[tuple[Node, Call]]
+
+
+class Auto(Backend):
+    """Measures a forward and reverse pass on each backend that can run here.
+
+    Measuring leaves no trace: random numbers and what estimators keep are put back. A program with black boxes, which
+    cannot be run without a trace, is not measured: it runs on `inductor` where that can, black boxes apart.
+    """
+
+    name: ClassVar[str] = "auto"
+
+    def plan(self, executable: Executable, values: Values) -> tuple[Plan, Report]:
+        plans = dict(_candidates(executable, values))
+        if any(isinstance(node, Opaque) for node in executable.graph):
+            name = "inductor" if "inductor" in plans else "eager"
+            plan, report = plans[name]
+            return plan, replace(report, backend=f"auto: {name}, not measured as there are black boxes")
+        measured = tuple((name, seconds(executable, plan, values)) for name, (plan, _) in plans.items())
+        name, _ = min(measured, key=lambda each: each[1])
+        plan, report = plans[name]
+        return plan, replace(report, backend=f"auto: {name}", measured=measured)
+
+
+def _candidates(executable: Executable, values: Values) -> Iterator[tuple[str, tuple[Plan, Report]]]:
+    """The backends that can run here, with their plans."""
+    devices = list(dict.fromkeys(kind.device for node in executable.graph for kind in node.outputs))
+    yield "eager", (executable.plan, Report("eager"))
+    for backend in (Inductor(), CudaGraphs()):
+        try:
+            backend.require(devices)
+        except BackendError:
+            continue
+        yield backend.name, backend.plan(executable, values)
+
+
+def seconds(executable: Executable, plan: Plan, values: Values) -> float:
+    """What a forward and a reverse pass take, of several the least.
+
+    Args:
+        values: all values of a call; inputs and held tensors are taken from there.
+    """
+    calls = [call for _, call in plan]
+    line = Straight(list(zip(calls, last_reads(calls, executable.returned))))
+    places = (*executable.inputs, *executable.held)
+    found = []
+    with _without_trace(executable):
+        for _ in range(TRIALS):
+            given = {place: values[place].detach().requires_grad_(values[place].requires_grad) for place in places}
+            start = _now(given.values())
+            _step(executable, line, given)
+            found.append(_now(given.values()) - start)
+    return min(found)
+
+
+def _step(executable: Executable, line: Straight, given: dict[int, Tensor]) -> None:
+    executable.begin()
+    table: Values = [given.get(place) for place in range(len(executable.slots))]
+    line.run(table)
+    guarded = executable.graph.output.guarded
+    ends = [table[place] for place, aside in zip(executable.returned, guarded) if not aside]
+    live = [end for end in ends if end.requires_grad]
+    wanted = [value for value in given.values() if value.requires_grad]
+    if live and wanted:
+        torch.autograd.grad(live, wanted, [torch.ones_like(end) for end in live], allow_unused=True)
+
+
+def _now(values: Iterable[Tensor]) -> float:
+    if any(value.is_cuda for value in values):
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@contextmanager
+def _without_trace(executable: Executable) -> Iterator[None]:
+    """Put random numbers and what estimators keep back as they were; values are not checked."""
+    kept = copy.deepcopy(executable.state.state_dict())
+    devices = {torch.device("cpu"), *(kind.device for node in executable.graph for kind in node.outputs)}
+    with ExitStack() as stack:
+        stack.enter_context(executable.unchecked())
+        for device in devices:
+            stack.enter_context(from_state(device, state_of(device)))
+        try:
+            yield
+        finally:
+            executable.state.load_state_dict(kept)
