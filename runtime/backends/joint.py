@@ -100,15 +100,16 @@ def halves(
     Raises:
         Exception: of any kind, where torch cannot trace it.
     """
-    with FakeTensorMode():
+    with FakeTensorMode():  # what draws would else draw real random numbers
         examples = tuple(layout.empty() for layout in layouts)
-    apart = _shared(run(*examples), examples)
+        apart = _shared(run(*examples), examples)
 
     def separate(*values: Tensor) -> tuple[Tensor, ...]:
         found = enumerate(run(*values))
         return tuple(out.clone(memory_format=torch.contiguous_format) if i in apart else out for i, out in found)
 
-    plain = separate(*examples)
+    with examples[0].fake_mode if examples else FakeTensorMode():  # type: ignore[attr-defined]
+        plain = separate(*examples)
     trains = any(out.requires_grad for out in plain)
     joint = aot_export_joint_simple(separate, examples, trace_joint=trains, decompositions=decompositions)
     assert isinstance(joint, torch.fx.GraphModule)
