@@ -43,6 +43,16 @@ class Layout:
         """The same with a place in memory for every element."""
         return replace(self, stride=torch.empty(self.shape, device="meta").stride())
 
+    def apart(self) -> Layout:
+        """The same where each element has a place of its own, else dense."""
+        places = sorted((step, size) for step, size in zip(self.stride, self.shape) if size > 1)
+        reach = 0  # of the elements along dimensions with smaller steps
+        for step, size in places:
+            if step <= reach:
+                return self.dense()
+            reach += step * (size - 1)
+        return self
+
     def empty(self) -> Tensor:
         """A tensor of this kind."""
         made = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
@@ -100,7 +110,8 @@ def halves(
     Raises:
         Exception: of any kind, where torch cannot trace it.
     """
-    with FakeTensorMode():  # what draws would else draw real random numbers
+    fake = FakeTensorMode()
+    with fake:  # else a step that draws would draw real random numbers
         examples = tuple(layout.empty() for layout in layouts)
         apart = _shared(run(*examples), examples)
 
@@ -108,7 +119,7 @@ def halves(
         found = enumerate(run(*values))
         return tuple(out.clone(memory_format=torch.contiguous_format) if i in apart else out for i, out in found)
 
-    with examples[0].fake_mode if examples else FakeTensorMode():  # type: ignore[attr-defined]
+    with fake:
         plain = separate(*examples)
     trains = any(out.requires_grad for out in plain)
     joint = aot_export_joint_simple(separate, examples, trace_joint=trains, decompositions=decompositions)
@@ -140,10 +151,20 @@ def _shared(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> set[int]:
     return found
 
 
+def draws(target: Any) -> bool:
+    """Whether an operation takes random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
 def _draw_outside(graph: torch.fx.Graph) -> dict[str, Layout]:
-    """Make standard normal noise an argument; its layouts by name. Drawn outside it takes a third less time."""
-    found = {}
+    """Make standard normal noise an argument; its layouts by name. Drawn outside it takes a third less time.
+
+    Where something else is drawn too, all stays where it is, so that the order of draws does.
+    """
+    found: dict[str, Layout] = {}
     first = next(iter(graph.nodes))
+    if any(draws(node.target) and node.target is not torch.ops.aten.randn.default for node in graph.nodes):
+        return found
     for node in [n for n in graph.nodes if n.target is torch.ops.aten.randn.default]:
         with graph.inserting_before(first):
             given = graph.placeholder(f"noise_{len(found)}")

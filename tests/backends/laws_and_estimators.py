@@ -212,7 +212,7 @@ LAWS: dict[str, Callable[[Tensor], torch.distributions.Distribution]] = {
     ),
     "poisson": lambda p: Poisson(spread(p)),
     "mixture": lambda p: MixtureSameFamily(
-        Categorical(logits=p), Normal(torch.stack([p, p + 1, p - 1], -1), spread(p)[..., None].expand(*p.shape, 3))
+        Categorical(logits=p), Normal(torch.stack([p[..., 0], p[..., 1], p[..., 2] - 1], -1), spread(p))
     ),
 }
 REPARAMETERIZED = sorted(set(LAWS) - {"poisson", "mixture"})
