@@ -14,7 +14,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from propc.runtime.backends.joint import Halves, Layout, halves
+from propc.runtime.backends.joint import Halves, Layout, draws, halves
 from propc.runtime.traced import tracing
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -63,7 +63,9 @@ def _key(code: torch.fx.GraphModule) -> Any:
 
 @cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Those of inductor."""
+    """Those of inductor, but for what draws: decomposed, it would draw other numbers than on `eager`."""
+    import torch._inductor.config as config
     from torch._inductor.decomposition import select_decomp_table
 
-    return dict(select_decomp_table())
+    with config.patch({"fallback_random": True}):
+        return {call: code for call, code in select_decomp_table().items() if not draws(call)}

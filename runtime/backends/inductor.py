@@ -53,7 +53,7 @@ class _Compilation:
     def __init__(self, executable: Executable, values: Values) -> None:
         self.executable = executable
         self.tokens = tokens_of(executable)
-        self.layouts = {i: Layout.of(value) for i, value in enumerate(values) if isinstance(value, Tensor)}
+        self.layouts = {i: Layout.of(value).apart() for i, value in enumerate(values) if isinstance(value, Tensor)}
         self.layouts.update({i: self.layouts[i].dense() for i in self.tokens if i in self.layouts})
         self.pieces = pieces(executable)
 

@@ -43,6 +43,16 @@ class Layout:
         """The same with a place in memory for every element."""
         return replace(self, stride=torch.empty(self.shape, device="meta").stride())
 
+    def apart(self) -> Layout:
+        """The same where each element has a place of its own, else dense."""
+        places = sorted((step, size) for step, size in zip(self.stride, self.shape) if size > 1)
+        reach = 0  # of the elements along dimensions with smaller steps
+        for step, size in places:
+            if step <= reach:
+                return self.dense()
+            reach += step * (size - 1)
+        return self
+
     def empty(self) -> Tensor:
         """A tensor of this kind."""
         made = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
@@ -100,15 +110,17 @@ def halves(
     Raises:
         Exception: of any kind, where torch cannot trace it.
     """
-    with FakeTensorMode():
+    fake = FakeTensorMode()
+    with fake:  # else a step that draws would draw real random numbers
         examples = tuple(layout.empty() for layout in layouts)
-    apart = _shared(run(*examples), examples)
+        apart = _shared(run(*examples), examples)
 
     def separate(*values: Tensor) -> tuple[Tensor, ...]:
         found = enumerate(run(*values))
         return tuple(out.clone(memory_format=torch.contiguous_format) if i in apart else out for i, out in found)
 
-    plain = separate(*examples)
+    with fake:
+        plain = separate(*examples)
     trains = any(out.requires_grad for out in plain)
     joint = aot_export_joint_simple(separate, examples, trace_joint=trains, decompositions=decompositions)
     assert isinstance(joint, torch.fx.GraphModule)
@@ -139,10 +151,20 @@ def _shared(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> set[int]:
     return found
 
 
+def draws(target: Any) -> bool:
+    """Whether an operation takes random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
 def _draw_outside(graph: torch.fx.Graph) -> dict[str, Layout]:
-    """Make standard normal noise an argument; its layouts by name. Drawn outside it takes a third less time."""
-    found = {}
+    """Make standard normal noise an argument; its layouts by name. Drawn outside it takes a third less time.
+
+    Where something else is drawn too, all stays where it is, so that the order of draws does.
+    """
+    found: dict[str, Layout] = {}
     first = next(iter(graph.nodes))
+    if any(draws(node.target) and node.target is not torch.ops.aten.randn.default for node in graph.nodes):
+        return found
     for node in [n for n in graph.nodes if n.target is torch.ops.aten.randn.default]:
         with graph.inserting_before(first):
             given = graph.placeholder(f"noise_{len(found)}")
