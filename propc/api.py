@@ -42,13 +42,17 @@ class CompiledMethods:
     def explain(self, *args: Any, snr: int | Mapping[str, float] | None = None, **kwargs: Any) -> Explanation:
         """A table of the sites of a call: distribution, estimator, why, messages, costs.
 
+        Under another backend than ``"eager"`` it says what was compiled, and what was not and why, once the call has
+        been made.
+
         Args:
             snr: signal-to-noise ratios of what the sites send, as a further column: from `propc.signal_to_noise`, or
                 the number of steps in which to measure them, such as 100. Without it nothing is run.
             *args, **kwargs: the call's arguments.
         """
         ratios = measured(self, args, kwargs, snr) if isinstance(snr, int) else snr
-        return Explanation(self._compiler().graph(self._owner(), args, kwargs), ratios)
+        graph, report = self._compiler().reported(self._owner(), args, kwargs)
+        return Explanation(graph, ratios, report)
 
     def propagate(
         self, direction: str, message: Message | Mapping[str, Message] | None = None, /, *args: Any, **kwargs: Any
@@ -212,7 +216,10 @@ def compile(
             (`propc.estimator`), a mapping from site-name patterns to either, or a function of the
             site (a `propc.estimators.SiteView`) that gives one.
         passes: further compiler passes: names, `Pass` classes or objects.
-        backend: ``"eager"``.
+        backend: what runs a step: ``"eager"``, operation by operation; ``"inductor"``, every distinct stage compiled by
+            TorchInductor, forward and reverse, at the first call; ``"cudagraphs"``, the whole schedule captured on a
+            GPU and replayed; ``"auto"``, the quickest of those that can run here, measured at the first call. All give
+            the same numbers from the same noise.
         validate: check distribution parameters and costs at every call on the CPU (at the first on a
             GPU, where a check would wait for the device), and at the first call that rows of the batch
             stay apart.
@@ -224,7 +231,8 @@ def compile(
         a module a module of a subclass that shares parameters and buffers with it.
 
     Raises:
-        PropcValueError: an unknown estimator, option, pass or backend; the nearest is named.
+        PropcValueError: an unknown estimator, option, pass or backend; the nearest is named. A call raises
+            `propc.errors.BackendError` where the backend cannot run on its device.
         PropcTypeError: something that cannot be compiled.
     """
     options = Options(estimator, passes, backend, validate, chunk)

@@ -27,7 +27,7 @@ from propc.messages import Message
 from propc.options import Options
 from propc.passes.base import Record
 from propc.propagation import Propagation, check_call
-from propc.runtime.backends import backend
+from propc.runtime.backends import EAGER, Report, backend
 from propc.runtime.executor import Executable
 from propc.runtime.messenger import Messenger
 from propc.runtime.probe import Probe
@@ -144,6 +144,18 @@ class Compiler:
     def graph(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PropagationGraph:
         """The graph of a call after all passes."""
         return self._find(self.take_apart(owner, args, kwargs))[0].graph
+
+    def reported(
+        self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[PropagationGraph, Report | None]:
+        """The graph of a call after all passes, and what the backend has made of it."""
+        compiled = self._find(self.take_apart(owner, args, kwargs))[0]
+        name, run = self.options.backend, compiled.executable
+        if name == EAGER:
+            return compiled.graph, None
+        if isinstance(run, Messenger):
+            return compiled.graph, Report(name, apart=(("the whole graph", "nodes are visited one by one"),))
+        return compiled.graph, run.report or Report(name, waiting=True)
 
     def records(
         self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from html import escape
 
 from tabulate import tabulate
 
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Resample, Site
 from propc.propagators import Plain
+from propc.runtime.backends.base import Report
 from propc.text import distribution, ratio, runs
 
 HEADERS = (
@@ -45,10 +47,12 @@ class Explanation:
     Attributes:
         graph: after all passes.
         snr: signal-to-noise ratios by site; None to leave the column out.
+        backend: what the backend has made of the program, and what it could not compile; None on `eager`.
     """
 
     graph: PropagationGraph
     snr: Mapping[str, float] | None = None
+    backend: Report | None = None
 
     @property
     def headers(self) -> tuple[str, ...]:
@@ -111,10 +115,10 @@ class Explanation:
         return ", ".join(wanted)
 
     def __str__(self) -> str:
-        return self._table("simple")
+        return self._table("simple") + (f"\n\n{self.backend}" if self.backend is not None else "")
 
     def _repr_html_(self) -> str:
-        return self._table("html")
+        return self._table("html") + (f"<pre>{escape(str(self.backend))}</pre>" if self.backend is not None else "")
 
     def _table(self, form: str) -> str:
         cells = [list(row.values()) for row in self.rows]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from propc.runtime.backends.base import Backend, Report
 
-__all__ = ["BACKENDS", "Backend", "Report", "backend"]
+__all__ = ["BACKENDS", "EAGER", "Backend", "Report", "backend"]
 
-BACKENDS = ("eager", "inductor", "cudagraphs", "auto")
+EAGER = "eager"
+BACKENDS = (EAGER, "inductor", "cudagraphs", "auto")
 
 
 def backend(name: str) -> Backend | None:

@@ -27,6 +27,7 @@ class Report:
         seconds: what compiling took.
         apart: the nodes that run as they do on `eager`, with the reasons.
         measured: seconds of a forward and reverse pass, by backend, where several were tried.
+        waiting: whether the first call is still to come.
     """
 
     backend: str
@@ -35,9 +36,12 @@ class Report:
     seconds: float = 0.0
     apart: tuple[tuple[str, str], ...] = ()
     measured: tuple[tuple[str, float], ...] = ()
+    waiting: bool = False
 
     def __str__(self) -> str:
-        if not self.stages:
+        if self.waiting:
+            found = f"backend {self.backend}: compiles at the first call"
+        elif not self.stages:
             found = f"backend {self.backend}: nothing is compiled"
         else:
             found = (

@@ -50,7 +50,7 @@ def _compile(code: torch.fx.GraphModule, reverse: bool) -> Compiled:
         gm_original_output_strides(code)  # results keep the strides that they were traced with
         made = compile_fx_inner(code, examples, is_backward=reverse)
     inner: Compiled | None = getattr(made, "current_callable", None)
-    return made if inner is None else inner  # type: ignore[return-value]
+    return made if inner is None else inner
 
 
 def _key(code: torch.fx.GraphModule) -> Any:

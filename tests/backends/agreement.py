@@ -35,8 +35,12 @@ def total(returned: Any) -> Tensor:
     """The sum of all that can be differentiated, each value with a weight of its own."""
     leaves = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor) and leaf.requires_grad]
     assert leaves
-    return torch.stack([(i + 1) * (leaf * torch.linspace(0.5, 1.5, leaf.numel()).view(leaf.shape)).sum()
-                        for i, leaf in enumerate(leaves)]).sum()
+    return torch.stack(
+        [
+            (i + 1) * (leaf * torch.linspace(0.5, 1.5, leaf.numel()).view(leaf.shape)).sum()
+            for i, leaf in enumerate(leaves)
+        ]
+    ).sum()
 
 
 def step(compiled: Any, inputs: Sequence[Any], seed: int, loss: Loss = total) -> list[Tensor]:
@@ -81,7 +85,10 @@ def assert_same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
 
 def reports(compiled: Any) -> list[Report]:
     """What the backend has made of each graph of a compiled object."""
-    every = {id(c): c for kept in compiled.compiler.cache.values() for c in kept} if hasattr(compiled, "compiler") \
+    every = (
+        {id(c): c for kept in compiled.compiler.cache.values() for c in kept}
+        if hasattr(compiled, "compiler")
         else {id(c): c for kept in compiled._compiler().cache.values() for c in kept}
+    )
     found = [c.executable.report for c in every.values() if getattr(c.executable, "report", None) is not None]
     return found

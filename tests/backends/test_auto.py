@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from agreement import plainly
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -18,8 +19,13 @@ def program(theta: Tensor) -> Tensor:
     return (x - 1).square()
 
 
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    plainly(monkeypatch)
+
+
 def report(compiled: Any) -> Any:
-    ((found,),) = compiled.compiler.cache.values()
+    (found,), *_ = compiled.compiler.cache.values()
     return found.executable.report
 
 
