@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import plainly
+from backends.agreement import plainly
 from torch import Tensor
 from torch.distributions import Normal
 

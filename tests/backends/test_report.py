@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from agreement import plainly
+from backends.agreement import plainly
 from torch import Tensor
 from torch.distributions import Normal
 
