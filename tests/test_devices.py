@@ -207,3 +207,43 @@ def test_the_first_call_finds_bad_costs(device: str) -> None:
     compiled = propc.compile(lambda t: propc.sample(Normal(t, 1.0), "z").log().sum(-1), estimator="rp")
     with pytest.raises(propc.NonFiniteError, match="cost"):
         compiled(torch.full((8, 2), -3.0, device=device, requires_grad=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("estimator", ["rp", "lr", "tp", propc.estimator("tp", weights="past")], ids=str)
+def test_blocks_run_again_from_the_same_random_numbers(estimator: Any, dtype: torch.dtype, device: str) -> None:
+    beta = torch.tensor(2.0, dtype=dtype, device=device, requires_grad=True)
+    x0 = torch.rand(16, 2, dtype=dtype, device=device)
+    W = torch.tensor([[-0.5, -2.5], [0.5, 2.5]], dtype=dtype, device=device)
+    found = []
+    for passes in ((), (propc.passes.Checkpoint(at="x*.in"),)):
+        compiled = propc.compile(rollout, estimator=estimator, passes=passes)
+        compiled(beta, x0, W).mean().backward()
+        torch.manual_seed(1)
+        with without_waiting(device):
+            cost = compiled(beta, x0, W)
+            (gradient,) = torch.autograd.grad(cost.mean(), beta)
+        found.append((cost.detach(), gradient, torch.randn(3, device=device)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][2], found[1][2])
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_out_of_memory(device: str) -> None:
+    def program(theta: Tensor) -> Tensor:
+        z = propc.sample(Bernoulli(logits=theta.expand(4)), "z")
+        return (z * theta)[:, None, None].expand(4, 2**24, 2**20).exp().mean((-1, -2))
+
+    theta = torch.tensor(0.4, device=device, requires_grad=True)
+    with pytest.raises(
+        propc.OutOfMemoryError, match=r"'cost.in'.*more were asked for.*'z' \(3\).*Use chunk="
+    ) as caught:
+        propc.compile(program, estimator=propc.estimator("lr", samples=3))(theta)
+    assert isinstance(caught.value, torch.OutOfMemoryError)
+    assert (
+        propc.compile(rollout, estimator="lr")(theta, torch.rand(4, 2, device=device), torch.eye(2, device=device))
+        .isfinite()
+        .all()
+    )
