@@ -249,3 +249,39 @@ def test_captured_calls_that_overlap() -> None:
         return [*first, *torch.autograd.grad(a.mean(), beta)]
 
     torch.testing.assert_close(grads("cudagraphs"), grads("eager"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("estimator", ["rp", "lr", "tp", propc.estimator("tp", weights="past")], ids=str)
+def test_blocks_run_again_from_the_same_random_numbers(estimator: Any, dtype: torch.dtype, device: str) -> None:
+    beta = torch.tensor(2.0, dtype=dtype, device=device, requires_grad=True)
+    x0 = torch.rand(16, 2, dtype=dtype, device=device)
+    W = torch.tensor([[-0.5, -2.5], [0.5, 2.5]], dtype=dtype, device=device)
+    found = []
+    for passes in ((), (propc.passes.Checkpoint(at="x*.in"),)):
+        compiled = propc.compile(rollout, estimator=estimator, passes=passes)
+        torch.manual_seed(1)
+        compiled(beta, x0, W).mean().backward()
+        with without_waiting(device):
+            cost = compiled(beta, x0, W)
+            (gradient,) = torch.autograd.grad(cost.mean(), beta)
+        found.append((cost.detach(), gradient, torch.randn(3, device=device)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][2], found[1][2])
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_out_of_memory(device: str) -> None:
+    def program(theta: Tensor) -> Tensor:
+        z = propc.sample(Bernoulli(logits=theta.expand(4)), "z")
+        return (z * theta)[:, None, None].expand(4, 2**24, 2**20).exp().mean((-1, -2))
+
+    theta = torch.tensor(0.4, device=device, requires_grad=True)
+    words = r"'cost.in'.*more were asked for.*'z' \(3\).*Use chunk="
+    with pytest.raises(propc.OutOfMemoryError, match=words) as caught:
+        propc.compile(program, estimator=propc.estimator("lr", samples=3))(theta)
+    assert isinstance(caught.value, torch.OutOfMemoryError)
+    after = propc.compile(rollout, estimator="lr")(theta, torch.rand(4, 2).to(device), torch.eye(2).to(device))
+    assert after.isfinite().all()

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import showcase
 import torch
 from torch import Tensor
 from torch.distributions import Normal
@@ -37,9 +38,10 @@ def graph_of(program: Any = rollout, *passes: Any, estimator: Any = "tp", **stat
 
 
 def test_golden(golden: Callable[[str, str], None]) -> None:
-    compiled = propc.compile(rollout, estimator="tp", passes=[Checkpoint(blocks=3)])
-    golden("checkpoint.txt", str(compiled.graph(param())))
-    golden("checkpoint.explain.txt", str(compiled.explain(param())))
+    compiled = propc.compile(showcase.rollout, estimator="tp", passes=[Checkpoint(blocks=3)])
+    arguments = param(), torch.zeros(100, 4), torch.eye(4), 9
+    golden("checkpoint.txt", str(compiled.graph(*arguments)))
+    golden("checkpoint.explain.txt", str(compiled.explain(*arguments)))
 
 
 def test_only_the_schedule_changes() -> None:
