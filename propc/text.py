@@ -94,9 +94,12 @@ def distribution(graph: PropagationGraph, site: Site) -> str:
 
 
 def directions(node: Expand) -> str:
-    """Where an expand node's tangents point."""
+    """How an expand node takes variances at its target."""
     plural = "" if node.directions == 1 else "s"
-    return f"{node.directions} {'exact' if node.exact else 'random'} direction{plural} of {node.target}"
+    along = f"{node.directions} {'exact' if node.exact else 'random'} direction{plural}"
+    if not node.norms:
+        return f"{along} of {node.target}"
+    return f"per-sample norms and {along} of {node.target}" if node.directions else f"exact norms of {node.target}"
 
 
 def refit(node: Resample) -> str:

@@ -24,7 +24,7 @@ def tangent_module(
         per_sample: whether these have a batch dimension, so that every sample has directions of its own.
         exact: one direction for each element; else random signs, drawn at every run.
     """
-    examples = [_example(node) for node in code.graph.nodes if node.op == "placeholder"]
+    examples = [example(node) for node in code.graph.nodes if node.op == "placeholder"]
 
     def tangents(*values: Tensor) -> tuple[Tensor, ...]:
         fixed = list(values)
@@ -44,12 +44,12 @@ def tangent_module(
 
     with torch.no_grad():
         module = make_fx(tangents, tracing_mode="fake")(*examples)
-    _simplify(module.graph)
+    simplify(module.graph)
     module.recompile()
     return module
 
 
-def _simplify(graph: torch.fx.Graph) -> None:
+def simplify(graph: torch.fx.Graph) -> None:
     """Remove copies, expansions and products with one that change nothing."""
     aten = torch.ops.aten
     for node in list(graph.nodes):
@@ -101,7 +101,7 @@ def _basis(points: tuple[Tensor, ...], per_sample: bool, directions: int, exact:
     return tuple(found)
 
 
-def _example(node: torch.fx.Node) -> Tensor:
+def example(node: torch.fx.Node) -> Tensor:
     kind = type_of(node)
     assert kind is not None
     return torch.empty(kind.shape, dtype=kind.dtype, device=kind.device)
