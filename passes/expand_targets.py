@@ -44,9 +44,9 @@ class ExpandTargets(Pass):
     """
 
     name: ClassVar[str] = "expand-targets"
-    few: int = 4
+    few: int = 1
     exact_up_to: int = 64
-    sketches: int = 4
+    sketches: int = 2
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         ways: dict[Hashable, _Way] = {}
@@ -102,7 +102,8 @@ class ExpandTargets(Pass):
 
     def _way(self, batch: int | None, found: Slice, paths: TargetPaths, parts: int) -> _Way:
         """How variances are taken; `batch` is None where no cotangents come back."""
-        rest = targets = [node for node, ref in zip(found.placeholders, found.inputs) if ref in paths.targets]
+        places = {ref: node for node, ref in zip(found.placeholders, found.inputs)}
+        rest = targets = [places[ref] for ref in paths.targets if ref in places]
         size, back = paths.size, None
         if size > self.few and batch is not None:
             uses = find_uses(found.code, targets, batch, paths.per_sample)
@@ -112,16 +113,15 @@ class ExpandTargets(Pass):
                 size = sum(math.prod(_kind(target).shape) for target in rest)
         exact = size <= (self.exact_up_to if back is None else self.few)
         directions = size if exact else self.sketches
-        along = None
+        along: torch.fx.GraphModule | None = None
+        read: tuple[torch.fx.Node, ...] = ()
         if rest:
-            module = torch.fx.GraphModule({}, found.code, class_name="segment")
-            places = [found.placeholders.index(target) for target in rest]
-            along = tangent_module(module, places, paths.per_sample, directions, exact)
-        reads = list(dict.fromkeys((*(found.placeholders if rest else ()), *(back.reads if back is not None else ()))))
+            along, read = tangent_module(found.code, rest, paths.per_sample, directions, exact)
+        reads = list(dict.fromkeys((*read, *(back.reads if back is not None else ()))))
         made = [replace(kind, shape=(directions, *kind.shape)) for kind in map(_kind, found.results) if rest]
         made += map(_kind, back.reads if back is not None else ())
         return _Way(
-            code=_keeping(along, reads, back),
+            code=_keeping(along, len(read), reads, back),
             reads=tuple(map(found.values.index, reads)),
             outputs=tuple(replace(kind, requires_grad=False) for kind in made),
             directions=directions,
@@ -151,15 +151,15 @@ class _Way:
 
 
 def _keeping(
-    along: torch.fx.GraphModule | None, reads: Sequence[torch.fx.Node], back: Pulled | None
+    along: torch.fx.GraphModule | None, count: int, reads: Sequence[torch.fx.Node], back: Pulled | None
 ) -> torch.fx.GraphModule:
-    """The code of an expand node; tangents read the first of what it is given."""
+    """The code of an expand node; tangents read the first `count` of what it is given."""
     graph = torch.fx.Graph()
     given = {node: graph.placeholder(f"value{i}") for i, node in enumerate(reads)}
     results: list[torch.fx.Node] = []
     if along is not None:
         inner = [node for node in along.graph.nodes if node.op == "placeholder"]
-        results += graph.graph_copy(along.graph, dict(zip(inner, given.values())))  # type: ignore[arg-type]
+        results += graph.graph_copy(along.graph, dict(zip(inner, [*given.values()][:count])))  # type: ignore[arg-type]
     for node in back.reads if back is not None else ():
         results.append(graph.call_function(torch.ops.aten.detach.default, (given[node],)))
     graph.output(tuple(results))

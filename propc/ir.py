@@ -233,9 +233,9 @@ class Site(Node):
 
     `requested` is what the user wrote in `propc.sample(..., estimator=)`; `rule` and
     `reason` are set by assign-propagators, `tangents` by expand-targets (for each φ one or None, and
-    behind them what else the node gives), `plate`, the name of the one in which it draws several times, by introduce-plates, `alternatives`, that of the one of values that it might have taken
-    instead, by explore-alternatives. The second output, if any, are the weights of the first or the values in the
-    second.
+    behind them what else the node gives), `plate`, the name of the one in which it draws several times, by
+    introduce-plates, `alternatives`, that of the one of values that it might have taken instead, by
+    explore-alternatives. The second output, if any, are the weights of the first or the values in the second.
     """
 
     spec: DistributionSpec

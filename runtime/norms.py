@@ -1,8 +1,8 @@
 """Variances of the gradients of single samples at a weighting target, without these gradients where they are large.
 
-The gradient of a sample in a matrix is a sum of outer products, Σ_t l_t r_tᵀ; its squared norm is Σ_ts (l_t·l_s)(r_t·r_s),
-of a single product |l|²|r|² (Goodfellow 2015, Efficient per-example gradient computations). The mean over samples is
-one product of matrices. So the variance is that of all gradients, exactly.
+The gradient of a sample in a matrix is a sum of outer products, Σ_t l_t r_tᵀ. Its squared norm is
+Σ_ts (l_t·l_s)(r_t·r_s), of a single product |l|²|r|² (Goodfellow 2015, Efficient per-example gradient computations);
+the sum over samples is one product of matrices. So the variance is exact.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from functools import partial
 import torch
 import torch.fx
 from torch import Tensor
-
 
 ROWS, PRODUCT, LAYER = "rows", "product", "layer"  # what a reverse traversal gives for a target
 
@@ -55,7 +54,7 @@ class Norms:
 
 def _together(norms: Sequence[Tensor]) -> Tensor:
     """The norm of a vector, from those of its pieces."""
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)
 
 
 def moments(grads: Tensor, groups: int, per_coordinate: bool = False) -> tuple[Tensor, Tensor]:

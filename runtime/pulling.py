@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from propc.runtime.flat import example, flat
 from propc.runtime.norms import LAYER, PRODUCT, ROWS
-from propc.runtime.tangents import example, simplify
 from propc.runtime.target_uses import Added, Node, Product, Spread, Uses, execute
 from propc.tracing.program import type_of
 
@@ -46,36 +45,10 @@ def pulled(code: torch.fx.Graph, uses: Uses, parts: int) -> Pulled:
     """
     ends: tuple[Node, ...] = code.output_node().args[0]  # type: ignore[assignment]
     nodes = [node for node in code.nodes if node.op != "output" and type_of(node) is not None]
-    cotangents = [example(end).new_empty((parts, *example(end).shape)) for end in ends]
-    examples = [*map(example, nodes), *cotangents]
-    trace = _Reverse(code, uses, ends, nodes)
-    with torch.no_grad():
-        module = make_fx(trace.run, tracing_mode="fake")(*examples)
-    reads = [nodes[i] for i in _share(module.graph, len(nodes))]
-    simplify(module.graph)
-    module.recompile()
-    return Pulled(module, tuple(reads), tuple(trace.layout))
-
-
-def _share(graph: torch.fx.Graph, count: int) -> list[int]:
-    """Read what the forward pass has made in place of making it again; which of its values are read.
-
-    The code returns, behind what it is for, the `count` values that it was given, as it has made them itself.
-    """
-    given = [node for node in graph.nodes if node.op == "placeholder"]
-    output = graph.output_node()
-    results: Sequence[Any] = output.args[0]  # type: ignore[assignment]
-    wanted, made = results[:-count], results[-count:]
-    output.args = (tuple(wanted),)
-    for own, known in zip(made, given):
-        if isinstance(own, torch.fx.Node) and own is not known and own.op != "placeholder":
-            own.replace_all_uses_with(known)
-    graph.eliminate_dead_code()
-    read = [i for i, node in enumerate(given[:count]) if node.users]
-    for node in given[:count]:
-        if not node.users:
-            graph.erase_node(node)
-    return read
+    cotangents = [like.new_empty((parts, *like.shape)) for like in map(example, ends)]
+    reverse = _Reverse(code, uses, ends, nodes)
+    module, reads = flat(reverse.run, nodes, cotangents)
+    return Pulled(module, reads, tuple(reverse.layout))
 
 
 class _Reverse:
@@ -104,7 +77,7 @@ class _Reverse:
             *(common[use.operand].expand(_shape(use.step)) for use in self.spread),
             *(torch.zeros_like(known[step]) for step in self.layers),
         )
-        _, back, own = torch.func.vjp(lambda *at: self._forward(common, at), *probes, has_aux=True)
+        _, back, own = torch.func.vjp(lambda *at: self._forward(common, at), *probes, has_aux=True)  # type: ignore[misc]
         found = torch.vmap(back)(tuple(values[len(self.nodes) :]))
         own = {**common, **own}
         results = self._results(own, found)
@@ -140,8 +113,8 @@ class _Reverse:
             if products:
                 results.append((LAYER if target in biases else PRODUCT, *_joined(products)))
         sums: Values = {}
-        for use, cotangent in spread.items():
-            _add(sums, use.operand, _summed(cotangent, own[use.operand]))
+        for at, cotangent in spread.items():
+            _add(sums, at.operand, _summed(cotangent, own[at.operand]))
         done = {*biases.values(), *leaves}
         rest = [t for t, uses in self.uses.exact.items() if t not in done and not isinstance(uses[0], Product)]
         for use in dict.fromkeys(use for t in rest for use in self.uses.exact[t] if isinstance(use, Added)):
@@ -171,7 +144,7 @@ class _Reverse:
                 env[step] = execute(step, env)
             return tuple(env[node] for node in made)
 
-        _, back = torch.func.vjp(region, *(own[target] for target in targets))
+        _, back = torch.func.vjp(region, *(own[target] for target in targets))  # type: ignore[misc]
         each: Callable[..., Any] = torch.vmap(torch.vmap(back))
         for target, value in zip(targets, each(tuple(sums[node] for node in made))):
             _add(found, target, value)
@@ -210,5 +183,8 @@ def _joined(several: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     if len(several) == 1:
         return several[0]
     parts = max(factor.shape[0] for pair in several for factor in pair)
-    left, right = (torch.cat([f.expand(parts, -1, -1, -1) for f in side], 2) for side in zip(*several))
-    return left, right
+    return _along_uses([left for left, _ in several], parts), _along_uses([right for _, right in several], parts)
+
+
+def _along_uses(factors: Sequence[Tensor], parts: int) -> Tensor:
+    return torch.cat([factor.expand(parts, -1, -1, -1) for factor in factors], 2)

@@ -87,7 +87,7 @@ def find_uses(code: torch.fx.Graph, targets: Sequence[Node], batch: int, per_sam
         per_sample: whether targets have rows.
     """
     body = [node for node in code.nodes if node.op not in ("placeholder", "output")]
-    if batch < 2 or any(is_random(node) or node.meta.get("writes") for node in body):
+    if batch < 2 or not all(map(is_pure, body)):
         return None
     common = () if per_sample else targets
     shapes = {node: kind.shape for node in code.nodes if (kind := type_of(node)) is not None}
@@ -100,7 +100,7 @@ def find_uses(code: torch.fx.Graph, targets: Sequence[Node], batch: int, per_sam
         return None
     shared = tuple(node for node in body if node not in rows)
     if per_sample:
-        return Uses({target: () for target in targets}, shared, rows)
+        return Uses(dict.fromkeys(targets, ()), shared, rows)
     made_of = _origins(targets, shared)
     uses: dict[Node, list[Use] | None] = {target: [] for target in targets}
     for step in body:
@@ -231,6 +231,11 @@ def _size(node: Node) -> int:
 def operation(node: Node) -> str:
     """The plain name of what a step does."""
     return node.target if isinstance(node.target, str) else name_of(node.target)
+
+
+def is_pure(step: Node) -> bool:
+    """Whether a step neither draws random numbers nor writes into a tensor."""
+    return not is_random(step) and not step.meta.get("writes")
 
 
 def execute(step: Node, env: Mapping[Node, Any]) -> Any:
