@@ -25,8 +25,9 @@ from propc.propagators import InverseVariance
 from propc.runtime.norms import Norms
 from propc.runtime.pulling import Pulled, pulled
 from propc.runtime.tangents import tangent_module
-from propc.runtime.target_uses import find_uses
+from propc.runtime.target_uses import find_uses, operation
 from propc.stages import structure
+from propc.tracing.operations import is_random
 from propc.tracing.program import type_of
 
 
@@ -77,6 +78,9 @@ class ExpandTargets(Pass):
         if not ports:
             raise _out_of_reach(site, paths.path)
         found = paths.slice([site.inputs[i] for i in ports])
+        drawn = next(filter(is_random, found.body), None)
+        if drawn is not None:
+            raise _draws(site, paths.path, drawn)
         key = paths.path, len(rule.parts), structure(found.body, found.placeholders, found.results)
         if key not in ways:
             back = all(paths.kind(site.inputs[i]).requires_grad for i in ports)
@@ -189,6 +193,18 @@ def _out_of_reach(site: Site, target: str) -> EstimatorError:
         message(
             f"its weighting target {target!r} does not reach it without passing another site",
             "Choose another target for this site with a mapping, such as estimator={'x*': ..., 'z': 'tp'}.",
+            at=f"site {site.name!r}",
+            where=site.where,
+        )
+    )
+
+
+def _draws(site: Site, target: str, step: torch.fx.Node) -> EstimatorError:
+    return EstimatorError(
+        message(
+            f"{operation(step)!r} draws random numbers between it and its weighting target {target!r}; they cannot be "
+            "drawn again",
+            "Leave out target=, which weighs at the site, or mark the draw with propc.sample.",
             at=f"site {site.name!r}",
             where=site.where,
         )
