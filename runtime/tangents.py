@@ -76,9 +76,17 @@ def _basis(points: tuple[Tensor, ...], per_sample: bool, directions: int, exact:
     if exact:
         eye = torch.eye(directions, dtype=points[0].dtype, device=points[0].device)
     else:
-        eye = torch.randint(0, 2, (directions, sum(sizes)), device=points[0].device).to(points[0].dtype) * 2 - 1
+        eye = random_signs((directions, sum(sizes)), points[0])
     found = []
     for piece, point in zip(eye.split(sizes, 1), points):
         shaped = piece.reshape(directions, *(1,) * lead, *point.shape[lead:])
         found.append(shaped.expand(directions, *point.shape))
     return tuple(found)
+
+
+def random_signs(shape: tuple[int, int], like: Tensor) -> Tensor:
+    """±1 with equal probability, of the dtype and on the device of a tensor: the bits of random integers."""
+    count = shape[0] * shape[1]
+    words = torch.randint(-(2**63), 2**63 - 1, (-(-count // 64),), device=like.device)
+    bits = words.view(torch.uint8).unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=like.device) & 1
+    return bits.flatten()[:count].view(shape).to(like.dtype).mul_(2).sub_(1)

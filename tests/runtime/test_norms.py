@@ -19,6 +19,7 @@ from propc.passes import ExpandTargets
 from propc.propagators import Draw, InverseVariance
 from propc.runtime.mixing import _measure, at_target
 from propc.runtime.norms import Norms
+from propc.runtime.tangents import random_signs
 
 BATCH, DIM = 7, 3
 
@@ -322,3 +323,14 @@ def test_explained() -> None:
         Layers(half_known, w=torch.randn(4, DIM), b=torch.randn(DIM)), estimator=propc.estimator("tp", target="net")
     )
     assert "{per-sample norms and 2 random directions of net}" in str(half.graph(x))
+
+
+@pytest.mark.statistical
+def test_signs_are_fair_and_independent() -> None:
+    """Their means are 0, and so are those of products of neighbours and of signs a byte or a word apart."""
+    draws = torch.cat([random_signs((1000, 130), torch.empty(())) for _ in range(10)])
+    assert set(draws.unique().tolist()) == {-1.0, 1.0}
+    assert draws.dtype == torch.float64
+    for distance in (1, 8, 64):
+        check((draws[:, :-distance] * draws[:, distance:]), torch.zeros(130 - distance), twin=draws[:, distance:].abs())
+    check(draws, torch.zeros(130), twin=draws + 0.1)
