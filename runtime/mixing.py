@@ -234,6 +234,8 @@ def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Te
     found: Tensor | None = None
     for grad, tangent in zip(grads, tangents):
         if tangent is not None:
+            lead = (1,) * (grad.dim() - tangent.dim())  # where φ is common to all rows
+            tangent = tangent.reshape(len(tangent), *lead, *tangent.shape[1:]) if lead else tangent
             product = grad.unsqueeze(1) * tangent  # [parts, P, batch, ...]
             product = product.flatten(3).sum(3) if product.dim() > 3 else product
             found = product if found is None else found + product

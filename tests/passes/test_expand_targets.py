@@ -10,7 +10,14 @@ import torch
 from stats import assert_unbiased
 from surrogate import Plain, seeded
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
+from torch.distributions import (
+    AffineTransform,
+    Bernoulli,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+)
 
 import propc
 from propc.graph import leaf_named
@@ -200,6 +207,22 @@ def test_tangents_at_a_module(target: str, seen: Tangents) -> None:
         loop = per_sample_loop(plain.dists[name].loc, wanted, False)
         torch.testing.assert_close(tangents[0], loop, rtol=1e-12, atol=1e-14)
         assert tangents[1] is None
+
+
+def test_phi_without_rows(seen: Tangents) -> None:
+    """One φ is common to all samples: the target is its shift, and a cotangent is its own per-sample gradient."""
+
+    def program(theta: Tensor) -> Tensor:
+        noise = Independent(Normal(torch.zeros(BATCH + 4, DIM), 1.0), 1)
+        x = propc.sample(TransformedDistribution(noise, [AffineTransform(theta, torch.ones(DIM), event_dim=1)]), "x")
+        return x.pow(3).sum(-1)
+
+    theta = torch.randn(DIM, requires_grad=True)
+    gradients = []
+    for options in ({"target": "theta"}, {}):
+        compiled = propc.compile(program, estimator=propc.estimator("tp", **options))
+        gradients.append(torch.autograd.grad(seeded(compiled, theta).mean(), theta))
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_a_shared_gradient_is_their_sum(seen: Tangents) -> None:
