@@ -38,6 +38,7 @@ bench: $(READY)  ## the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/shaping.py $(ARGS)
 	$(BIN)/python benchmarks/discrete.py $(ARGS)
 	$(BIN)/python benchmarks/horizon.py $(ARGS)
+	$(BIN)/python benchmarks/targets.py $(ARGS)
 
 clean:  ## everything that these targets made, the environment too
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache runs

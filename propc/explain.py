@@ -9,10 +9,10 @@ from html import escape
 from tabulate import tabulate
 
 from propc.graph import PropagationGraph
-from propc.ir import Cost, Resample, Site
+from propc.ir import Cost, Expand, Resample, Site
 from propc.propagators import Plain
 from propc.runtime.backends.base import Report
-from propc.text import distribution, ratio, runs
+from propc.text import directions, distribution, ratio, runs
 
 HEADERS = (
     "site",
@@ -86,7 +86,7 @@ class Explanation:
             distribution(self.graph, site),
             str(list(site.shape)),
             site.estimator,
-            site.reason,
+            self._why(site),
             _listed([*incoming, *sent]),
             "" if plain else self._sent_on(site),
             _listed(costs),
@@ -104,6 +104,11 @@ class Explanation:
         """The block in which the reverse pass runs the site again."""
         blocks = self.graph.schedule.blocks
         return next((f"block {i} of {len(blocks)}" for i, names in enumerate(blocks, 1) if site.name in names), "")
+
+    def _why(self, site: Site) -> str:
+        """Why it has its estimator; how it takes variances at a weighting target."""
+        expand = next((self.graph[ref.node] for ref in site.tangents if ref is not None), None)
+        return f"{site.reason}; weights from {directions(expand)}" if isinstance(expand, Expand) else site.reason
 
     def _sent_on(self, site: Site) -> str:
         """The φ that a gradient can go to."""

@@ -210,17 +210,20 @@ class Segment(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expand(Node):
-    """Tangents of a site's φ along directions of a weighting target; inserted by expand-targets.
+    """What turns cotangents on a site's φ into variances at a weighting target; inserted by expand-targets.
 
-    The outputs, one for each φ that depends on the target, have shape
-    ``[P, *φ.shape]``: P directions, exact when they are the P coordinates of the
-    target, else random signs. They turn a cotangent on φ into per-sample
-    gradients with respect to the target.
+    Where `directions` is not 0, the first outputs, one for each φ that depends on the target, are tangents of φ,
+    ``[P, *φ.shape]``, along P directions: when `exact` they are the P coordinates of the target, else random signs.
+    A cotangent on φ times tangents is the per-sample gradient along these directions.
+
+    With `norms`, the outputs behind them are what a reverse traversal to the target reads, from which the site's rule
+    takes the exact variance (`propc.runtime.norms`) of the target, or of all of it that has no tangents.
     """
 
     target: str
     directions: int
     exact: bool
+    norms: bool = False
     code: torch.fx.GraphModule = field(repr=False)
 
 
@@ -229,10 +232,10 @@ class Site(Node):
     """A marked random choice; inputs are φ, the tensors of its distribution.
 
     `requested` is what the user wrote in `propc.sample(..., estimator=)`; `rule` and
-    `reason` are set by assign-propagators, `tangents` by expand-targets, `plate`, the name of the one in which
-    it draws several times, by introduce-plates, `alternatives`, that of the one of values that it might have taken
-    instead, by explore-alternatives. The second output, if any, are the weights of the first or the values in the
-    second.
+    `reason` are set by assign-propagators, `tangents` by expand-targets (for each φ one or None, and
+    behind them what else the node gives), `plate`, the name of the one in which it draws several times, by
+    introduce-plates, `alternatives`, that of the one of values that it might have taken instead, by
+    explore-alternatives. The second output, if any, are the weights of the first or the values in the second.
     """
 
     spec: DistributionSpec

@@ -94,9 +94,12 @@ def distribution(graph: PropagationGraph, site: Site) -> str:
 
 
 def directions(node: Expand) -> str:
-    """Where an expand node's tangents point."""
+    """How an expand node takes variances at its target."""
     plural = "" if node.directions == 1 else "s"
-    return f"{node.directions} {'exact' if node.exact else 'random'} direction{plural} of {node.target}"
+    along = f"{node.directions} {'exact' if node.exact else 'random'} direction{plural}"
+    if not node.norms:
+        return f"{along} of {node.target}"
+    return f"{'per-sample norms and ' + along if node.directions else 'exact per-sample norms'} of {node.target}"
 
 
 def refit(node: Resample) -> str:
@@ -216,8 +219,10 @@ def described(plate: Plate) -> str:
 
 def _site(graph: PropagationGraph, site: Site) -> str:
     rule = f" by {site.estimator}" if site.rule is not None else ""
-    tangents = [ref for ref in site.tangents if ref is not None]
+    count = len(site.inputs)
+    tangents = [ref for ref in site.tangents[:count] if ref is not None]
     along = f" along {_reads(graph, tangents)}" if tangents else ""
+    along += f" with {_value(graph, Ref(site.tangents[-1].node))}" if site.tangents[count:] else ""  # type: ignore[union-attr]
     return f"site {law(site, lambda field, ref: f'{field}={_value(graph, ref)}')}{rule}{along}"
 
 

@@ -256,7 +256,7 @@ class Executable:
         rule, name, count, out = node.rule, node.name, len(node.inputs), self.slots[Ref(node.name)]
         assert rule is not None
         tangents = {i: self.slots[ref] for i, ref in enumerate(node.tangents) if ref is not None}
-        none = (None,) * count
+        none, places = (None,) * count, range(len(node.tangents))
         later = self.bounds.get(name, ())
         context, draw_by = self._find(name), rule.draw
         if node.name in self.placings:
@@ -267,7 +267,7 @@ class Executable:
             if self.validate and (later or not self.checked):
                 checks.site_check(node, phi, later if self.checked else node.spec.checks)
             known = dict(zip(tangents, given[count:])) if tangents else None
-            draw = draw_by(context(), phi, none if known is None else [known.get(i) for i in range(count)])
+            draw = draw_by(context(), phi, none if known is None else [known.get(i) for i in places])
             return (draw.value, *draw.tokens)
 
         writes = range(out, out + 1 + rule.inlets)

@@ -27,7 +27,7 @@ rule = rules_into(RULES)
     "special_xlog1py special_xlogy sqrt square sub subtract tan tanh tanhshrink true_divide truediv trunc where xlogy "
     "xor"
 )
-def _by_element(step: Step) -> Node | None:
+def by_element(step: Step) -> Node | None:
     """Plates stand in front of all dimensions of the result."""
     width = len(step.shape)
     if step.promotes or any(rank(n) > width for n in step.tensors):
@@ -60,7 +60,7 @@ def _clamped(step: Step) -> Node | None:
 @rule("masked_fill")
 def _filled(step: Step) -> Node | None:
     """The number may be a tensor of no dimensions, not one in plates."""
-    return None if isinstance(step.args[-1], Node) or step.kwargs else _by_element(step)
+    return None if isinstance(step.args[-1], Node) or step.kwargs else by_element(step)
 
 
 @rule("binary_cross_entropy binary_cross_entropy_with_logits huber_loss l1_loss mse_loss smooth_l1_loss")
@@ -134,7 +134,7 @@ def _flipped(step: Step) -> Node | None:
 @rule("max min")
 def _extreme(step: Step) -> Node | None:
     """Of two tensors, or along a dimension."""
-    return _along(1)(step) if step.single else _by_element(step) if step.kind is not None else None
+    return _along(1)(step) if step.single else by_element(step) if step.kind is not None else None
 
 
 @rule("flatten ravel reshape reshape_as unflatten view view_as")

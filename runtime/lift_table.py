@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from propc.runtime import lift_layers, lift_rules
 from propc.runtime.lift_step import Node, Rule, Step
-from propc.tracing.operations import Property
+from propc.tracing.operations import Property, name_of
 
 RULES: dict[str, Rule] = {**lift_rules.RULES, **lift_layers.RULES}
 _TORCH = frozenset(
@@ -18,6 +18,14 @@ _TORCH = frozenset(
     for value in vars(module).values()
     if callable(value) and getattr(value, "__hash__", None)
 )
+
+
+def is_by_element(node: torch.fx.Node) -> bool:
+    """Whether an operation acts on each element alone, with broadcasting."""
+    target = node.target
+    name = target if isinstance(target, str) else name_of(target)
+    known = isinstance(target, (str, Property)) or target in _TORCH
+    return known and RULES.get(name.removeprefix("__").removesuffix("__")) is lift_rules.by_element
 
 
 def write(step: Step) -> Node | None:

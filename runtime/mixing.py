@@ -10,9 +10,9 @@ half of the batch takes the weights that the other half gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from torch.autograd import Function
 
 from propc.configure import Configurable, one_of
 from propc.errors import EstimatorError, PropcValueError, message
+from propc.runtime.norms import variance
 from propc.runtime.shares import mix_two
 from propc.runtime.traced import mix_traced, traced
 
@@ -95,14 +96,35 @@ class PastVariances(nn.Module):
             self.register_buffer(key[len(prefix) :], state_dict[key].clone())
 
 
+@dataclass(frozen=True)
+class Target:
+    """What the forward pass gives to take variances at a weighting target.
+
+    Attributes:
+        tangents: for each φ that takes a cotangent its tangents [P, batch, ...] towards the target, or None.
+        live: which φ these are.
+        made: what the reverse traversal of the rule's `Norms` reads.
+    """
+
+    tangents: Sequence[Tensor | None]
+    live: Sequence[int]
+    made: Sequence[Tensor] = ()
+
+
+def at_target(rule: InverseVariance, live: Sequence[int], saved: Sequence[Any]) -> Target | None:
+    """What a gate has saved for the target: tangents of the φ that take a cotangent, and what `Norms` reads."""
+    known = rule.norms is not None or any(tangent is not None for tangent in saved[: len(live)])
+    return Target(saved[: len(live)], live, saved[len(live) :]) if known else None
+
+
 def mix(
-    rule: InverseVariance, site: SiteContext, grads: Sequence[tuple[Tensor, ...]], tangents: Sequence[Tensor | None]
+    rule: InverseVariance, site: SiteContext, grads: Sequence[tuple[Tensor, ...]], target: Target | None = None
 ) -> list[Tensor]:
     """Combine the parts' cotangents.
 
     Args:
         grads: for each φ the cotangents of the parts, each [batch, ...].
-        tangents: for each φ its tangents [P, batch, ...] towards the target, or None.
+        target: where the variances are taken; None is here.
 
     Returns:
         one cotangent for each φ, [batch, ...].
@@ -117,7 +139,7 @@ def mix(
         weights = site.weights.get(rule.donor) if rule.donor is not None else None
         seen = weights is None and how.target is None and not _too_few(how, grads[0][0].shape[0])
         if weights is None:
-            weights = _weights(how, site, [torch.stack(parts) for parts in grads], tangents)
+            weights = _weights(how, site, _measure(rule, [torch.stack(parts) for parts in grads], target))
             if how.k_interval > 1:
                 site.weights[site.name] = weights
     return [_combine(weights[min(i, len(weights) - 1)], parts, seen) for i, parts in enumerate(grads)]
@@ -147,16 +169,39 @@ def _by_row(weights: Tensor, batch: int) -> Tensor:
     return torch.cat([half.expand(-1, -1, size, -1) for half, size in zip(halves, sizes)], 2)
 
 
-def _weights(
-    how: Weighting, site: SiteContext, grads: Sequence[Tensor], tangents: Sequence[Tensor | None]
-) -> list[Tensor]:
+def _measure(rule: InverseVariance, grads: Sequence[Tensor], target: Target | None) -> Measure:
+    """How variances are taken of cotangents [parts, batch, ...], one tensor for each φ."""
+    if target is None:
+        return Measure(grads, partial(_variances, grads, per_coordinate=rule.weighting.per_coordinate))
+    seen = _at_target(grads, target.tangents)
+    norms = rule.norms
+    if norms is None:
+        assert seen is not None
+        return Measure(grads, partial(_variances, [seen], per_coordinate=False))
+    ends = [grads[target.live.index(port)] for port in norms.ports]
+
+    def take(groups: int) -> list[Tensor]:
+        found = norms.variances(ends, target.made, groups)
+        return [found if seen is None else found.add_(variance(seen, groups), alpha=1 / norms.sketches)]
+
+    return Measure(grads, take)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Variances of the parts in groups of rows, [parts, groups, 1, coordinates or 1]: one tensor, or one for each φ."""
+
+    grads: Sequence[Tensor]
+    take: Callable[[int], list[Tensor]]
+
+
+def _weights(how: Weighting, site: SiteContext, measure: Measure) -> list[Tensor]:
     """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each φ."""
-    seen = [_at_target(grads, tangents)] if any(t is not None for t in tangents) else grads
-    parts, batch = seen[0].shape[:2]
+    parts, batch = measure.grads[0].shape[:2]
     if _too_few(how, batch):
-        return [seen[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
-    now = _variances(seen, how.groups, how.per_coordinate)
-    known = _with_past(how, site, now, seen) if how.weights == "past" else now
+        return [measure.grads[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
+    now = measure.take(how.groups)
+    known = _with_past(how, site, now, measure) if how.weights == "past" else now
     return [_inverse(v, n) for v, n in zip(known, now)]
 
 
@@ -167,26 +212,8 @@ def _too_few(how: Weighting, batch: int) -> bool:
 
 def _variances(grads: Sequence[Tensor], groups: int, per_coordinate: bool) -> list[Tensor]:
     """Summed squared deviations: one tensor for each φ per coordinate, else one for all."""
-    found = [_variance(g, groups, per_coordinate) for g in grads]
+    found = [variance(g, groups, per_coordinate) for g in grads]
     return found if per_coordinate or len(found) == 1 else [torch.stack(found).sum(0)]
-
-
-def _variance(grad: Tensor, groups: int, per_coordinate: bool) -> Tensor:
-    """Summed squared deviations over the rows of each group, [parts, groups, 1, coordinates or 1].
-
-    From moments, Σg² − (Σg)²/n, with what may be rounding taken for zero: where that matters the
-    parts hardly vary, and any weights do. Cotangents whose squares overflow count as not finite.
-    """
-    parts, batch = grad.shape[:2]
-    rows = batch // groups
-    if batch % groups:
-        grad = grad[:, : groups * rows]
-    grad = grad.reshape(parts, groups, rows, -1)
-    dims = 2 if per_coordinate else (2, 3)
-    rounding = 1 + 4 * torch.finfo(grad.dtype).eps
-    mean = torch.linalg.vector_norm(grad.sum(2, keepdim=True), dim=dims, keepdim=True).mul_(rows**-0.5 * rounding)
-    size = torch.linalg.vector_norm(grad, dim=dims, keepdim=True)
-    return torch.addcmul(size * size, mean, mean, value=-1.0)
 
 
 def _inverse(variances: Tensor, now: Tensor) -> Tensor:
@@ -202,27 +229,28 @@ def _inverse(variances: Tensor, now: Tensor) -> Tensor:
     return torch.softmax(logits.nan_to_num_(-torch.inf, neginf=-torch.inf), 0)
 
 
-def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
-    """Per-sample gradients at the target, [parts, batch, P]."""
+def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor | None:
+    """Per-sample gradients along the directions of the tangents, [parts, batch, P]; None where there are none."""
     found: Tensor | None = None
     for grad, tangent in zip(grads, tangents):
         if tangent is not None:
+            lead = (1,) * (grad.dim() - tangent.dim())  # where φ is common to all rows
+            tangent = tangent.reshape(len(tangent), *lead, *tangent.shape[1:]) if lead else tangent
             product = grad.unsqueeze(1) * tangent  # [parts, P, batch, ...]
             product = product.flatten(3).sum(3) if product.dim() > 3 else product
             found = product if found is None else found + product
-    assert found is not None
-    return found.transpose(1, 2)
+    return None if found is None else found.transpose(1, 2)
 
 
-def _with_past(how: Weighting, site: SiteContext, now: list[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+def _with_past(how: Weighting, site: SiteContext, now: list[Tensor], measure: Measure) -> list[Tensor]:
     """Variances of the earlier batches; at the first call, which has none, those of crossfit."""
     assert isinstance(site.state, PastVariances)
     past = site.state.swap(now, how.decay)
     if past is not None:
         return past
-    if grads[0].shape[1] < 4:
+    if measure.grads[0].shape[1] < 4:
         return [torch.ones_like(v) for v in now]
-    return _variances(grads, 2, how.per_coordinate)
+    return measure.take(2)
 
 
 class Mix(Function):
@@ -234,13 +262,12 @@ class Mix(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rule: InverseVariance, site: SiteContext, parts: int, *tensors: Tensor | None
+        ctx: Any, rule: InverseVariance, site: SiteContext, live: Sequence[int], *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        count = len(tensors) // 2
-        tangents, phi = tensors[:count], tensors[count:]
-        ctx.rule, ctx.site, ctx.parts = rule, site, parts
-        ctx.save_for_backward(*tangents)
-        return tuple(p.view_as(p) for _ in range(parts) for p in phi if p is not None)
+        phi, at_target = tensors[: len(live)], tensors[len(live) :]
+        ctx.rule, ctx.site, ctx.live, ctx.given = rule, site, live, len(at_target)
+        ctx.save_for_backward(*at_target)
+        return tuple(p.view_as(p) for _ in rule.parts for p in phi if p is not None)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -252,7 +279,7 @@ class Mix(Function):
                     at=f"site {ctx.site.name!r}",
                 )
             )
-        tangents = ctx.saved_tensors
-        count = len(tangents)
-        mixed = mix(ctx.rule, ctx.site, [grads[j::count] for j in range(count)], tangents)
-        return (None, None, None, *([None] * count), *mixed)
+        count = len(ctx.live)
+        target = at_target(ctx.rule, ctx.live, ctx.saved_tensors)
+        mixed = mix(ctx.rule, ctx.site, [grads[j::count] for j in range(count)], target)
+        return (None, None, None, *mixed, *([None] * ctx.given))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from propc.runtime.gates import applied, inlet
-from propc.runtime.mixing import mix
+from propc.runtime.mixing import at_target, mix
 from propc.runtime.once import differentiated_twice
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ class NormalTotal(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rule: InverseVariance, site: SiteContext, loc: Tensor, scale: Tensor, *tangents: Tensor | None
+        ctx: Any, rule: InverseVariance, site: SiteContext, loc: Tensor, scale: Tensor, *at_target: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         value = standard_normal(loc).mul_(scale).add_(loc)
         ctx.rule, ctx.site = rule, site
-        ctx.save_for_backward(value, loc, scale, *tangents)
+        ctx.save_for_backward(value, loc, scale, *at_target)
         return value, inlet(loc)
 
     @staticmethod
@@ -79,19 +79,22 @@ class NormalTotal(Function):
                 "second derivatives of an inverse-variance weighting, in a part of the program that runs again",
                 "Leave out propc.passes.Checkpoint(), or create_graph=True; or use 'rp' or 'lr' here.",
             )
-        value, loc, scale, *tangents = ctx.saved_tensors
-        _, _, wants_loc, wants_scale, *_ = ctx.needs_input_grad
+        value, loc, scale, *saved = ctx.saved_tensors
+        _, _, wants_loc, wants_scale, *others = ctx.needs_input_grad
+        rule, site, none = ctx.rule, ctx.site, (None,) * len(others)
+        i, j = site.normal
         offset = value - loc
         if not wants_scale:
-            (mixed,) = mix(ctx.rule, ctx.site, [(grad, offset * _lifted(sent, scale))], tangents[:1])
-            return None, None, mixed, None, None, None
+            target = at_target(rule, (i,), (*saved[:1], *saved[2:]))
+            (mixed,) = mix(rule, site, [(grad, offset * _lifted(sent, scale))], target)
+            return None, None, mixed, None, *none
         z = offset / scale
         score = _rows(sent, z) / scale
         of_scale = grad * z, score * (z * z - 1)
         if not wants_loc:
-            (mixed,) = mix(ctx.rule, ctx.site, [of_scale], tangents[1:])
-            return None, None, None, mixed, None, None
-        return None, None, *mix(ctx.rule, ctx.site, [(grad, score * z), of_scale], tangents), None, None
+            (mixed,) = mix(rule, site, [of_scale], at_target(rule, (j,), saved[1:]))
+            return None, None, None, mixed, *none
+        return None, None, *mix(rule, site, [(grad, score * z), of_scale], at_target(rule, (i, j), saved)), *none
 
 
 score, total = applied(NormalScore), applied(NormalTotal)

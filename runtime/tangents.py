@@ -8,82 +8,65 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from propc.runtime.flat import flat
+from propc.runtime.target_uses import Node, execute, is_pure
 from propc.tracing.program import type_of
 
 
 def tangent_module(
-    code: torch.fx.GraphModule, targets: Sequence[int], per_sample: bool, directions: int, exact: bool
-) -> torch.fx.GraphModule:
-    """Code from the arguments of `code` to the tangents of its results, [directions, *result.shape].
+    code: torch.fx.Graph, targets: Sequence[Node], per_sample: bool, directions: int, exact: bool
+) -> tuple[torch.fx.GraphModule, tuple[Node, ...]]:
+    """Code for the tangents of what `code` returns, [directions, *result.shape], and the values that it reads.
 
     Args:
-        code: from the target and other values to φ.
-        targets: which arguments the derivative is taken in.
+        code: from the targets and other values to φ.
+        targets: placeholders in which the derivative is taken.
         per_sample: whether these have a batch dimension, so that every sample has directions of its own.
         exact: one direction for each element; else random signs, drawn at every run.
     """
-    examples = [_example(node) for node in code.graph.nodes if node.op == "placeholder"]
+    nodes = [node for node in code.nodes if node.op != "output" and type_of(node) is not None]
+    steps = [node for node in code.nodes if node.op not in ("placeholder", "output")]
+    ends: Any = code.output_node().args[0]
 
     def tangents(*values: Tensor) -> tuple[Tensor, ...]:
-        fixed = list(values)
-        points = tuple(values[i] for i in targets)
+        known = dict(zip(nodes, values))
+        points = tuple(known[target] for target in targets)
 
-        def inner(*moved: Tensor) -> tuple[Tensor, ...]:
-            for i, value in zip(targets, moved):
-                fixed[i] = value
-            return tuple(code(*fixed))
+        def inner(*moved: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            env: dict[Node, Any] = {node: known[node] for node in known if node.op == "placeholder"}
+            env.update(zip(targets, moved))
+            for step in steps:
+                env[step] = execute(step, env)
+            return tuple(env[end] for end in ends), tuple(env[node] for node in nodes if node.op != "placeholder")
 
         if exact and directions == 1:
-            return tuple(t.unsqueeze(0) for t in _jvp(inner, points, tuple(torch.ones_like(p) for p in points)))
-        basis = _basis(points, per_sample, directions, exact)
-        along: Callable[..., Any] = torch.vmap(lambda *d: _jvp(inner, points, d))
-        out: tuple[Tensor, ...] = along(*basis)
-        return out
-
-    with torch.no_grad():
-        module = make_fx(tangents, tracing_mode="fake")(*examples)
-    _simplify(module.graph)
-    module.recompile()
-    return module
-
-
-def _simplify(graph: torch.fx.Graph) -> None:
-    """Remove copies, expansions and products with one that change nothing."""
-    aten = torch.ops.aten
-    for node in list(graph.nodes):
-        if node.target in (aten.alias.default, aten._to_copy.default, aten.expand.default, aten.detach.default):
-            source = node.args[0]
-        elif node.target is aten.mul.Tensor and any(_is_one(n) for n in node.args):
-            source = node.args[1] if _is_one(node.args[0]) else node.args[0]
+            found, own = _jvp(inner, points, tuple(torch.ones_like(p) for p in points))
+            found = tuple(t.unsqueeze(0) for t in found)
         else:
-            continue
-        if _same_kind(source, node):
-            node.replace_all_uses_with(source)
-    graph.eliminate_dead_code()
+            basis = _basis(points, per_sample, directions, exact)
+            along: Callable[..., Any] = torch.vmap(lambda *d: _jvp(inner, points, d), out_dims=(0, None))  # type: ignore[arg-type]
+            found, own = along(*basis)
+        own_values = iter(own)
+        return (*found, *(known[node] if node.op == "placeholder" else next(own_values) for node in nodes))
+
+    return flat(tangents, nodes, (), share=all(map(is_pure, steps)))
 
 
-def _is_one(node: Any) -> bool:
-    return isinstance(node, torch.fx.Node) and node.target is torch.ops.aten.ones_like.default
+def _jvp(
+    fn: Callable[..., Any], points: tuple[Tensor, ...], along: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Forward-mode derivative of a function's first result; by two reverse ones where an operation has no forward rule.
 
-
-def _same_kind(a: Any, b: torch.fx.Node) -> bool:
-    if not isinstance(a, torch.fx.Node):
-        return False
-    x, y = a.meta.get("val"), b.meta["val"]
-    return isinstance(x, Tensor) and x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
-
-
-def _jvp(fn: Callable[..., Any], points: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Forward-mode derivative; by two reverse ones where an operation has no forward rule."""
+    Its second result comes as it is.
+    """
     try:
-        out: tuple[Tensor, ...] = torch.func.jvp(fn, points, along)[1]
+        _, out, own = torch.func.jvp(fn, points, along, has_aux=True)  # type: ignore[misc]
     except NotImplementedError:
-        values, pull, *_ = torch.func.vjp(fn, *points)
+        values, pull, own = torch.func.vjp(fn, *points, has_aux=True)  # type: ignore[misc]
         zeros = tuple(torch.zeros_like(v) for v in values)
         out = torch.func.vjp(pull, zeros)[1](along)[0]
-    return out
+    return out, own
 
 
 def _basis(points: tuple[Tensor, ...], per_sample: bool, directions: int, exact: bool) -> tuple[Tensor, ...]:
@@ -93,7 +76,7 @@ def _basis(points: tuple[Tensor, ...], per_sample: bool, directions: int, exact:
     if exact:
         eye = torch.eye(directions, dtype=points[0].dtype, device=points[0].device)
     else:
-        eye = torch.randint(0, 2, (directions, sum(sizes)), device=points[0].device).to(points[0].dtype) * 2 - 1
+        eye = random_signs((directions, sum(sizes)), points[0])
     found = []
     for piece, point in zip(eye.split(sizes, 1), points):
         shaped = piece.reshape(directions, *(1,) * lead, *point.shape[lead:])
@@ -101,7 +84,9 @@ def _basis(points: tuple[Tensor, ...], per_sample: bool, directions: int, exact:
     return tuple(found)
 
 
-def _example(node: torch.fx.Node) -> Tensor:
-    kind = type_of(node)
-    assert kind is not None
-    return torch.empty(kind.shape, dtype=kind.dtype, device=kind.device)
+def random_signs(shape: tuple[int, int], like: Tensor) -> Tensor:
+    """±1 with equal probability, of the dtype and on the device of a tensor: the bits of random integers."""
+    count = shape[0] * shape[1]
+    words = torch.randint(-(2**63), 2**63 - 1, (-(-count // 64),), device=like.device)
+    bits = words.view(torch.uint8).unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=like.device) & 1
+    return bits.flatten()[:count].view(shape).to(like.dtype).mul_(2).sub_(1)

@@ -15,7 +15,7 @@ from torch.distributions import Normal
 import propc
 from propc.errors import PropcValueError
 from propc.fold import boxes
-from propc.ir import Cost, Expand, Site
+from propc.ir import Cost, Expand, Input, Parameter, Site
 from propc.text import constant
 
 needs_graphviz = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
@@ -57,7 +57,10 @@ def test_unfolded_is_complete(name):
     assert set(messages(edges)) == sent
     values = {(ref.node, node.name) for node in graph for ref in node.inputs if ref.node in nodes}
     drawn = {(tail, head) for tail, head, look in edges if look.get("style") is None}
-    assert values - drawn == {("input.beta", expand.name) for expand in graph.of(Expand)}
+    leaves = {leaf.name for leaf in (*graph.of(Input), *graph.of(Parameter))}
+    assert values - drawn == {
+        (ref.node, expand.name) for expand in graph.of(Expand) for ref in expand.inputs if ref.node in leaves
+    }
     assert drawn <= values
 
 

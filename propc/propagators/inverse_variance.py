@@ -22,6 +22,7 @@ from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.runtime import normal
 from propc.runtime.gates import token
 from propc.runtime.mixing import Mix, PastVariances, Weighting
+from propc.runtime.norms import Norms
 from propc.runtime.redraw import redrawn
 
 
@@ -33,6 +34,7 @@ class InverseVariance(SitePropagator):
         parts: the propagators; at most one of them passes the path.
         weighting: which variance, over which samples.
         donor: a later site whose weights this one reuses, or None to compute its own.
+        norms: how variances at the weighting target are taken without its tangents; set by expand-targets.
     """
 
     name: ClassVar[str] = "inverse-variance"
@@ -41,6 +43,7 @@ class InverseVariance(SitePropagator):
     parts: tuple[SitePropagator, ...]
     weighting: Weighting
     donor: str | None = None
+    norms: Norms | None = None
 
     def __post_init__(self) -> None:
         if self.weighting.weights == "crossfit":
@@ -72,7 +75,8 @@ class InverseVariance(SitePropagator):
         if site.normal is not None and self._is_total:
             i, j = site.normal
             loc, scale = phi[i], phi[j]
-            value, inlet = redrawn(normal.total, (self, site, loc, scale, tangents[i], tangents[j]), loc, scale)
+            at_target = (tangents[i], tangents[j], *tangents[len(phi) :]) if self.weighting.target is not None else ()
+            value, inlet = redrawn(normal.total, (self, site, loc, scale, *at_target), loc, scale)
             return Draw(value, (inlet,))
         return self._draw_any(site, phi, tangents)
 
@@ -85,7 +89,8 @@ class InverseVariance(SitePropagator):
         """Any family: each part sees its own copy of φ, and `Mix` combines the copies' cotangents."""
         live = [i for i, p in enumerate(phi) if p.requires_grad]
         rows = [_per_sample(site.spec, i, phi[i]) for i in live]
-        copies = Mix.apply(self, site, len(self.parts), *(tangents[i] for i in live), *rows)
+        at_target = (*(tangents[i] for i in live), *tangents[len(phi) :]) if self.weighting.target is not None else ()
+        copies = Mix.apply(self, site, live, *rows, *at_target)
         dists = []
         for k in range(len(self.parts)):
             mine = list(phi)

@@ -160,7 +160,8 @@ class SitePropagator(Propagator, ABC):
         Args:
             site: the site.
             phi: its tensors, in the order of ``site.spec.fields``.
-            tangents: for each φ its tangents [P, *φ.shape] towards the weighting target, or None.
+            tangents: for each φ its tangents [P, *φ.shape] towards the weighting target, or None; behind them what
+                else its `Expand` node gives.
         """
 
     def forward(self, node: NodeView, message: Message) -> Sent:

@@ -10,7 +10,14 @@ import torch
 from stats import assert_unbiased
 from surrogate import Plain, seeded
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
+from torch.distributions import (
+    AffineTransform,
+    Bernoulli,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+)
 
 import propc
 from propc.graph import leaf_named
@@ -24,7 +31,8 @@ Tangents = dict[str, tuple[list[Tensor], list[Tensor | None]]]
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Tangents:
-    """φ and tangents that each site gets at the latest call."""
+    """φ and tangents that each site gets at the latest call; all that is small has exact ones."""
+    monkeypatch.setattr("propc.options.ExpandTargets", lambda: ExpandTargets(few=64))
     found: Tangents = {}
     draw = InverseVariance.draw
 
@@ -192,14 +200,29 @@ def test_tangents_at_a_module(target: str, seen: Tangents) -> None:
     plain = Plain()
     seeded(model, x, plain)
     graph = compiled.graph(x)
-    paths = {n.name: n.path for n in leaf_named(graph, target)}  # the tangents have the order in which they are read
-    wanted = [model.get_parameter(paths[ref.node]) for ref in graph["x0.expand"].inputs if ref.node in paths]
+    wanted = [model.get_parameter(n.path) for n in leaf_named(graph, target)]  # type: ignore[attr-defined]
     expected = [n for n, p in model.named_parameters() if f"{n}.".startswith(f"{target}.") and p.requires_grad]
     assert {id(p) for p in wanted} == {id(model.get_parameter(n)) for n in expected}
     for name, (_, tangents) in seen.items():
         loop = per_sample_loop(plain.dists[name].loc, wanted, False)
         torch.testing.assert_close(tangents[0], loop, rtol=1e-12, atol=1e-14)
         assert tangents[1] is None
+
+
+def test_phi_without_rows(seen: Tangents) -> None:
+    """One φ is common to all samples: the target is its shift, and a cotangent is its own per-sample gradient."""
+
+    def program(theta: Tensor) -> Tensor:
+        noise = Independent(Normal(torch.zeros(BATCH + 4, DIM), 1.0), 1)
+        x = propc.sample(TransformedDistribution(noise, [AffineTransform(theta, torch.ones(DIM), event_dim=1)]), "x")
+        return x.pow(3).sum(-1)
+
+    theta = torch.randn(DIM, requires_grad=True)
+    gradients = []
+    for options in ({"target": "theta"}, {}):
+        compiled = propc.compile(program, estimator=propc.estimator("tp", **options))
+        gradients.append(torch.autograd.grad(seeded(compiled, theta).mean(), theta))
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_a_shared_gradient_is_their_sum(seen: Tangents) -> None:
@@ -225,8 +248,8 @@ def sketched(theta: Tensor, sample: Any = propc.sample) -> Tensor:
 
 def test_sketch(seen: Tangents, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random signs: every direction is one, drawn anew at each call, and E[(g·Jv)²] = ‖Jᵀg‖²."""
-    monkeypatch.setattr(ExpandTargets, "exact_up_to", 3)
     monkeypatch.setattr("propc.options.ExpandTargets", lambda: ExpandTargets(exact_up_to=3, sketches=4))
+    monkeypatch.setattr("propc.passes.expand_targets.find_uses", lambda *args: None)
     theta = torch.randn(DIM, DIM, requires_grad=True)
     compiled = propc.compile(sketched, estimator=propc.estimator("tp", target="theta"))
     (expand, *_) = compiled.graph(theta).of(Expand)

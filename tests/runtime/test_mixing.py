@@ -15,7 +15,7 @@ from torch.distributions import Independent, Normal
 import propc
 from propc.propagators import InverseVariance, LikelihoodRatio, Pathwise
 from propc.runtime import mixing
-from propc.runtime.mixing import Weighting, mix
+from propc.runtime.mixing import Target, Weighting, mix
 
 RULE = InverseVariance((Pathwise(), LikelihoodRatio(propc.estimator("lr").baseline)), Weighting())  # type: ignore[attr-defined]
 Parts = list[Tensor]  # for each φ: [parts, batch, ...]
@@ -36,7 +36,8 @@ class Site(SimpleNamespace):
         super().__init__(name="x", weights={}, rule=rule, state=rule.state(None))  # type: ignore[arg-type]
 
     def mix(self, grads: Parts, tangents: Sequence[Tensor | None] | None = None) -> Parts:
-        return mix(self.rule, self, [list(g) for g in grads], tangents or [None] * len(grads))  # type: ignore[arg-type]
+        at = None if tangents is None else Target(tangents, range(len(grads)))
+        return mix(self.rule, self, [tuple(g) for g in grads], at)  # type: ignore[arg-type]
 
 
 # The plain formula.
