@@ -37,6 +37,7 @@ from propc.ir import Kind
 from propc.messages import CHILDREN, PARENTS, SELF, Field, Message
 from propc.network import Network
 from propc.plates import plate
+from propc.profiling.profile import Profile
 from propc.propagation import Propagation
 from propc.propagators import NodeView, Propagator, propagator, register_propagator
 from propc.sites import bound, cost, node, opaque, sample
@@ -65,6 +66,7 @@ __all__ = [
     "NonFiniteError",
     "OutOfMemoryError",
     "Pathwise",
+    "Profile",
     "Propagation",
     "PropagationGraph",
     "Propagator",

@@ -23,6 +23,7 @@ from propc.cut import cut
 from propc.errors import PropcTypeError, PropcWarning, message
 from propc.graph import PropagationGraph
 from propc.ir import Source
+from propc.laps import Laps, Seconds
 from propc.messages import Message
 from propc.options import Options
 from propc.passes.base import Record
@@ -69,6 +70,7 @@ class Compiled:
     executable: Executable | Messenger
     held: tuple[Leaf, ...]
     keep: tuple[Any, ...]  # static arguments compared by identity must not be freed
+    seconds: Seconds  # that tracing, each pass and what else compiling is took
 
     @cached_property
     def messenger(self) -> Messenger:
@@ -143,7 +145,7 @@ class Compiler:
 
     def graph(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PropagationGraph:
         """The graph of a call after all passes."""
-        return self._find(self.take_apart(owner, args, kwargs))[0].graph
+        return self.compiled(owner, args, kwargs).graph
 
     def reported(
         self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -164,6 +166,19 @@ class Compiler:
         with without_collection():
             first = self._first(self._trace(self.take_apart(owner, args, kwargs)))
             return first, self.options.pipeline().records(first)
+
+    def compiled(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
+        """What a call runs."""
+        return self._find(self.take_apart(owner, args, kwargs))[0]
+
+    def apart(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiler:
+        """A compiler with the graph of a call and a copy of the estimators' state, whose runs change nothing here."""
+        call = self.take_apart(owner, args, kwargs)
+        compiled, _ = self._find(call)
+        new = Compiler(self.fn, self.options, self.name)
+        new.attention, new.state = self.attention, copy.deepcopy(self.state)
+        new._keep(call, replace(compiled, executable=new._build(compiled.graph)))
+        return new
 
     def take_apart(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Flatten the arguments and make the key of their graph."""
@@ -221,17 +236,24 @@ class Compiler:
     def _compile(self, call: Call) -> Compiled:
         self._count()
         with without_collection():
+            laps = Laps()
             program = self._trace(call)
-            graph = self.options.pipeline().run(self._first(program))
-            executable: Executable | Messenger
-            if graph.general:
-                executable = Messenger(graph, self.state, self.options.validate, self.probe)
-            else:
-                chosen = backend(self.options.backend)
-                executable = Executable(graph, self.state, self.options.validate, self.probe, chosen)
+            laps.lap("tracing")
+            first = self._first(program)
+            laps.lap("cutting")
+            records = self.options.pipeline().records(first)
+            laps.parts((record.name, record.seconds) for record in records)
+            graph = records[-1].graph
+            executable = self._build(graph)
+            laps.lap("building")
         held = tuple(leaf for leaf in program.leaves if leaf.fetch is not None)
         keep = tuple(leaf for leaf in call.leaves if not isinstance(leaf, Tensor))
-        return Compiled(program, graph, executable, held, keep)
+        return Compiled(program, graph, executable, held, keep, laps.seconds)
+
+    def _build(self, graph: PropagationGraph) -> Executable | Messenger:
+        if graph.general:
+            return Messenger(graph, self.state, self.options.validate, self.probe)
+        return Executable(graph, self.state, self.options.validate, self.probe, backend(self.options.backend))
 
     def _trace(self, call: Call) -> Program:
         paths = self._paths(call)

@@ -15,6 +15,7 @@ from propc import looks
 from propc.errors import PropcValueError, message, nearest
 from propc.fold import Box, boxes
 from propc.ir import Expand, Input, Join, Parameter, Route, Token
+from propc.paint import NOTHING, Paint, Ratios
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -23,7 +24,7 @@ ENDINGS = ("dot", "pdf", "png", "svg")
 Link = tuple[str, str, str]  # two names in program order, and what leads from one to the other
 
 
-def to_dot(graph: PropagationGraph, *, fold: bool = True, snr: Mapping[str, float] | None = None) -> pydot.Dot:
+def to_dot(graph: PropagationGraph, *, fold: bool = True, paint: Paint = NOTHING) -> pydot.Dot:
     """The graph as a pydot object. Equal graphs give equal text.
 
     Args:
@@ -31,20 +32,16 @@ def to_dot(graph: PropagationGraph, *, fold: bool = True, snr: Mapping[str, floa
         fold: draw runs of equal steps as one box, inputs and parameters beside every reader, and
             sums of tokens that costs share as one node with one way to each member. Without it
             every node is drawn once, and every pair of a site and a cost that sends to it.
-        snr: signal-to-noise ratios by site, to colour the sites by.
-
-    Raises:
-        PropcValueError: a ratio of what is no site.
+        paint: what to colour nodes by.
     """
-    ratios = {} if snr is None else _of_sites(graph, snr)
-    dot = pydot.Dot(looks.quoted(graph.name), graph_type="digraph", label=looks.title(graph, ratios), **looks.PAGE)
+    dot = pydot.Dot(looks.quoted(graph.name), graph_type="digraph", label=looks.title(graph, paint), **looks.PAGE)
     dot.set_node_defaults(**looks.NODES)
     dot.set_edge_defaults(**looks.EDGES)
     drawn = boxes(graph, fold=fold)
     joins = _shared_joins(graph) if fold else {}
     home = _homes(drawn, joins)
     for box in drawn:
-        dot.add_node(pydot.Node(looks.quoted(box.name), **looks.box_look(graph, box, ratios)))
+        dot.add_node(pydot.Node(looks.quoted(box.name), **looks.box_look(graph, box, paint)))
     for name in (name for name in joins if home[name] == name):
         dot.add_node(pydot.Node(looks.quoted(name), **looks.JOIN))
     for tail, head, kind in _between_boxes([*_values(graph, drawn), *_messages(graph, joins)], home):
@@ -52,9 +49,7 @@ def to_dot(graph: PropagationGraph, *, fold: bool = True, snr: Mapping[str, floa
     return dot
 
 
-def render(
-    graph: PropagationGraph, path: str | PathLike[str], fold: bool = True, snr: Mapping[str, float] | None = None
-) -> str:
+def render(graph: PropagationGraph, path: str | PathLike[str], fold: bool = True, paint: Paint = NOTHING) -> str:
     """Draw the graph into a file, whose ending says how; returns the path.
 
     Raises:
@@ -65,23 +60,23 @@ def render(
         raise PropcValueError(
             message(f"cannot draw a graph into {fspath(path)!r}: its ending is {ending!r}", nearest(ending, ENDINGS))
         )
-    dot = to_dot(graph, fold=fold, snr=snr)
+    dot = to_dot(graph, fold=fold, paint=paint)
     Path(path).write_bytes(dot.to_string().encode() if ending == "dot" else _drawn(dot, ending))
     return fspath(path)
 
 
-def svg(graph: PropagationGraph) -> str | None:
+def svg(graph: PropagationGraph, paint: Paint = NOTHING) -> str | None:
     """The picture for notebooks; None without Graphviz."""
     try:
-        text = _drawn(to_dot(graph), "svg").decode()
+        text = _drawn(to_dot(graph, paint=paint), "svg").decode()
     except PropcValueError:
         return None
     return text[text.index("<svg") :]
 
 
-def html(graph: PropagationGraph) -> str:
+def html(graph: PropagationGraph, paint: Paint = NOTHING) -> str:
     """The picture for notebooks, or the text form where Graphviz is missing."""
-    picture = svg(graph)
+    picture = svg(graph, paint)
     return f"<pre>{escape(str(graph))}</pre>" if picture is None else picture
 
 
@@ -103,13 +98,19 @@ def _drawn(dot: pydot.Dot, ending: str) -> bytes:
     return made
 
 
-def _of_sites(graph: PropagationGraph, snr: Mapping[str, float]) -> Mapping[str, float]:
-    """Ratios, all of which are those of sites."""
+def ratios(graph: PropagationGraph, snr: Mapping[str, float] | None) -> Paint:
+    """Paint by signal-to-noise ratios of sites.
+
+    Raises:
+        PropcValueError: a ratio of what is no site.
+    """
+    if snr is None:
+        return NOTHING
     names = [site.name for site in graph.sites]
     for name in snr:
         if name not in names:
             raise PropcValueError(message(f"snr= has a ratio of {name!r}, which is no site", nearest(name, names)))
-    return snr
+    return Ratios(snr)
 
 
 def _homes(drawn: Iterable[Box], joins: Mapping[str, str]) -> dict[str, str]:

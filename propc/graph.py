@@ -291,9 +291,9 @@ class PropagationGraph:
         Raises:
             PropcValueError: a ratio of what is no site.
         """
-        from propc.dot import to_dot
+        from propc.dot import ratios, to_dot
 
-        return to_dot(self, fold=fold, snr=snr).to_string()
+        return to_dot(self, fold=fold, paint=ratios(self, snr)).to_string()
 
     def render(self, path: str, *, fold: bool = True, snr: Mapping[str, float] | None = None) -> str:
         """Draw the graph into a file (SVG, PNG or PDF, by its ending) with Graphviz.
@@ -305,9 +305,9 @@ class PropagationGraph:
         Raises:
             PropcValueError: Graphviz is not installed, or the ending is unknown; as `to_dot`.
         """
-        from propc.dot import render
+        from propc.dot import ratios, render
 
-        return render(self, path, fold=fold, snr=snr)
+        return render(self, path, fold=fold, paint=ratios(self, snr))
 
     def _repr_svg_(self) -> str | None:
         from propc.dot import svg

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -25,7 +24,8 @@ from propc.ir import (
     Segment,
     Site,
 )
-from propc.text import calls, described, directions, distribution, operations_of, plates_of, ratio, refit, runs
+from propc.paint import Legend, Paint, Tint
+from propc.text import calls, described, directions, distribution, operations_of, plates_of, refit, runs
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -54,13 +54,6 @@ OTHERS = (
     ("#4c51bf", "#eaebfd"),
     ("#9b2c2c", "#fde8e8"),
     ("#5a6b1e", "#f2f7dc"),
-)
-RATIOS = (  # upper ends of signal-to-noise ratios and their colours, from red to blue
-    (0.01, "#f9cdb9"),
-    (0.1, "#fdeae1"),
-    (1.0, "#f2f2f2"),
-    (10.0, "#e0eef7"),
-    (math.inf, "#b9d9ec"),
 )
 FONT = '"Helvetica,Arial,sans-serif"'
 
@@ -100,7 +93,7 @@ JOIN: Look = {
 }
 
 
-def title(graph: PropagationGraph, snr: Mapping[str, float]) -> str:
+def title(graph: PropagationGraph, paint: Paint) -> str:
     """The graph's name, and a legend of the colours in use."""
     batch = f"  batch {graph.batch}" if graph.batch is not None else ""
     estimators = sorted({site.estimator for site in graph.sites} - {""})
@@ -109,22 +102,23 @@ def title(graph: PropagationGraph, snr: Mapping[str, float]) -> str:
     legend += [_text(f"┄ {_called(kind)}", _message_colour(kind), 10) for kind in kinds]
     head = _text(graph.name, size=14, bold=True) + (_text(batch, QUIET) if batch else "")
     lines = [head, "   ".join(legend), " "] if legend else [head, " "]
-    if snr:
-        lines.insert(-1, _scale())
+    if (meaning := paint.legend()) is not None:
+        lines.insert(-1, _scale(meaning))
     return "<" + "".join(f'{line}<br align="left"/>' for line in lines) + ">"
 
 
-def box_look(graph: PropagationGraph, box: Box, snr: Mapping[str, float]) -> Look:
-    """A box, by what is in it; sites with a signal-to-noise ratio by that."""
+def box_look(graph: PropagationGraph, box: Box, paint: Paint) -> Look:
+    """A box, by what is in it, painted where something was measured."""
     if box.steps:
-        return _repeated(graph, box, snr)
+        return _repeated(graph, box, paint)
     if isinstance(box.nodes[0], (Input, Parameter)):
         return _leaves(box.nodes)
     (node,) = box.nodes
     look = {"tooltip": quoted(_tip(node)), **_RULES[type(node)](graph, node)}
     if node.copy_of:
         look |= {"style": '"filled,dashed"', "color": LINE}
-    return _with_ratio(look, snr[node.name]) if node.name in snr else look
+    tint = paint.node(node.name)
+    return look if tint is None else _painted(look, tint)
 
 
 def edge_look(kind: str) -> Look:
@@ -285,46 +279,41 @@ def _leaves(nodes: Sequence[Node]) -> Look:
     }
 
 
-def _repeated(graph: PropagationGraph, box: Box, snr: Mapping[str, float]) -> Look:
+def _repeated(graph: PropagationGraph, box: Box, paint: Paint) -> Look:
     """A folded run: how many steps, and a row for each of the step's sites, costs and named values."""
+    whole = paint.run([node.name for node in box.nodes])
     rows = [f'<td colspan="3">{_text(f"⋯ {box.repeats} × the same ⋯", QUIET, bold=True)}</td>']
     for nodes in box.steps:
         cells = _text(runs([node.name for node in nodes]), size=12, bold=True), *_role(graph, nodes[0])
-        ratios = [snr[node.name] for node in nodes if node.name in snr]
-        rows.append("".join(f'<td align="left">{cell}</td>' for cell in cells) + (_range(ratios) if ratios else ""))
+        tint = paint.row([node.name for node in nodes])
+        rows.append("".join(f'<td align="left">{cell}</td>' for cell in cells) + (_cell(tint) if tint else ""))
+    if whole is not None:
+        rows.append(f'<td colspan="3">{_text(whole.text)}</td>')
     table = "".join(f"<tr>{row}</tr>" for row in rows)
     return {
         "style": '"filled,rounded,dashed"',
         "color": QUIET,
-        "fillcolor": PALE,
+        "fillcolor": PALE if whole is None else whole.colour,
         "penwidth": "1.6",
         "label": f'<<table border="0" cellspacing="4" cellpadding="0">{table}</table>>',
         "tooltip": quoted(_tip(box.nodes[0])),
     }
 
 
-def _with_ratio(look: Look, value: float) -> Look:
-    """A site filled with the colour of its signal-to-noise ratio, which is written below the rest."""
-    label = look["label"].removesuffix(">") + f"<br/>{_text(f'signal/noise {ratio(value)}')}>"
-    return {**look, "fillcolor": _ratio_colour(value), "label": label}
+def _painted(look: Look, tint: Tint) -> Look:
+    """A node filled with a colour, and what it means below the rest."""
+    label = look["label"].removesuffix(">") + f"<br/>{_text(tint.text)}>"
+    return {**look, "fillcolor": tint.colour, "label": label}
 
 
-def _range(ratios: Sequence[float]) -> str:
-    """A cell for the ratios of a row of sites: the ends, in the colour of the lowest."""
-    low, high = min(ratios), max(ratios)
-    text = f"signal/noise {ratio(low)}" + (f" to {ratio(high)}" if ratio(low) != ratio(high) else "")
-    return f'<td align="left" bgcolor="{_ratio_colour(low)}">{_text(text)}</td>'
+def _cell(tint: Tint) -> str:
+    return f'<td align="left" bgcolor="{tint.colour}">{_text(tint.text)}</td>'
 
 
-def _scale() -> str:
-    """The legend of signal-to-noise ratios: coloured numbers would be too pale to read, so the colours are squares."""
-    ends = [f"below {RATIOS[0][0]:g}", *(f"below {end:g}" for end, _ in RATIOS[1:-1]), f"{RATIOS[-2][0]:g} or more"]
-    squares = [f"{_text('■', colour, 12)} {_small(end)}" for end, (_, colour) in zip(ends, RATIOS)]
-    return "  ".join([_small("signal/noise"), *squares])
-
-
-def _ratio_colour(value: float) -> str:
-    return next((colour for end, colour in RATIOS if value < end), RATIOS[-1][1])
+def _scale(meaning: Legend) -> str:
+    """What the colours mean: coloured words would be too pale to read, so the colours are squares."""
+    squares = [f"{_text('■', tint.colour, 12)} {_small(tint.text)}" for tint in meaning.tints]
+    return "  ".join([_small(meaning.title), *squares])
 
 
 def _role(graph: PropagationGraph, node: Node) -> tuple[str, str]:

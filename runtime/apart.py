@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from propc.ir import Node
 from propc.runtime.straight import Call
+from propc.runtime.watching import label
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,11 @@ class Piece:
     step: Call | None
     reads: tuple[int, ...]
     makes: tuple[int, ...]
+
+    @cached_property
+    def label(self) -> str:
+        """What the step is called in a profile."""
+        return label(self.node)
 
 
 class Cotangents:

@@ -145,6 +145,11 @@ class Executable:
         blocks = with_blocks(self.graph, plan, self.returned)
         self.straight = Line(self.graph, blocks, last_reads([call for _, call in blocks], self.returned))
 
+    @property
+    def labelled(self) -> dict[str, tuple[Node, ...]]:
+        """The nodes of each name that a watcher hears."""
+        return self.straight.nodes
+
     @contextmanager
     def unchecked(self) -> Iterator[None]:
         """Let steps look at no values, as behind the first call without `validate`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,8 +14,10 @@ from propc.graph import PropagationGraph
 from propc.ir import Node
 from propc.runtime.blocks import block, last_reads
 from propc.runtime.checkpointing import checkpointed
+from propc.runtime.named import NamedStep, Watched, named
 from propc.runtime.shortage import explained, explaining, is_shortage
 from propc.runtime.straight import Call, Straight, Values
+from propc.runtime.watching import BLOCK, in_reverse, label_of, watching
 
 Plan = Sequence[tuple[Node | None, Call]]
 
@@ -31,12 +35,24 @@ class Line:
         self.graph, self.plan = graph, plan
         self.straight = Straight([(call, places) for (_, call), places in zip(plan, done)])
 
+    @cached_property
+    def steps(self) -> list[NamedStep]:
+        """The calls as who watches hears of them."""
+        return [_named(node, call, done) for (node, call), (_, done) in zip(self.plan, self.straight.steps)]
+
+    @property
+    def nodes(self) -> dict[str, tuple[Node, ...]]:
+        """The nodes of each name that a watcher hears."""
+        return {name: nodes for step in self.steps for name, nodes in step.nodes.items()}
+
     def run(self, values: Values | dict[int, Any]) -> None:
         """Run all calls over a table of values."""
+        watcher = watching()
+        line = self.straight if watcher is None else Watched(self.steps, watcher)
         try:
-            self.straight.run(values)
+            line.run(values)
         except Exception as error:
-            index = self.straight.failed(error)
+            index = line.failed(error)
             node = self.plan[index][0] if index is not None else None
             if node is None:
                 raise
@@ -77,13 +93,44 @@ def _repeated(
 ) -> Call:
     """The calls of a block as one."""
     line = Line(graph, plan, last_reads([call for _, call in plan], writes))
-    nodes = list(dict.fromkeys(node.name for node, _ in plan))
-    devices = {kind.device for name in nodes for kind in graph[name].outputs}
-    around: Callable[[], Any] = partial(explaining, graph, [graph[name] for name in nodes], backward=True)
+    nodes = [graph[name] for name in dict.fromkeys(node.name for node, _ in plan)]
+    return Call(Repeated(graph, line, tuple(nodes), tuple(reads), tuple(writes)), tuple(reads), tuple(writes))
 
-    def run(*given: torch.Tensor) -> list[torch.Tensor]:
-        values: dict[int, Any] = dict(zip(reads, given))
-        line.run(values)
-        return [values[i] for i in writes]
 
-    return Call(lambda *given: checkpointed(run, given, devices, around), tuple(reads), tuple(writes))
+@dataclass(frozen=True)
+class Repeated:
+    """The calls of a block as one function, which the reverse pass runs again."""
+
+    graph: PropagationGraph
+    line: Line
+    nodes: tuple[Node, ...]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+    def __call__(self, *given: torch.Tensor) -> Sequence[torch.Tensor]:
+        return checkpointed(self._run, given, self.devices, self._around)
+
+    @cached_property
+    def devices(self) -> set[torch.device]:
+        """On which it computes."""
+        return {kind.device for node in self.nodes for kind in node.outputs}
+
+    def _run(self, *given: torch.Tensor) -> list[torch.Tensor]:
+        values: dict[int, Any] = dict(zip(self.reads, given))
+        self.line.run(values)
+        return [values[i] for i in self.writes]
+
+    @contextmanager
+    def _around(self) -> Iterator[None]:
+        with explaining(self.graph, self.nodes, backward=True), in_reverse():
+            yield
+
+
+def _named(node: Node | None, call: Call, done: Sequence[int]) -> NamedStep:
+    """A call with its name, and those of what is inside."""
+    if isinstance(call.function, Repeated):
+        inside = call.function.line.nodes
+        name = label_of(BLOCK, [node for nodes in inside.values() for node in nodes])
+        return NamedStep(name, call, done, {**inside, name: ()})
+    assert node is not None
+    return named(node, call, done)

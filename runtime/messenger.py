@@ -33,6 +33,7 @@ from propc.runtime.probe import Probe
 from propc.runtime.shortage import explaining
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call
+from propc.runtime.watching import span, watching
 from propc.wiring import BACKWARD, FORWARD, takes_messages
 
 Start = dict[int, Tensor]
@@ -73,6 +74,11 @@ class Messenger:
             if call is own[node.name] or not takes_messages(node)
         ]
 
+    @property
+    def labelled(self) -> dict[str, tuple[Node, ...]]:
+        """The nodes of each name that a watcher hears."""
+        return {piece.label: (piece.node,) for piece in self.pieces}
+
     def run(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> list[Tensor]:
         """One forward pass; the returned tensors, whose gradients come back by messages."""
         leaves = [*inputs, *held]
@@ -90,8 +96,9 @@ class Messenger:
             session.forward.deliver("the caller", session.forward.directory.checked(name, sent), (name,))
         seed = torch.default_generator.get_state()
         with torch.enable_grad():
+            watcher = watching()
             for piece in self.pieces:
-                with explaining(self.graph, (piece.node,), backward=False):
+                with span(watcher, piece.label, FORWARD), explaining(self.graph, (piece.node,), backward=False):
                     self._visit_forward(piece, session) if piece.step is None else tape.run(piece)
         self._check(session, inputs, held, seed)
         self.memory.keep([session.forward])
@@ -119,8 +126,9 @@ class Messenger:
             post.deliver("the caller", post.directory.checked(name, sent), (name,))
         arrived = Cotangents(cotangents)
         with torch.no_grad():
+            watcher = watching()
             for piece in reversed(self.pieces):
-                with explaining(self.graph, (piece.node,), backward=True):
+                with span(watcher, piece.label, BACKWARD), explaining(self.graph, (piece.node,), backward=True):
                     self._visit_backward(piece, session, arrived, post)
             self._leaves(arrived, post)
         self.memory.keep([session.forward, post])

@@ -29,9 +29,12 @@ class Call:
     reads: tuple[int, ...]
     writes: Sequence[int]
 
-    def __call__(self, values: Values) -> None:
+    def __call__(self, values: Values | dict[int, Any]) -> None:
         for i, value in zip(self.writes, self.function(*[values[i] for i in self.reads]), strict=True):
             values[i] = value
+
+
+Steps = Sequence[tuple[Call, Sequence[int]]]  # each with the places to let go after it
 
 
 def same(*values: Any) -> tuple[Any, ...]:
@@ -46,11 +49,12 @@ class Straight:
         steps: with the places to let go.
     """
 
-    def __init__(self, steps: Sequence[tuple[Call, Sequence[int]]]) -> None:
+    def __init__(self, steps: Steps) -> None:
         lines = ["def run(values):", *(_line(i, step, done) for i, (step, done) in enumerate(steps)), " return"]
         code = compile("\n".join(lines), "<propc straight line>", "exec")
         names: dict[str, Any] = {f"f{i}": step.function for i, (step, _) in enumerate(steps)}
         exec(code, names)
+        self.steps = steps
         self.run: Callable[[Values | dict[int, Any]], None] = names["run"]
 
     def failed(self, error: BaseException) -> int | None:

@@ -14,6 +14,7 @@ from torch.distributions import Bernoulli, Normal
 import propc
 from propc.errors import PropcValueError
 from propc.explain import HEADERS
+from propc.paint import RATIOS, Ratios
 from propc.runtime.probe import Probe
 
 ROWS = 50
@@ -219,11 +220,9 @@ def test_in_the_picture(golden: Any) -> None:
 
 
 def test_colours_rise_with_the_ratio() -> None:
-    from propc.looks import RATIOS, _ratio_colour
-
-    values = [0.0, 0.02, 0.5, 2.0, 50.0]
-    assert [_ratio_colour(value) for value in values] == [colour for _, colour in RATIOS]
-    assert _ratio_colour(float("inf")) == RATIOS[-1][1]
+    values = [0.0, 0.02, 0.5, 2.0, 50.0, float("inf")]
+    tints = [Ratios({"x": value}).node("x") for value in values]
+    assert [tint and tint.colour for tint in tints] == [*(colour for _, colour in RATIOS), RATIOS[-1][1]]
 
 
 def test_in_a_folded_picture(tmp_path: Any) -> None:

@@ -42,6 +42,7 @@ class Unit:
 class Wire:
     """A call that only gives values other places, or joins tokens."""
 
+    node: Node
     call: Call
 
     @property
@@ -74,7 +75,7 @@ def pieces(executable: Executable) -> list[Piece]:
     for start, stop in _stretches(executable, plan):
         node, call = plan[start]
         if is_wire(call):
-            found.append(Wire(call))
+            found.append(Wire(node, call))
         elif why := obstacle(executable, node):
             found.append(Apart(node, call, why))
         else:
