@@ -45,8 +45,7 @@ from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
 from propc.runtime.aligning import Names, aligned, fitted
-from propc.runtime.backends.base import Backend, Report
-from propc.runtime.backends.run import Violated
+from propc.runtime.backends.base import Backend, Report, Violated
 from propc.runtime.blocks import last_reads
 from propc.runtime.boxes import Box
 from propc.runtime.comparing import compared

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from propc.ir import Node
-from propc.runtime.backends.run import Run, Stage
+from propc.runtime.backends.base import Several
 from propc.runtime.once import recorded
 from propc.runtime.straight import Call, Values
 from propc.runtime.watching import (
-    RUN,
     WATCHING,
     Watcher,
     direction,
     label,
-    label_of,
     next_function,
     span,
     watch_reverse,
-    watching,
 )
 from propc.wiring import BACKWARD
 
@@ -43,9 +40,10 @@ class NamedStep:
 
 
 def named(node: Node, call: Call, done: Sequence[int]) -> NamedStep:
-    """The step of a node, or of a backend's run of stages that begins with it."""
-    if isinstance(call.function, Run):
-        return _of_run(call.function, call, done)
+    """The step of a node, or what a backend has put in place of several."""
+    if isinstance(call.function, Several):
+        name, function, nodes = call.function.named()
+        return NamedStep(name, replace(call, function=function), done, nodes)
     name = label(node)
     return NamedStep(name, call, done, {name: (node,)})
 
@@ -85,39 +83,3 @@ class Watched:
 def _tensors(values: Values | dict[int, Any]) -> list[Tensor]:
     every = values.values() if isinstance(values, dict) else values
     return [value for value in every if isinstance(value, Tensor)]
-
-
-# -- runs of a backend ------------------------------------------------------------------
-
-
-def _of_run(run: Run, call: Call, done: Sequence[int]) -> NamedStep:
-    """A run, whose stages are heard; what it does between them has a name of its own."""
-    stages = [part for part in run.parts if isinstance(part, Stage)]
-    inside = {label(*stage.unit.nodes): stage.unit.nodes for stage in stages}
-    every = {node.name: node for part in run.parts for node in _nodes(part)}
-    rest = every.keys() - {node.name for nodes in inside.values() for node in nodes}
-    name = label_of(RUN, tuple(every.values()))
-    parts = [_heard(part) if isinstance(part, Stage) else part for part in run.parts]
-    heard = Run(parts, run.whole, run.entering, run.tokens, run.layouts)
-    own = tuple(node for node in every.values() if node.name in rest)
-    return NamedStep(name, replace(call, function=heard), done, {**inside, name: own})
-
-
-def _nodes(part: Any) -> tuple[Node, ...]:
-    """Those of a stage, or the one of a wire."""
-    nodes: tuple[Node, ...] = part.unit.nodes if isinstance(part, Stage) else (part.node,)
-    return nodes
-
-
-def _heard(stage: Stage) -> Stage:
-    name = label(*stage.unit.nodes)
-    reverse = None if stage.reverse is None else _between(stage.reverse, name, lambda: BACKWARD)
-    return replace(stage, forward=_between(stage.forward, name, direction), reverse=reverse)
-
-
-def _between(run: Callable[[Any], Any], name: str, way: Callable[[], str]) -> Callable[[Any], Any]:
-    def heard(arguments: Any) -> Any:
-        with span(watching(), name, way()):
-            return run(arguments)
-
-    return heard

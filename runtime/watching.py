@@ -20,7 +20,7 @@ from propc.ir import Node, Segment
 from propc.wiring import BACKWARD, FORWARD
 
 PREFIX = "propc::"
-RUN, BLOCK = "run", "block"
+RUN, BLOCK, REPLAY = "run", "block", "replay"  # what holds several steps
 WATCHING = "watching"  # what watching itself takes
 LEAF = 2**63  # the functions that gather gradients at leaves have greater numbers
 
@@ -178,13 +178,13 @@ def what(node: Node) -> str:
 
 
 def label_of(group: str, nodes: Sequence[Node]) -> str:
-    """What a run or a block is called, for what it does beside its steps: ``block (x0.in … x9)``."""
+    """What holds several steps is called, for what it does beside them: ``block (x0.in … x9)``."""
     return f"{group} ({nodes[0].name} … {nodes[-1].name})"
 
 
 def group_of(name: str) -> str:
-    """Whose name it is: `RUN`, `BLOCK`, or empty for a step's."""
-    return next((group for group in (RUN, BLOCK) if name.startswith(f"{group} (")), "")
+    """Whose name it is: `RUN`, `BLOCK`, `REPLAY`, or empty for a step's."""
+    return next((group for group in (RUN, BLOCK, REPLAY) if name.startswith(f"{group} (")), "")
 
 
 def range_name(name: str, direction: str) -> str:

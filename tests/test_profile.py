@@ -29,9 +29,12 @@ from propc.laps import Laps
 from propc.profiling.clock import Clock, HostTimer, Interval, cost_of_a_reading, hooks, intervals, timer_of
 from propc.profiling.measuring import Step, _by_node
 from propc.profiling.memory import CALL, memory
-from propc.profiling.parts import BESIDE, OVERHEAD
+from propc.profiling.parts import BESIDE, OVERHEAD, Part, rows
 from propc.profiling.words import milliseconds, size
 from propc.runtime import lines, watching
+from propc.runtime.backends.cudagraphs import Captured
+from propc.runtime.named import named
+from propc.runtime.straight import Call
 from propc.runtime.watching import BLOCK, RUN
 from propc.wiring import BACKWARD, FORWARD
 
@@ -292,6 +295,21 @@ def test_of_a_backend() -> None:
         watched = compiled(theta)
     torch.manual_seed(1)
     assert torch.equal(watched, compiled(theta))
+
+
+def test_of_a_replay() -> None:
+    """What a backend has captured as a whole is one step, called after all its nodes."""
+    compiled, args = PROGRAMS["rollout"]
+    executable = compiled.compiler.compiled(None, args, {}).executable
+    captured = Captured.__new__(Captured)
+    captured.executable = executable
+    step = named(executable.graph.output, Call(captured, (), ()), ())
+    assert step.name == "replay (x0.in … output)"
+    assert [node.name for node in step.nodes[step.name]] == list(dict.fromkeys(n.name for n, _ in executable.plan))
+    part = Part(step.name, step.nodes[step.name], 1.0, 2.0, 3, 2, 1)
+    (row,) = rows([part])
+    assert (row["name"], row["calls"], row["forward"], row["where"]) == ("replay", 1, 1.0, "")
+    assert len(row["nodes"]) == len(part.nodes)
 
 
 @pytest.mark.parametrize("name", ["rollout", "mixture"])

@@ -10,7 +10,7 @@ from typing import Any
 from propc.ir import Node, Segment, Site
 from propc.profiling.measuring import Times
 from propc.profiling.memory import Memory
-from propc.runtime.watching import BLOCK, RUN, group_of, range_name, what
+from propc.runtime.watching import BLOCK, REPLAY, RUN, group_of, range_name, what
 from propc.text import runs
 from propc.wiring import BACKWARD, FORWARD
 
@@ -69,7 +69,8 @@ def _part(name: str, nodes: tuple[Node, ...], times: Times, memory: Memory) -> P
 
 
 OVERHEAD = "call overhead"
-BESIDE = {RUN: "between stages", BLOCK: "around blocks"}  # what is done beside the steps of a group
+# What is done beside the steps that are held together, or by all of them in one.
+BESIDE = {RUN: "between stages", BLOCK: "around blocks", REPLAY: "replay"}
 
 
 def rows(found: Sequence[Part]) -> list[Row]:

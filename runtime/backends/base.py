@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -58,6 +58,21 @@ class Report:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"
+
+
+class Violated(Exception):
+    """A parameter of a site is not in its support."""
+
+
+Named = tuple[str, Callable[..., Sequence[Any]], Mapping[str, tuple[Node, ...]]]
+
+
+class Several(ABC):
+    """The function of a call that does the steps of several nodes."""
+
+    @abstractmethod
+    def named(self) -> Named:
+        """Its name, the same for who watches, and the nodes of every name that is heard then; a node is in one."""
 
 
 class Backend(ABC):

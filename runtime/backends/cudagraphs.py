@@ -18,13 +18,14 @@ from torch.autograd import Function
 
 from propc.errors import BackendError, message
 from propc.ir import Node
-from propc.runtime.backends.base import Backend, Report
+from propc.runtime.backends.base import Backend, Named, Report, Several
 from propc.runtime.backends.inductor import Inductor
 from propc.runtime.backends.units import LOOKS, obstacle
 from propc.runtime.blocks import last_reads
 from propc.runtime.gates import applied
 from propc.runtime.noise import set_state, state_of
 from propc.runtime.straight import Call, Straight, Values
+from propc.runtime.watching import REPLAY, label_of
 
 if TYPE_CHECKING:
     from propc.runtime.executor import Executable
@@ -111,7 +112,7 @@ class _Pending:
     """A call whose reverse pass may still come."""
 
 
-class Captured:
+class Captured(Several):
     """A plan, captured, as the function of one call: from inputs and held tensors to what is returned.
 
     The memory of the recordings holds what one reverse pass needs. While that may still come, another forward pass
@@ -137,6 +138,11 @@ class Captured:
         self.own = len(executable.inputs)  # the rest are held by the program, and read where they are
         self.record = record
         self._capture([values[place] for place in self.reads])
+
+    def named(self) -> Named:
+        nodes = tuple({node.name: node for node, _ in self.executable.plan}.values())
+        name = label_of(REPLAY, nodes)
+        return name, self, {name: nodes}
 
     def _leaf(self, index: int, value: Tensor) -> Tensor:
         home = value.detach()

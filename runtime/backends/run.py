@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from propc.runtime.backends.base import Named, Several, Violated
 from propc.runtime.backends.joint import COTANGENT, NOISE, READ, RESULT, WIDE, Halves, Layout
 from propc.runtime.backends.units import Unit, Wire
 from propc.runtime.blocks import Block
@@ -27,10 +28,6 @@ SMALL = 1024  # elements; many cotangents on a tensor of up to so many are stack
 
 
 _VARIABLE = re.compile(r"\b[cnuv]\d+(?:_\d+)?\b")
-
-
-class Violated(Exception):
-    """A parameter of a site is not in its support."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Stage:
     flagged: bool = False
 
 
-class Run:
+class Run(Several):
     """Consecutive stages, and the wires between them, as the function of one call.
 
     Args:
@@ -90,6 +87,11 @@ class Run:
             found = self.values(given)[0]
         both = (*given, *found)
         return [both[i] for i in self.order]
+
+    def named(self) -> Named:
+        from propc.runtime.backends.heard import heard
+
+        return heard(self)
 
     def values(self, given: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """What leaves, and what the reverse pass needs.
