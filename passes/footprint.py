@@ -15,7 +15,7 @@ def inside(graph: PropagationGraph, node: Node) -> int:
     if isinstance(node, (Input, Parameter)):
         return 0
     elements = math.prod(graph.sizes(node.plates))
-    if not isinstance(node, Segment) or _in_chunks(graph, node):
+    if not isinstance(node, Segment) or node.rows or _in_chunks(graph, node):
         return elements * sum(map(_bytes, node.outputs))
     found = 0
     for step in node.body:
