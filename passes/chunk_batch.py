@@ -6,16 +6,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
-
-import torch.fx
-import torch.utils._pytree as pytree
+from typing import ClassVar
 
 from propc.errors import GraphError, PropcTypeError, PropcWarning, message
 from propc.graph import PropagationGraph
 from propc.ir import Parameter, Segment
 from propc.passes.base import Pass, register
+from propc.passes.footprint import gives, inside
 from propc.propagators.samples import positive
+from propc.runtime.rows import counted
 from propc.tracing.operations import is_random
 
 
@@ -26,9 +25,9 @@ class ChunkBatch(Pass):
 
     What lies inside a segment is then held for a chunk only. Sites, costs, baselines and weights see the whole batch
     as ever, so that numbers stay as they are. Whether rows are independent is checked at the first call. A
-    segment stays whole where it draws random numbers, writes, stands in plates (see ``chunk=``), has a result without
-    the batch, or was traced with the number of rows as a number, as in ``x.view(len(x), -1)``; ``x.flatten(1)`` has
-    none.
+    segment stays whole where it draws random numbers, writes, computes nothing but what it gives, stands in plates
+    (see ``chunk=``), has a result without the batch, or was traced with the number of rows as a number elsewhere than
+    in front of a shape, as in ``x / len(x)``.
 
     Requires: costs with a batch.
     Ensures: `Segment.rows` of the segments that run so.
@@ -78,18 +77,14 @@ def _obstacle(graph: PropagationGraph, segment: Segment, batch: int) -> str:
         return "writes into a tensor"
     if any(kind.shape[:1] != (batch,) for kind in segment.outputs):
         return "has a result without the batch in front"
-    if any(_counts(step, batch) for step in segment.body):
+    if any(counted(step, batch) for step in segment.body):
         return f"has the number of rows, {batch}, in its code"
     read = [(graph[ref.node], graph[ref.node].outputs[ref.port].shape[:1] == (batch,)) for ref in segment.inputs]
     if any(long and isinstance(node, Parameter) for node, long in read):
         return "reads a tensor that is no argument and is as long as the batch"
-    return "" if any(long for _, long in read) else "reads nothing with the batch in front"
-
-
-def _counts(step: torch.fx.Node, batch: int) -> bool:
-    """Whether a step has the size of the batch among its arguments."""
-    leaves: list[Any] = pytree.tree_leaves((step.args, step.kwargs))
-    return any(type(leaf) is int and leaf == batch for leaf in leaves)
+    if not any(long for _, long in read):
+        return "reads nothing with the batch in front"
+    return "" if inside(graph, segment) > gives(graph, segment) else "computes nothing but what it gives"
 
 
 def _warn(graph: PropagationGraph, whole: dict[str, str]) -> None:

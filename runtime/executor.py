@@ -255,9 +255,9 @@ class Executable:
 
     def _segment(self, node: Segment) -> Call:
         assert node.stage is not None
-        run = self.lift(node) if node.plates else node.stage.module.forward
+        run: Callable[..., Sequence[Any]] = self.lift(node) if node.plates else node.stage.module.forward
         if node.rows:
-            run = ByRows(self.graph, node, run, lambda: self.validate and not self.checked)
+            run = ByRows(self.graph, node, lambda: self.validate and not self.checked)
         return Call(run, self._reads(node), self._writes(node))
 
     def _site(self, node: Site) -> Call:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.fx
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.errors import GraphError, message
@@ -12,8 +15,44 @@ from propc.graph import PropagationGraph
 from propc.ir import Segment
 from propc.runtime.checkpointing import checkpointed
 from propc.runtime.shortage import is_shortage
+from propc.tracing.operations import name_of
 
 Run = Callable[..., Sequence[Tensor]]
+SHAPED = frozenset({"expand", "view", "reshape", "broadcast_to"})  # (tensor, shape)
+
+
+def counted(step: torch.fx.Node, batch: int) -> bool:
+    """Whether a step has the size of the batch among its arguments, other than in front of the shape that it gives."""
+    leaves: list[Any] = pytree.tree_leaves((step.args[1:], step.kwargs))
+    places = [i for i, leaf in enumerate(leaves) if type(leaf) is int and leaf == batch]
+    return bool(places) and not (places == [0] and _shapes(step))
+
+
+def _shapes(step: torch.fx.Node) -> bool:
+    name = step.target if isinstance(step.target, str) else name_of(step.target)
+    return name in SHAPED and step.meta.get("context") is None
+
+
+def _resized(module: torch.fx.GraphModule, batch: int, argument: int) -> Run:
+    """The code of a segment with shapes for as many rows as an argument has, in place of the whole batch."""
+    graph = torch.fx.Graph()
+    copies: dict[torch.fx.Node, torch.fx.Node] = {}
+    result = graph.graph_copy(module.graph, copies)
+    graph.output(result)
+    given = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_after(given[-1]):
+        size = graph.call_method("size", (given[argument], 0))
+    for node in graph.nodes:
+        if node is not size and _shapes(node) and _front(node) == batch:
+            shape = node.args[1:] if isinstance(node.args[1], int) else node.args[1]
+            node.args = node.args[0], (size, *shape[1:])
+    run: Run = torch.fx.GraphModule(module, graph).forward
+    return run
+
+
+def _front(step: torch.fx.Node) -> Any:
+    """The leading size of the shape that a step gives."""
+    return next(iter(pytree.tree_leaves(step.args[1:])), None)
 
 
 class ByRows:
@@ -23,10 +62,13 @@ class ByRows:
         check: whether rows are to be checked at this call.
     """
 
-    def __init__(self, graph: PropagationGraph, segment: Segment, run: Run, check: Callable[[], bool]) -> None:
+    def __init__(self, graph: PropagationGraph, segment: Segment, check: Callable[[], bool]) -> None:
+        assert segment.stage is not None
+        assert graph.batch is not None
         kinds = [graph[ref.node].outputs[ref.port] for ref in segment.inputs]
         self.split = [kind.shape[:1] == (graph.batch,) for kind in kinds]
-        self.segment, self.run, self.check = segment, run, check
+        self.run = _resized(segment.stage.module, graph.batch, self.split.index(True))
+        self.segment, self.check = segment, check
 
     def __call__(self, *values: Tensor) -> Sequence[Tensor]:
         if self.check():

@@ -59,6 +59,24 @@ def test_the_same_numbers(rows: int, estimator: Any) -> None:
             torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
 
 
+def test_shapes_with_the_batch_in_front() -> None:
+    """They were traced with all rows."""
+
+    def program(x: Tensor, theta: Tensor, scale: Tensor) -> Tensor:
+        y = (x * theta).sin().view(len(x), -1).reshape(len(x), 3, 1).expand(len(x), 3, 2).flatten(1)
+        z = propc.sample(Normal(y, scale), "z")
+        return (z * torch.broadcast_to(theta[0], (len(x), 6))).sin().sum(-1)
+
+    x, theta, scale = torch.randn(BATCH, 3), torch.rand(3).requires_grad_(), torch.rand(6).requires_grad_()
+    found = []
+    for passes in ((), (ChunkBatch(rows=7),)):
+        compiled = propc.compile(program, estimator="tp", passes=passes)
+        torch.manual_seed(1)
+        found.append(torch.autograd.grad(compiled(x, theta, scale).mean(), (theta, scale)))
+    assert rows_of(program, x, theta, scale, estimator="tp", rows=7) == {"z.in": 7, "cost.in": 7}
+    torch.testing.assert_close(*found)
+
+
 def test_second_derivatives() -> None:
     model, x, found = Model(5), torch.randn(BATCH, 6), []
     for passes in ((), (ChunkBatch(rows=8),)):
@@ -98,13 +116,13 @@ def test_what_stays_whole() -> None:
 
     def program(x: Tensor, theta: Tensor) -> Tensor:
         a = propc.sample(Normal(torch.dropout(x * theta, 0.5, True), 1.0), "dropped")
-        b = propc.sample(Normal(a.view(len(a), -1) * theta, 1.0), "counted")
+        b = propc.sample(Normal(a / len(a) * theta, 1.0), "counted")
         written = b * theta
         written += 1
         c = propc.sample(Normal(written, 1.0), "written")
         d = propc.sample(Normal(c * table, 1.0), "held")
         e = propc.sample(Normal((d * theta).T.sum(1), 1.0), "turned")
-        return propc.sample(Normal((d * theta).sin() + e, 1.0), "good").sum(-1)
+        return propc.sample(Normal((d * theta).sin() + e, 1.0), "good").sin().sum(-1)
 
     found = rows_of(program, torch.randn(BATCH, 3), torch.ones(3, requires_grad=True), rows=5)
     whole = {name for name, rows in found.items() if not rows}
@@ -113,7 +131,7 @@ def test_what_stays_whole() -> None:
 
 def test_plates_have_chunks_of_their_own() -> None:
     def program(theta: Tensor, x: Tensor) -> Tensor:
-        z = propc.sample(Bernoulli(logits=x * theta), "z")
+        z = propc.sample(Bernoulli(logits=(x * theta).sin()), "z")
         return (z * theta).sin()
 
     found = rows_of(program, torch.tensor(0.3, requires_grad=True), torch.ones(BATCH), estimator="enumerate", rows=5)
@@ -144,7 +162,7 @@ def test_nothing_to_do_is_a_warning() -> None:
     def program(theta: Tensor) -> Tensor:
         return propc.sample(Normal(theta.expand(BATCH), 1.0), "z")
 
-    with pytest.warns(propc.PropcWarning, match=r"no segment of 'program'.*segment 'z.in'.*number of rows, 50"):
+    with pytest.warns(propc.PropcWarning, match=r"no segment of 'program'.*'z.in'.*reads nothing with the batch"):
         rows_of(program, torch.tensor(1.0, requires_grad=True), rows=3)
 
 
