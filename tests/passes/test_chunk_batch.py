@@ -63,7 +63,7 @@ def test_shapes_with_the_batch_in_front() -> None:
     """They were traced with all rows."""
 
     def program(x: Tensor, theta: Tensor, scale: Tensor) -> Tensor:
-        y = (x * theta).sin().view(len(x), -1).reshape(len(x), 3, 1).expand(len(x), 3, 2).flatten(1)
+        y = (x * theta).sin().cos().exp().view(len(x), -1).reshape(len(x), 3, 1).expand(len(x), 3, 2).flatten(1)
         z = propc.sample(Normal(y, scale), "z")
         return (z * torch.broadcast_to(theta[0], (len(x), 6))).sin().sum(-1)
 
