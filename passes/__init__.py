@@ -4,6 +4,7 @@ from propc.passes.assign_propagators import AssignPropagators
 from propc.passes.attach import Attach
 from propc.passes.base import Pass, Pipeline, known_passes, register
 from propc.passes.checkpoint import Checkpoint
+from propc.passes.chunk_batch import ChunkBatch
 from propc.passes.deduplicate_stages import DeduplicateStages
 from propc.passes.drop_idle import DropIdle
 from propc.passes.expand_targets import ExpandTargets
@@ -25,6 +26,7 @@ __all__ = [
     "AssignPropagators",
     "Attach",
     "Checkpoint",
+    "ChunkBatch",
     "DeduplicateStages",
     "DropIdle",
     "ExpandTargets",

@@ -14,15 +14,19 @@ def inside(graph: PropagationGraph, node: Node) -> int:
     """Bytes of all that a node computes, which autograd may keep; views of other values count nothing."""
     if isinstance(node, (Input, Parameter)):
         return 0
-    elements = math.prod(graph.sizes(node.plates))
-    if not isinstance(node, Segment) or _in_chunks(graph, node):
-        return elements * sum(map(_bytes, node.outputs))
+    if not isinstance(node, Segment) or node.rows or _in_chunks(graph, node):
+        return gives(graph, node)
     found = 0
     for step in node.body:
         kind, sources = type_of(step), {source.meta.get("memory") for source in step.all_input_nodes}
         if kind is not None and step.meta.get("memory") not in sources:
             found += _bytes(kind)
-    return elements * found
+    return math.prod(graph.sizes(node.plates)) * found
+
+
+def gives(graph: PropagationGraph, node: Node) -> int:
+    """Bytes of a node's values."""
+    return math.prod(graph.sizes(node.plates)) * sum(map(_bytes, node.outputs))
 
 
 def between(graph: PropagationGraph, order: Sequence[str]) -> list[int]:

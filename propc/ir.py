@@ -197,7 +197,8 @@ class Segment(Node):
 
     `body` are its torch.fx nodes in program order, `arguments` and `results` the
     torch.fx nodes that its inputs and outputs stand for; `stage` is set by
-    deduplicate-stages. `spread` are the plates of each output; empty where no input is in a plate.
+    deduplicate-stages. `spread` are the plates of each output; empty where no input is in a plate. `rows` are how many
+    of the batch it takes at once, set by chunk-batch; 0 is all.
     """
 
     body: tuple[torch.fx.Node, ...] = field(repr=False)
@@ -206,6 +207,7 @@ class Segment(Node):
     dependence: tuple[Dependence, ...] = field(repr=False)
     stage: Stage | None = None
     spread: tuple[tuple[str, ...], ...] = ()
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

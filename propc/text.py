@@ -182,7 +182,8 @@ def _does(graph: PropagationGraph, node: Node) -> str:
         return f"{what} {node.path}" + (", requires grad" if node.outputs[0].requires_grad else "")
     if isinstance(node, Segment):
         name = f"segment {node.stage.name}" if node.stage is not None else "segment"
-        return f"{name}({reads}) {{{', '.join(operations_of(node))}}}"
+        rows = f", {node.rows} rows at once" if node.rows else ""
+        return f"{name}({reads}) {{{', '.join(operations_of(node))}}}{rows}"
     if isinstance(node, Site):
         return _site(graph, node)
     if isinstance(node, Expand):

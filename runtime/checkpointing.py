@@ -27,6 +27,7 @@ def checkpointed(
     inputs: Sequence[Tensor],
     devices: Iterable[torch.device] = (),
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    draws: bool = True,
 ) -> tuple[Tensor, ...]:
     """``run(*inputs)``, of which autograd keeps the inputs; the reverse pass runs it again.
 
@@ -40,10 +41,11 @@ def checkpointed(
         inputs: with or without gradient.
         devices: on which it draws random numbers, beside the CPU and the devices of the inputs.
         around: stands around the reverse pass, such as what explains its errors.
+        draws: whether it may draw random numbers; if not, no states of generators are kept.
     """
     if not torch.is_grad_enabled() or not any(value.requires_grad for value in inputs):
         return tuple(run(*inputs))
-    drawn = {CPU, *(value.device for value in inputs), *devices}
+    drawn = {CPU, *(value.device for value in inputs), *devices} if draws else set()
     recording = Recording([device for device in drawn if device.type != "meta"])
     found: tuple[Tensor, ...] = _checkpoint(run, recording, around, *inputs)
     return found

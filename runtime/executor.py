@@ -60,6 +60,7 @@ from propc.runtime.once import Recording, once
 from propc.runtime.placing import Placing
 from propc.runtime.probe import Probe
 from propc.runtime.reducing import bounding, centering, reduced
+from propc.runtime.rows import ByRows
 from propc.runtime.shaping import refit
 from propc.runtime.shortage import checking
 from propc.runtime.state import EstimatorState
@@ -253,7 +254,9 @@ class Executable:
 
     def _segment(self, node: Segment) -> Call:
         assert node.stage is not None
-        run = self.lift(node) if node.plates else node.stage.module.forward
+        run: Callable[..., Sequence[Any]] = self.lift(node) if node.plates else node.stage.module.forward
+        if node.rows:
+            run = ByRows(self.graph, node, lambda: self.validate and not self.checked)
         return Call(run, self._reads(node), self._writes(node))
 
     def _site(self, node: Site) -> Call:

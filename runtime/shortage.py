@@ -15,6 +15,7 @@ from propc.ir import Node, Segment, Site
 from propc.passes.footprint import inside
 
 MANY = 8  # runs of one stage from which a horizon is worth mentioning
+LARGE = 256  # rows above which chunks of the batch are
 _CPU = re.compile(r"DefaultCPUAllocator.*?(?:allocate (\d+) bytes|$)|Storage size calculation overflowed")
 _DEVICE = re.compile(r"[Tt]ried to allocate ([\d.]+ [KMGTP]?i?B)")
 
@@ -111,6 +112,9 @@ def _fix(graph: PropagationGraph, node: Node, runs: int) -> str:
     if runs >= MANY and torch.is_grad_enabled():
         more = "more blocks= in " if graph.schedule.blocks else ""
         ways.append(f"{more}passes=[propc.passes.Checkpoint()], which keeps less of {runs} steps for the reverse pass")
+    if isinstance(node, Segment) and not node.plates and (graph.batch or 0) > LARGE:
+        less = "fewer rows= in " if node.rows else ""
+        ways.append(f"{less}passes=[propc.passes.ChunkBatch()], by which segments take a few rows of the batch at once")
     ways.append("a smaller batch")
     first, *rest = ways
     return f"Use {first}" + "".join(f", or {way}" for way in rest) + "."

@@ -746,6 +746,16 @@ def test_too_much_in_a_plate(chunk: int | None) -> None:
         out_of_memory(call, "the plates of 'z' (2)", "2 configurations at once", "'lr' at site 'z'")
 
 
+def test_a_large_batch() -> None:
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(Normal(theta.expand(300), 1.0), "x")
+        return x[:, None, None].expand(300, 2**25, 2**25).exp().mean((-1, -2))
+
+    out_of_memory(run(program), "segment 'cost.in'", "Use passes=[propc.passes.ChunkBatch()]", "or a smaller batch")
+    chunks = [propc.passes.ChunkBatch(rows=50)]
+    out_of_memory(run(program, passes=chunks), "segment 'cost.in'", "Use fewer rows= in passes=[propc.passes.Chunk")
+
+
 def long(theta: Tensor, where: int = 5) -> Tensor:
     x = theta.expand(B)
     for t in range(12):

@@ -129,6 +129,8 @@ def obstacle(executable: Executable, node: Node) -> str:
         return "it draws from the random numbers of another site"
     if any(graph.plate(name).chunk is not None for name in node.plates):
         return "its plate is held in chunks"
+    if isinstance(node, Segment) and node.rows:
+        return "it takes the rows of the batch in chunks"
     if isinstance(node, Site):
         return _site_obstacle(executable, node)
     if isinstance(node, (Cost, Reduce)):
