@@ -415,12 +415,14 @@ class Scan(Node):
         body: the nodes of the step, which stand right behind this one.
         again: what becomes of the carried values in the step, as they are in the next.
         tokens: carried sums of tokens; `Token(name, i)` is what the i-th is in each step.
+        blocks: of steps, of which all but the last run again in the reverse pass in place of being kept.
     """
 
     body: tuple[str, ...]
     again: tuple[Ref, ...]
     length: int
     tokens: tuple[Carried, ...] = ()
+    blocks: int = 1
 
 
 LOG_MEAN_EXP = "log-mean-exp"

@@ -43,7 +43,9 @@ def scan(step: Callable[[S], S], init: S, length: int) -> S:
     if length < 0:
         raise PropcValueError(message(f"its length is {length}", "Give 0 or more.", at="a scan", where=user_source()))
     if not callable(step):
-        raise _type_error(f"its step must be a function of the state; got {kind_of(step)}", "Write scan(step, init, 10).")
+        raise _type_error(
+            f"its step must be a function of the state; got {kind_of(step)}", "Write scan(step, init, 10)."
+        )
     tracer = active_tracer()
     if tracer is not None:
         result: S = tracer.scan(step, init, length)
@@ -56,5 +58,3 @@ def scan(step: Callable[[S], S], init: S, length: int) -> S:
 
 def _type_error(finding: str, fix: str) -> PropcTypeError:
     return PropcTypeError(message(finding, fix, at="a scan", where=user_source()))
-
-

@@ -38,12 +38,18 @@ def _check(before: Any, after: Any, index: int) -> None:
     for (path, a), (_, b) in zip(old, new):
         leaf = f"the state{pytree.keystr(path)}"
         if isinstance(a, Tensor) != isinstance(b, Tensor):
-            raise _changed(index, f"{leaf} was {kind_of(a)} and becomes {kind_of(b)}", "Let it be a tensor from the start.")
+            raise _changed(
+                index, f"{leaf} was {kind_of(a)} and becomes {kind_of(b)}", "Let it be a tensor from the start."
+            )
         if isinstance(a, Tensor) and _form(a) != _form(b):
-            fix = "Expand the initial state." if a.dtype == b.dtype else "Give the initial state the dtype of the others."
+            fix = (
+                "Expand the initial state." if a.dtype == b.dtype else "Give the initial state the dtype of the others."
+            )
             raise _changed(index, f"{leaf} was {_text(a)} and becomes {_text(b)}", fix)
         if not isinstance(a, Tensor) and not _same(a, b):
-            fix = "Carry it as a tensor, such as torch.zeros(())." if isinstance(a, PRIMITIVE) else "Carry tensors only."
+            fix = (
+                "Carry it as a tensor, such as torch.zeros(())." if isinstance(a, PRIMITIVE) else "Carry tensors only."
+            )
             raise _changed(index, f"{leaf} was {kind_of(a)} and becomes {kind_of(b)}, and is no tensor", fix)
 
 

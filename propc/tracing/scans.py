@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 UNROLLED = 8  # scans up to this length are traced whole
 LONGEST = 32  # steps to try until one is like the one before
-ROOM = 2  # like steps to trace on both sides of the one that stands for many, at first
-ROOMS = (ROOM, 3 * ROOM, 9 * ROOM)  # and where passes tell more of them apart
+ROOM = 3  # like steps to trace on both sides of the one that stands for many, at first
+ROOMS = (ROOM, 2 * ROOM, 4 * ROOM)  # and where passes tell more of them apart
 
 
 @dataclass
@@ -246,7 +246,9 @@ def _held(step: Any) -> dict[str, Any]:
             found[name] = cell.cell_contents
         except ValueError:  # not assigned yet
             continue
-    return {name: (value, len(value)) if isinstance(value, (list, dict, set)) else value for name, value in found.items()}
+    return {
+        name: (value, len(value)) if isinstance(value, (list, dict, set)) else value for name, value in found.items()
+    }
 
 
 def _alike(a: Any, b: Any) -> bool:
