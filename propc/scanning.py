@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from propc.errors import PropcTypeError, PropcValueError, message
 from propc.tracing import active_tracer
