@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
-from propc.errors import EstimatorError, GraphError, PropcError, ScanError, message
+from propc.errors import EstimatorError, ScanError, message
 from propc.graph import PropagationGraph
 from propc.influence import Reach
 from propc.ir import (
-    Compare,
     Cost,
     Expand,
     Named,
@@ -58,9 +58,8 @@ class RollScans(Pass):
         sums = Sums(graph)
         for turn in turns:
             if turn.last > turn.first:
+                _refuse(graph, turn)
                 steps = Steps(graph, turn)
-                _refuse(steps)
-                _compare(steps)
                 _check_influence(steps)
                 graph = _rolled(steps, sums)
         return sums.finished(graph)
@@ -70,10 +69,10 @@ class Steps:
     """The steps of one scan in a graph.
 
     Attributes:
-        middle: the index of the one that stands for many.
-        first: of the first that is like it; before it, and behind it, `room` are.
         nodes: of each step, in program order.
         place: step and position of every node in a step.
+        middle: the index of the one that stands for many.
+        first: of the first from which on all are alike, up to the one behind the middle.
     """
 
     def __init__(self, graph: PropagationGraph, turn: Turn) -> None:
@@ -86,8 +85,13 @@ class Steps:
                 self.nodes += [[] for _ in range(node.turn.index + 1 - len(self.nodes))]
             self.nodes[-1].append(node)
         self.place = {node.name: (i, j) for i, nodes in enumerate(self.nodes) for j, node in enumerate(nodes)}
-        self.room = len(self.nodes) - 1 - self.middle
-        self.first = self.middle - self.room
+        self.first = 0
+        for early in range(self.middle, -1, -1):
+            if (odd := _difference(self, early)) is not None:
+                self.first = early + 1
+                break
+        if odd is not None and self.middle - self.first < 2:
+            raise self.error(*odd)
 
     def like(self, name: str) -> tuple[int, int] | None:
         """Step and position of a node in a step that is like the middle one; None for others."""
@@ -122,38 +126,36 @@ def reads(node: Node) -> tuple[Ref, ...]:
 # -- what cannot be rolled ------------------------------------------------------------------
 
 
-def _refuse(steps: Steps) -> None:
+def _refuse(graph: PropagationGraph, turn: Turn) -> None:
     """Refuse what needs every step to be a node of its own."""
-    graph = steps.graph
     if graph.general:
         vertex = next((graph[name] for name in graph.wiring.vertices), graph.output)
-        raise _alone(vertex, "its messages are more than cotangents, which nodes receive one by one", PropcError)
+        raise _alone(vertex, "its messages are more than cotangents, which nodes receive one by one")
+    inside = {node.name: node for node in graph if node.turn is not None and node.turn.scan == turn.scan}
     for node in graph:
-        if node.copy_of in steps.place or (isinstance(node, Compare) and node.name in steps.place):
-            raise _alone(graph[node.copy_of or node.name], "its estimator copies all that is behind it")
-    for node in (node for nodes in steps.nodes for node in nodes):
+        if node.copy_of in inside:
+            raise _alone(inside[node.copy_of], "an estimator before it copies all that is behind it")
+    for node in inside.values():
         rule = node.propagator
         if isinstance(rule, InverseVariance) and (rule.donor is not None or rule.weighting.k_interval > 1):
             raise _alone(node, "k_interval= lets it take the weights of another step")
-        if isinstance(node, Site) and node.plate in steps.place and graph.plate(node.plate).kind != "samples":
+        if isinstance(node, Site) and node.plate in inside and graph.plate(node.plate).kind != "samples":
             raise _alone(node, f"estimator {node.estimator!r} gives it a plate of its own in every step")
-    for node in steps.nodes[steps.middle]:
-        rule = node.propagator
+        if node.turn != turn or rule is None:
+            continue
         if isinstance(node, Site) and node.rule is not None and node.rule.state(node.spec) is not None:
             raise _alone(node, f"estimator {node.estimator!r} keeps something for it from call to call")
-        if rule is not None and not isinstance(node, Site) and rule.keeps:
+        if not isinstance(node, Site) and rule.keeps:
             raise _alone(node, f"propagator {rule.name!r} keeps something for it from call to call")
-        if isinstance(node, (Resample, Scan)):
-            raise _alone(node, f"a {node.kind.value} stands in the steps")
     for route in graph.routes:
-        place = steps.place.get(route.source)
-        if place is not None and place[0] == steps.middle and route.baseline is not None and route.baseline.stateful:
+        source = inside.get(route.source)
+        if source is not None and source.turn == turn and route.baseline is not None and route.baseline.stateful:
             what = f"baseline {type(route.baseline).__name__} keeps something for it from call to call"
-            raise _alone(graph[route.source], what)
+            raise _alone(source, what)
 
 
-def _alone(node: Node, why: str, kind: type[PropcError] = EstimatorError) -> PropcError:
-    return (GraphError if kind is PropcError else kind)(
+def _alone(node: Node, why: str) -> EstimatorError:
+    return EstimatorError(
         message(
             f"{why}; in a long propc.scan many steps are one node",
             "Choose another estimator there, or write a Python loop in place of the scan.",
@@ -166,22 +168,21 @@ def _alone(node: Node, why: str, kind: type[PropcError] = EstimatorError) -> Pro
 # -- that steps are alike -------------------------------------------------------------------
 
 
-def _compare(steps: Steps) -> None:
-    """The middle step does what its neighbours do."""
-    for early in (steps.middle - 1, steps.middle):
-        a, b = steps.nodes[early], steps.nodes[early + 1]
-        for x, y in zip(a, b):
-            if type(x) is not type(y) or _detail(x) != _detail(y):
-                raise steps.error(f"it is not the like of {x.name!r}", y)
-            pairs = list(zip(reads(x), reads(y)))
-            if len(reads(x)) != len(reads(y)) or not all(_same_value(steps, *pair) for pair in pairs):
-                raise steps.error(f"it does not read the like of what {x.name!r} reads", y)
-        if len(a) != len(b):
-            raise steps.error(f"one has {len(a)} nodes and the next {len(b)}", (a if len(a) > len(b) else b)[-1])
+def _difference(steps: Steps, early: int) -> tuple[str, Node] | None:
+    """Where a step and the next one are not alike: what there is, and at which node; None if they are."""
+    a, b = steps.nodes[early], steps.nodes[early + 1]
+    for x, y in zip(a, b):
+        if type(x) is not type(y) or _detail(x) != _detail(y):
+            return f"it is not the like of {x.name!r}", y
+        if len(reads(x)) != len(reads(y)) or not all(map(partial(_same_value, steps), reads(x), reads(y))):
+            return f"it does not read the like of what {x.name!r} reads", y
+    if len(a) != len(b):
+        return f"one has {len(a)} nodes and the next {len(b)}", (a if len(a) > len(b) else b)[-1]
+    return None
 
 
 def _same_value(steps: Steps, early: Ref, late: Ref) -> bool:
-    a, b = steps.like(early.node), steps.like(late.node)
+    a, b = steps.place.get(early.node), steps.place.get(late.node)
     if early.port != late.port:
         return False
     return early == late or (a is not None and b is not None and (a[0] + 1, a[1]) == b)
@@ -197,6 +198,8 @@ def _detail(node: Node) -> Hashable:
         return (*common, node.spec, _Equal(node.rule), node.estimator, wanted, node.alternatives)
     if isinstance(node, (Cost, Named)):
         return (*common, _Equal(node.rule), _Equal(node.forced), getattr(node, "how", ""))
+    if isinstance(node, Resample):
+        return (*common, bool(node.sites), node.shrinkage, node.jitter)
     if isinstance(node, Reduce):
         return (*common, node.over, node.how, node.of_cost)
     if isinstance(node, Opaque):
@@ -234,27 +237,22 @@ def _check_influence(steps: Steps) -> None:
     steps before. If as many steps in a row reach a value alike, so do all before them.
     """
     influence, lag = steps.graph.influence, max(1, steps.lag())
-    if lag >= steps.room:
-        raise steps.error(f"a step reads what was computed {lag} steps before it")
-    ranges = [_range([influence.index[n.name] for n in nodes if isinstance(n, Site)]) for nodes in steps.nodes]
-    fixed = ~sum(mask for _, mask in ranges[steps.first :])  # sites before, and resample nodes
+    if steps.first + lag >= steps.middle:
+        raise steps.error("too few of them are alike to tell what they depend on")
+    draws = [[influence.index[n.name] for n in nodes if isinstance(n, (Site, Resample))] for nodes in steps.nodes]
+    fixed = ~sum(1 << bit for bits in draws[steps.first :] for bit in bits)  # what is drawn before
     for position, node in enumerate(steps.nodes[steps.middle]):
         for ref in node.made:
             now = influence.values[ref]
             for name in _MASKS:
                 mask = getattr(now, name)
-                parts = {(mask & ranges[i][1]) >> ranges[i][0] for i in range(steps.first, steps.first + lag + 1)}
-                if len(parts) > 1:
+                far = draws[steps.first : steps.first + lag + 1]
+                if len({tuple([mask >> bit & 1 for bit in bits]) for bits in far}) > 1:
                     raise steps.error("how it depends on earlier steps has not settled", node)
             for back in range(1, lag + 1):
                 before = influence.values[Ref(steps.nodes[steps.middle - back][position].name, ref.port)]
                 if _lasting(now, fixed) != _lasting(before, fixed):
                     raise steps.error("what it depends on has not settled", node)
-
-
-def _range(indices: Sequence[int]) -> tuple[int, int]:
-    """The first bit and the mask of sites that follow each other."""
-    return (indices[0], sum(1 << i for i in indices)) if indices else (0, 0)
 
 
 def _lasting(reach: Reach, fixed: int) -> tuple[int, ...]:

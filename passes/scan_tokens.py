@@ -108,7 +108,7 @@ class _OfScan:
         steps = self.steps
         changes = [step for step in range(steps.first + 1, steps.middle + 1) if alike[step] != alike[step - 1]]
         back = steps.middle - changes[0] + 1 if changes else 0
-        if back >= steps.room:
+        if back >= steps.middle - steps.first:
             raise steps.error("which earlier steps it sends messages to has not settled", steps.graph[route.source])
         return back
 
