@@ -27,9 +27,11 @@ from propc.ir import (
     Ref,
     Resample,
     Route,
+    Scan,
     Schedule,
     Segment,
     Site,
+    Token,
 )
 from propc.tracing import operations
 
