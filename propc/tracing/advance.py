@@ -32,7 +32,7 @@ def _check(before: Any, after: Any, index: int) -> None:
     """Structure, shapes, dtypes and devices of a state stay as they are, and so does what is no tensor."""
     old, structure = pytree.tree_flatten_with_path(before)
     new, made = pytree.tree_flatten_with_path(after)
-    if structure != made:
+    if structure != made or (after is None and before is not None):
         got = "None; does it return the state?" if after is None else f"one of another structure, {made}"
         raise _changed(index, f"the state becomes {got}", f"Return a state of the structure {structure}.")
     for (path, a), (_, b) in zip(old, new):
