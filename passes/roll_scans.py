@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
+import torch.fx
+import torch.utils._pytree as pytree
+
 from propc.errors import EstimatorError, ScanError, message
 from propc.graph import PropagationGraph
 from propc.influence import Reach
@@ -205,16 +208,15 @@ def _detail(node: Node) -> Hashable:
     if isinstance(node, Opaque):
         return (*common, node.how, structure((node.call,), node.arguments, (node.call,)))
     if isinstance(node, Expand):
-        code = node.code.graph
-        body = [n for n in code.nodes if n.op not in ("placeholder", "output")]
-        return (
-            *common,
-            node.target,
-            node.exact,
-            node.directions,
-            structure(body, code.find_nodes(op="placeholder"), ()),
-        )
+        return (*common, node.target, node.exact, node.directions, node.norms, _code(node.code.graph))
     return (*common, id(node))
+
+
+def _code(graph: torch.fx.Graph) -> Hashable:
+    """A key that is equal for equal code."""
+    body = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    ends = pytree.tree_leaves([node.args for node in graph.find_nodes(op="output")])
+    return structure(body, graph.find_nodes(op="placeholder"), [n for n in ends if isinstance(n, torch.fx.Node)])
 
 
 @dataclass(frozen=True)

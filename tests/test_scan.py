@@ -167,7 +167,8 @@ ESTIMATORS = {"rp": "rp", "lr": "lr", "tp": "tp", "mixed": {"x*": "rp", "*": "lr
 @pytest.mark.parametrize("step", [walk, late, cascade])
 def test_scanned_equals_unrolled(step: Step, end: Returned, estimator: Any) -> None:
     node = assert_same(step, end, estimator)
-    assert node is not None and node.length >= 2
+    assert node is not None
+    assert node.length >= 2
 
 
 @pytest.mark.parametrize("estimator", ["rp", "lr", "tp"])
@@ -490,7 +491,9 @@ def test_tracing_does_not_grow() -> None:
     start = time.perf_counter()
     long = graphs[100_000].graph(theta)
     assert time.perf_counter() - start < 1
-    assert len(long) == len(short) and len(long.routes) == len(short.routes) and len(long.joins) == len(short.joins)
+    assert len(long) == len(short)
+    assert len(long.routes) == len(short.routes)
+    assert len(long.joins) == len(short.joins)
     assert long.of(Scan)[0].length == 100_000 - 7
 
 
@@ -499,7 +502,8 @@ def test_ten_thousand_steps() -> None:
     theta = torch.tensor([0.5, 0.3, 0.2], requires_grad=True)
     cost = propc.compile(program(walk, both, 10_000, scanned=True), estimator="lr")(theta)
     cost.mean().backward()
-    assert theta.grad is not None and bool(theta.grad.isfinite().all())
+    assert theta.grad is not None
+    assert bool(theta.grad.isfinite().all())
 
 
 def kept(length: int, passes: list[Any]) -> int:
@@ -544,10 +548,12 @@ def test_names_and_explain() -> None:
     compiled = propc.compile(program(diamond, whole, 1000, scanned=True), estimator={"a*": "rp", "*": "lr"})
     theta = torch.ones(3, requires_grad=True)
     sites = [site.name for site in compiled.graph(theta).sites]
-    assert sites[:3] == ["a0", "b0", "x0"] and sites[-1] == "x999"
+    assert sites[:3] == ["a0", "b0", "x0"]
+    assert sites[-1] == "x999"
     assert "x4..x996" in sites
     rows = {row["site"]: row for row in compiled.explain(theta).rows}
-    assert rows["a4..a996"]["estimator"] == "rp" and rows["b4..b996"]["estimator"] == "lr"
+    assert rows["a4..a996"]["estimator"] == "rp"
+    assert rows["b4..b996"]["estimator"] == "lr"
     assert rows["b999"]["messages in"] == "second999"
 
 
@@ -570,7 +576,7 @@ def test_verify_knows_scans() -> None:
     )
     (scan,) = graph.of(Scan)
     for broken, words in (
-        (replace(scan, body=scan.body[:-1] + ("x0",)), "does not stand right behind it"),
+        (replace(scan, body=(*scan.body[:-1], "x0")), "does not stand right behind it"),
         (replace(scan, again=scan.inputs), "which its step does not make"),
         (replace(scan, length=0), "has 0 steps"),
     ):
