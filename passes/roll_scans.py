@@ -261,6 +261,32 @@ def _lasting(reach: Reach, fixed: int) -> tuple[int, ...]:
     return (*(getattr(reach, name) & fixed for name in _MASKS), reach.leaves, reach.ancestors)
 
 
+def check_steady(graph: PropagationGraph, longer: PropagationGraph) -> None:
+    """Check that passes do the same where more steps of a scan were traced.
+
+    Args:
+        graph, longer: with fewer and with more nodes for the first and last steps.
+
+    Raises:
+        ScanError: a step is treated otherwise.
+    """
+    for node in graph:
+        if node.turn is None or not isinstance(node, (Site, Cost, Named)):
+            continue
+        low, _, high = node.name.partition("..")
+        for name in (low, high or low):
+            other = longer.nodes.get(name)
+            if other is None or other.propagator != node.propagator:
+                raise ScanError(
+                    message(
+                        "a pass tells the steps of its scan apart by how many there are, and only some are traced",
+                        "Let it go by names, or write a Python loop in place of propc.scan.",
+                        at=f"{node.kind.value} {node.name!r}",
+                        where=node.where,
+                    )
+                )
+
+
 # -- rolling --------------------------------------------------------------------------------
 
 

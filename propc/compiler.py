@@ -22,11 +22,12 @@ from torch import Tensor
 from propc.cut import cut
 from propc.errors import PropcTypeError, PropcWarning, ScanError, message
 from propc.graph import PropagationGraph
-from propc.ir import Source
+from propc.ir import Scan, Source
 from propc.laps import Laps, Seconds
 from propc.messages import Message
 from propc.options import Options
 from propc.passes.base import Record
+from propc.passes.roll_scans import check_steady
 from propc.propagation import Propagation, check_call
 from propc.runtime.backends import EAGER, Report, backend
 from propc.runtime.executor import Executable
@@ -265,7 +266,10 @@ class Compiler:
         laps.lap("cutting")
         records = self.options.pipeline().records(first)
         laps.parts((record.name, record.seconds) for record in records)
-        return laps, program, records[-1].graph
+        graph = records[-1].graph
+        if graph.of(Scan) and self.options.passes:
+            check_steady(graph, self.options.pipeline().run(self._first(self._trace(call, 2 * ROOMS[-1]))))
+        return laps, program, graph
 
     def _trace(self, call: Call, room: int) -> Program:
         paths = self._paths(call)
