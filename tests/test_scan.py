@@ -565,6 +565,19 @@ def test_text(golden: Callable[[str, str], None]) -> None:
     golden("scan.txt", str(graph.graph(torch.ones(3, requires_grad=True))))
 
 
+@pytest.mark.parametrize("fold", [True, False])
+def test_picture(fold: bool) -> None:
+    """The step stands in a frame of its own, which says how often it runs."""
+    graph = propc.compile(program(diamond, both, 1000, scanned=True), estimator="tp")
+    text = graph.graph(torch.ones(3, requires_grad=True)).to_dot(fold=fold)
+    frame = text[text.index("subgraph cluster_scan") :].partition("}")[0]
+    assert "993 times" in frame
+    for name in ("a4..a996", "b4..b996", "x4..x996", "first4..first996"):
+        assert f'"{name}" [' in frame
+    assert '"x0" [' not in frame and '"x999" [' not in frame
+    assert '"x4..x996" -> "scan" [' in text
+
+
 def test_names_and_explain() -> None:
     compiled = propc.compile(program(diamond, whole, 1000, scanned=True), estimator={"a*": "rp", "*": "lr"})
     theta = torch.ones(3, requires_grad=True)
