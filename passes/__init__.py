@@ -18,6 +18,7 @@ from propc.passes.merge_plates import MergePlates
 from propc.passes.prepare_estimators import PrepareEstimators
 from propc.passes.prune import Prune
 from propc.passes.reduce_plates import ReducePlates
+from propc.passes.roll_scans import RollScans
 from propc.passes.route_messages import RouteMessages
 from propc.passes.schedule import Schedule
 from propc.passes.split_costs import SplitCosts
@@ -42,6 +43,7 @@ __all__ = [
     "PrepareEstimators",
     "Prune",
     "ReducePlates",
+    "RollScans",
     "RouteMessages",
     "Schedule",
     "SplitCosts",

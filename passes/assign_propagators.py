@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from propc.errors import PropcError, PropcValueError, PropcWarning, message, nearest
@@ -14,6 +13,7 @@ from propc.estimators.base import at_site
 from propc.graph import PropagationGraph
 from propc.ir import LOG_MEAN_EXP, Cost, Resample, Site
 from propc.passes.base import Pass, register
+from propc.patterns import matches, same_for_all
 from propc.propagators import InverseVariance, Plain, SitePropagator
 
 
@@ -92,9 +92,9 @@ def _choice(estimator: Any, site: Site, view: SiteView | None) -> Estimator:
     try:
         choice = site.requested
         if choice is None and isinstance(estimator, Mapping):
-            choice = next((e for pattern, e in estimator.items() if fnmatchcase(site.name, pattern)), None)
+            choice = next((e for pattern, e in estimator.items() if matches(site.name, pattern)), None)
         elif choice is None and _is_function(estimator):
-            choice = estimator(view)
+            choice = _chosen(estimator, view)
         elif choice is None:
             choice = estimator
         return resolve("infer" if choice is None else choice)
@@ -102,10 +102,17 @@ def _choice(estimator: Any, site: Site, view: SiteView | None) -> Estimator:
         raise type(error)(message(str(error).rstrip("."), at=f"site {site.name!r}", where=site.where)) from None
 
 
+def _chosen(function: Any, view: SiteView | None) -> Any:
+    """What a function of the site chooses."""
+    if view is None or ".." not in view.name:
+        return function(view)
+    return same_for_all(view.name, lambda name: function(replace(view, name=name)), "the function in estimator=")
+
+
 def _check_patterns(graph: PropagationGraph, estimator: Mapping[str, Any]) -> None:
     names = [site.name for site in graph.sites]
     for pattern in estimator:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
             raise PropcValueError(
                 message(
                     f"the pattern {pattern!r} in estimator= matches no site of {graph.name!r}; a site in a branch "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from propc.errors import GraphError, message, nearest
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Named, Node, Site
 from propc.passes.base import Pass, register
+from propc.patterns import matches
 from propc.propagators.registry import at_node
 
 
@@ -34,7 +34,7 @@ class Attach(Pass):
         known = [node for node in graph if isinstance(node, (Named, Cost, Site))]
         changed: dict[str, Node] = {}
         for pattern, choice in self.propagators.items():
-            matched = [node for node in known if fnmatchcase(node.name, pattern)]
+            matched = [node for node in known if matches(node.name, pattern)]
             if not matched:
                 raise GraphError(
                     message(f"the pattern {pattern!r} matches no node", nearest(pattern, [node.name for node in known]))

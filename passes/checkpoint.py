@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import accumulate, groupby, pairwise
+from math import isqrt
 from typing import ClassVar
 
 from propc.errors import GraphError, PropcTypeError, PropcValueError, PropcWarning, message, nearest
 from propc.graph import PropagationGraph
-from propc.ir import Input, Parameter, Segment, Site
+from propc.ir import Input, Parameter, Scan, Segment, Site
 from propc.passes.base import Pass, register
 from propc.passes.footprint import between, inside
 from propc.passes.repeatable import once_only
@@ -34,6 +35,8 @@ class Checkpoint(Pass):
     Where nothing is said, there are as few blocks as bring the estimated memory within a tenth of its least: about √H,
     and more where steps compute much and hand on little. Black boxes and moving averages are not run again: what they
     gave is kept. Nodes that write into tensors of others, or have a propagator of the user's, are in no block.
+
+    The steps of a long `propc.scan` are one node: they run in √H blocks, or in `blocks`, and nothing else does.
 
     Requires: a scheduled graph, without messages between propagators.
     Ensures: `Schedule.blocks` are runs of consecutive names of the forward order.
@@ -74,12 +77,39 @@ class Checkpoint(Pass):
                     "Leave out propc.passes.Checkpoint().",
                 )
             )
+        if graph.of(Scan):
+            return self._in_scans(graph)
         plan = _Plan(graph)
         cuts = self._cuts(plan)
         blocks = plan.blocks(cuts)
         if cuts and not blocks:
             self._warn(graph)
         return replace(graph, schedule=replace(graph.schedule, blocks=blocks))
+
+    def _in_scans(self, graph: PropagationGraph) -> PropagationGraph:
+        """Let the steps of long scans run in blocks; nothing else of such a program grows with its length."""
+        if self.budget is not None or self.at is not None:
+            raise PropcValueError(
+                message(
+                    f"Checkpoint has {'budget' if self.at is None else 'at'}, and the steps of a long propc.scan are "
+                    "one node",
+                    "Give blocks=, or nothing for the square root of the number of steps.",
+                    where=graph.of(Scan)[0].where,
+                )
+            )
+        alone = once_only(graph)
+        for name, why in ((name, alone[name]) for scan in graph.of(Scan) for name in scan.body if name in alone):
+            node = graph[name]
+            raise GraphError(
+                message(
+                    f"it {why}, so that its step cannot run again",
+                    "Write x = x + y in place of x += y, or leave out propc.passes.Checkpoint().",
+                    at=f"{node.kind.value} {name!r}",
+                    where=node.where,
+                )
+            )
+        counts = ((scan, self.blocks or 1 + isqrt(scan.length - 1)) for scan in graph.of(Scan))
+        return graph.with_nodes(*(replace(scan, blocks=min(count, scan.length)) for scan, count in counts))
 
     def _warn(self, graph: PropagationGraph) -> None:
         name, why = next(iter(once_only(graph).items()))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from propc.errors import GraphError, message, nearest
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Named
 from propc.passes.base import Pass, register
+from propc.patterns import matches
 
 
 @register("force-targets")
@@ -36,7 +36,7 @@ class ForceTargets(Pass):
         known = [node for node in nodes if node.rule is not None]
         changed: dict[str, Named | Cost] = {}
         for pattern, target in self.targets.items():
-            matched = [node for node in known if fnmatchcase(node.name, pattern)]
+            matched = [node for node in known if matches(node.name, pattern)]
             if not matched:
                 names = [node.name for node in known]
                 raise GraphError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
@@ -12,6 +11,7 @@ from propc.graph import PropagationGraph
 from propc.ir import Named, Node, Ref, Resample, Segment, Site
 from propc.passes.base import Pass, register
 from propc.passes.rewiring import Rewiring
+from propc.patterns import matches
 
 
 @register("gaussian-shaping")
@@ -190,7 +190,7 @@ def _matching(patterns: Sequence[str], known: Sequence[Node], option: str, graph
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
-    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+    return any(matches(name, pattern) for pattern in patterns)
 
 
 def _patterns(names: str | Sequence[str]) -> list[str]:

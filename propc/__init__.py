@@ -40,6 +40,7 @@ from propc.plates import plate
 from propc.profiling.profile import Profile
 from propc.propagation import Propagation
 from propc.propagators import NodeView, Propagator, propagator, register_propagator
+from propc.scanning import scan
 from propc.sites import bound, cost, node, opaque, sample
 
 __version__ = "0.1.0"
@@ -91,5 +92,6 @@ __all__ = [
     "register_estimator",
     "register_propagator",
     "sample",
+    "scan",
     "signal_to_noise",
 ]

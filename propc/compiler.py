@@ -13,20 +13,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.cut import cut
-from propc.errors import PropcTypeError, PropcWarning, message
+from propc.errors import PropcTypeError, PropcWarning, ScanError, message
 from propc.graph import PropagationGraph
-from propc.ir import Source
+from propc.ir import Scan, Source
 from propc.laps import Laps, Seconds
 from propc.messages import Message
 from propc.options import Options
 from propc.passes.base import Record
+from propc.passes.roll_scans import check_steady
 from propc.propagation import Propagation, check_call
 from propc.runtime.backends import EAGER, Report, backend
 from propc.runtime.executor import Executable
@@ -40,10 +41,13 @@ from propc.tracing.guards import without_collection
 from propc.tracing.held import Attention, Roots, changes, look_around, mentioned_names, watch
 from propc.tracing.operations import region
 from propc.tracing.program import Leaf, Program
+from propc.tracing.scans import ROOMS
 from propc.tracing.simplify import simplify
 from propc.tracing.source import is_hidden
 from propc.tracing.watch import State, Watch
 from propc.wiring import FORWARD
+
+R = TypeVar("R")
 
 GRAPHS_KEPT = 64  # compiled graphs that one compiled object keeps
 GRAPHS_WARNED = 16  # a warning at this many traces: an argument that should be a tensor
@@ -163,9 +167,14 @@ class Compiler:
         self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[PropagationGraph, list[Record]]:
         """The graph before all passes, and what the pipeline saw of each."""
+        call, pipeline = self.take_apart(owner, args, kwargs), self.options.pipeline()
+
+        def attempt(room: int) -> tuple[PropagationGraph, list[Record]]:
+            first = self._first(self._trace(call, room))
+            return first, pipeline.records(first)
+
         with without_collection():
-            first = self._first(self._trace(self.take_apart(owner, args, kwargs)))
-            return first, self.options.pipeline().records(first)
+            return _with_room(attempt)
 
     def compiled(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
         """What a call runs."""
@@ -236,14 +245,7 @@ class Compiler:
     def _compile(self, call: Call) -> Compiled:
         self._count()
         with without_collection():
-            laps = Laps()
-            program = self._trace(call)
-            laps.lap("tracing")
-            first = self._first(program)
-            laps.lap("cutting")
-            records = self.options.pipeline().records(first)
-            laps.parts((record.name, record.seconds) for record in records)
-            graph = records[-1].graph
+            laps, program, graph = _with_room(lambda room: self._passed(call, room))
             executable = self._build(graph)
             laps.lap("building")
         held = tuple(leaf for leaf in program.leaves if leaf.fetch is not None)
@@ -255,12 +257,26 @@ class Compiler:
             return Messenger(graph, self.state, self.options.validate, self.probe)
         return Executable(graph, self.state, self.options.validate, self.probe, backend(self.options.backend))
 
-    def _trace(self, call: Call) -> Program:
+    def _passed(self, call: Call, room: int) -> tuple[Laps, Program, PropagationGraph]:
+        """The program of a call and its graph after all passes, with the seconds that these took."""
+        laps = Laps()
+        program = self._trace(call, room)
+        laps.lap("tracing")
+        first = self._first(program)
+        laps.lap("cutting")
+        records = self.options.pipeline().records(first)
+        laps.parts((record.name, record.seconds) for record in records)
+        graph = records[-1].graph
+        if graph.of(Scan) and self.options.passes:
+            check_steady(graph, self.options.pipeline().run(self._first(self._trace(call, 2 * ROOMS[-1]))))
+        return laps, program, graph
+
+    def _trace(self, call: Call, room: int) -> Program:
         paths = self._paths(call)
         fn = self.fn if call.owner is None else self.fn.__get__(call.owner)
         with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
             around = look_around(self._roots(call, paths), self.attention)
-            program = Tracer(around).run(
+            program = Tracer(around, room).run(
                 fn,
                 call.leaves,
                 lambda values: pytree.tree_unflatten(values, call.tree),
@@ -330,6 +346,16 @@ class Compiler:
 
     def __reduce__(self) -> Any:
         return _restore, (_reference(self.fn), self.options, self.name, self.state)
+
+
+def _with_room(attempt: Callable[[int], R]) -> R:
+    """What `attempt` gives, with as many steps of long scans traced as are needed."""
+    for room in ROOMS[:-1]:
+        try:
+            return attempt(room)
+        except ScanError:
+            continue
+    return attempt(ROOMS[-1])
 
 
 def _reference(fn: Any) -> Any:

@@ -24,6 +24,7 @@ from propc.ir import (
     Segment,
     Site,
     TensorType,
+    Turn,
 )
 from propc.tracing.program import Leaf, Mark, Program, mark_of, type_of
 
@@ -44,6 +45,7 @@ class _Cutter:
         self.nodes: dict[str, Node] = {}
         self.refs: dict[torch.fx.Node, Ref] = {}
         self.pending: list[torch.fx.Node] = []
+        self.turn: Turn | None = None
 
     def run(self) -> dict[str, Node]:
         for leaf in self.program.leaves:
@@ -56,6 +58,9 @@ class _Cutter:
                 continue
             if mark is None:
                 self.pending.append(node)
+            elif mark.kind == "turn":
+                self.close(mark.name)
+                self.turn = mark.turn
             else:
                 self.close(mark.name)
                 self.marked(node, mark)
@@ -96,6 +101,7 @@ class _Cutter:
             arguments=arguments,
             results=results,
             dependence=dependence(body, arguments, results),
+            turn=self.turn,
         )
         for port, node in enumerate(results):
             self.refs[node] = Ref(name, port)
@@ -105,6 +111,7 @@ class _Cutter:
             "name": self.unique(mark.name),
             "where": node.meta["where"],
             "inputs": tuple(self.refs[n] for n in node.all_input_nodes),
+            "turn": self.turn,
         }
         made: Node
         if mark.kind == "opaque":

@@ -14,7 +14,7 @@ import pydot
 from propc import looks
 from propc.errors import PropcValueError, message, nearest
 from propc.fold import Box, boxes
-from propc.ir import Expand, Input, Join, Parameter, Route, Token
+from propc.ir import Expand, Input, Join, Parameter, Route, Scan, Token
 from propc.paint import NOTHING, Paint, Ratios
 
 if TYPE_CHECKING:
@@ -40,13 +40,24 @@ def to_dot(graph: PropagationGraph, *, fold: bool = True, paint: Paint = NOTHING
     drawn = boxes(graph, fold=fold)
     joins = _shared_joins(graph) if fold else {}
     home = _homes(drawn, joins)
+    frames = {scan.name: _frame(scan) for scan in graph.of(Scan)}
+    framed = {name: scan.name for scan in graph.of(Scan) for name in (scan.name, *scan.body)}
     for box in drawn:
-        dot.add_node(pydot.Node(looks.quoted(box.name), **looks.box_look(graph, box, paint)))
+        scan = framed.get(box.reader or box.nodes[0].name)
+        place = dot if scan is None else frames[scan]
+        place.add_node(pydot.Node(looks.quoted(box.name), **looks.box_look(graph, box, paint)))
+    for frame in frames.values():
+        dot.add_subgraph(frame)
     for name in (name for name in joins if home[name] == name):
         dot.add_node(pydot.Node(looks.quoted(name), **looks.JOIN))
     for tail, head, kind in _between_boxes([*_values(graph, drawn), *_messages(graph, joins)], home):
         dot.add_edge(pydot.Edge(looks.quoted(tail), looks.quoted(head), **looks.edge_look(kind)))
     return dot
+
+
+def _frame(scan: Scan) -> pydot.Cluster:
+    """What is drawn round the step of a scan."""
+    return pydot.Cluster(scan.name, **looks.scan_look(scan))
 
 
 def render(graph: PropagationGraph, path: str | PathLike[str], fold: bool = True, paint: Paint = NOTHING) -> str:
@@ -131,6 +142,8 @@ def _values(graph: PropagationGraph, drawn: Iterable[Box]) -> Iterator[Link]:
             leaf = isinstance(graph[ref.node], (Input, Parameter))
             if not (leaf and isinstance(node, Expand)):
                 yield ref.node, node.name, "leaf" if leaf else "value"
+    for scan in graph.of(Scan):
+        yield from ((ref.node, scan.name, "again") for ref in scan.again)
     for site in graph.sites:
         for tangent in site.tangents:
             if tangent is not None:
@@ -148,6 +161,9 @@ def _messages(graph: PropagationGraph, drawn: Mapping[str, str]) -> Iterator[Lin
         kinds.update((token.site, route.kind) for token in route.through)
         for name in _members(route.through if drawn else route.targets, joins, drawn):
             yield name, route.source, route.kind
+    for scan in graph.of(Scan):
+        for first in (carried.first for carried in scan.tokens if drawn):
+            yield from ((name, scan.name, "score") for name in _members((first,), joins, drawn))
     for name in drawn:
         for member in _members(joins[name].members, joins, drawn):
             yield member, name, kinds[name]

@@ -37,6 +37,10 @@ class GraphError(PropcValueError):
     """A propagation graph that breaks an invariant; raised by `verify()`."""
 
 
+class ScanError(GraphError):
+    """Steps of a long `propc.scan` that are not alike, so that they cannot be one node."""
+
+
 class MessageError(PropcValueError):
     """A message that cannot be sent, merged or read: an unknown field or target, a cycle, two senders of one."""
 

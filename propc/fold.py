@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Resample, Segment, Site
+from propc.ir import Cost, Expand, Input, Named, Node, Opaque, Output, Parameter, Resample, Scan, Segment, Site
 from propc.text import constant, operations_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ def _repeated(graph: PropagationGraph) -> list[Box]:
     """The inner repetitions of every run of equal steps."""
     units = list(_units(graph))
     numbers: dict[Hashable, int] = {}
-    kinds = [numbers.setdefault(_kind(unit), len(numbers)) for unit in units]
+    inside = {name for scan in graph.of(Scan) for name in scan.body}  # drawn as it is
+    keys = [id(unit) if inside.intersection(n.name for n in unit) else _kind(unit) for unit in units]
+    kinds = [numbers.setdefault(key, len(numbers)) for key in keys]
     found, start = [], 0
     while start < len(units):
         period, count = _longest_run(kinds, start)

@@ -29,6 +29,7 @@ from propc.ir import (
     Reduce,
     Ref,
     Route,
+    Scan,
     Schedule,
     Segment,
     Site,
@@ -117,6 +118,8 @@ class PropagationGraph:
         node = self.nodes[ref.node]
         if isinstance(node, Site) and node.alternatives and ref.port:
             return (node.alternatives, *node.plates)
+        if isinstance(node, Scan):
+            return self.plates_of(node.inputs[ref.port])
         return node.spread[ref.port] if isinstance(node, Segment) and node.spread else node.plates
 
     def meeting(self, route: Route) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from propc.ir import Compare, Expand, Input, Node, Opaque, Output, Parameter, Ref, Resample, Segment, Site
+from propc.ir import Compare, Expand, Input, Node, Opaque, Output, Parameter, Ref, Resample, Scan, Segment, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,19 @@ class Influence:
 
 
 def find_influence(nodes: Mapping[str, Node]) -> Influence:
-    """Walk the graph once, in program order."""
+    """Walk the graph in program order: once, and again for what scans carry from step to step."""
+    scans = [node for node in nodes.values() if isinstance(node, Scan)]
+    found = _walk(nodes, {})
+    while scans:
+        again = {made: found.values[ref] for scan in scans for made, ref in zip(scan.made, scan.again)}
+        if all(found.values[made] == found.values[made] | reach for made, reach in again.items()):
+            break
+        found = _walk(nodes, again)
+    return found
+
+
+def _walk(nodes: Mapping[str, Node], again: Mapping[Ref, Reach]) -> Influence:
+    """Walk the graph once; `again` is what reaches carried values from the step before."""
     sites = tuple(n.name for n in nodes.values() if isinstance(n, Site))
     leaves = tuple(n.name for n in nodes.values() if isinstance(n, (Input, Parameter)) and n.outputs[0].requires_grad)
     draws = sites + tuple(n.name for n in nodes.values() if isinstance(n, Resample))
@@ -114,6 +126,9 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
                 values[Ref(node.name, port)] = Reach(
                     any=joined.any, rough=joined.any, ancestors=joined.ancestors, near=joined.near
                 )
+        elif isinstance(node, Scan):
+            for ref, first in zip(node.made, node.inputs):
+                values[ref] = values[first] | again.get(ref, Reach())
         elif isinstance(node, Expand):
             for port in range(len(node.outputs)):
                 values[Ref(node.name, port)] = Reach()

@@ -37,6 +37,7 @@ class Kind(str, Enum):
     SITE = "site"
     RESAMPLE = "resample"
     REDUCE = "reduce"
+    SCAN = "scan"
     COMPARE = "compare"
     NODE = "node"
     OPAQUE = "opaque"
@@ -109,6 +110,16 @@ class Plate:
         return f"{self.name}[{self.size}]"
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One of the steps of a `propc.scan` that were traced: the `index`-th, which stands for steps `first` to `last`."""
+
+    scan: str
+    index: int
+    first: int
+    last: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """What every node has: a unique name, inputs, output types, the user's line.
@@ -116,6 +127,7 @@ class Node:
     `plates` are those that its values carry, the outermost first; set by reduce-plates. `dims` are the leading
     dimensions of the shape of a site or a cost inside a `propc.plate`: `BATCH`, and plates behind it. `copy_of`
     names the node that it runs again on alternatives of a site, without gradient; set by explore-alternatives.
+    `turn` is the step of a `propc.scan` in which it was traced.
     """
 
     name: str
@@ -125,6 +137,7 @@ class Node:
     plates: tuple[str, ...] = ()
     dims: tuple[str, ...] = ()
     copy_of: str = ""
+    turn: Turn | None = None
 
     @property
     def kind(self) -> Kind:
@@ -381,6 +394,39 @@ class Compare(Node):
     over: str
 
 
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A sum of tokens that a scan carries from step to step: `first` before its first step, then `again`.
+
+    It is fitted to `plates`, to the dimensions of node `reader`, and to plates of the data `along`.
+    """
+
+    first: Token
+    again: Token
+    reader: str
+    plates: tuple[str, ...] = ()
+    along: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan(Node):
+    """Steps of a `propc.scan` that are all alike: the nodes of one, run `length` times; inserted by roll-scans.
+
+    Attributes:
+        inputs: the carried values before the first step; the outputs are what they are in each.
+        body: the nodes of the step, which stand right behind this one.
+        again: what becomes of the carried values in the step, as they are in the next.
+        tokens: carried sums of tokens; `Token(name, i)` is what the i-th is in each step.
+        blocks: of steps, of which all but the last run again in the reverse pass in place of being kept.
+    """
+
+    body: tuple[str, ...]
+    again: tuple[Ref, ...]
+    length: int
+    tokens: tuple[Carried, ...] = ()
+    blocks: int = 1
+
+
 LOG_MEAN_EXP = "log-mean-exp"
 BETWEEN = ("message", "forward", "kept")
 
@@ -439,6 +485,7 @@ KIND_OF: dict[type, Kind] = {
     Site: Kind.SITE,
     Resample: Kind.RESAMPLE,
     Reduce: Kind.REDUCE,
+    Scan: Kind.SCAN,
     Compare: Kind.COMPARE,
     Named: Kind.NODE,
     Opaque: Kind.OPAQUE,

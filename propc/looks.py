@@ -21,6 +21,7 @@ from propc.ir import (
     Parameter,
     Reduce,
     Resample,
+    Scan,
     Segment,
     Site,
 )
@@ -131,6 +132,8 @@ def edge_look(kind: str) -> Look:
         return {"color": FAINT, "weight": "1"}
     if kind == "value":
         return {"weight": "8"}
+    if kind == "again":
+        return {"color": LINE, "style": "dotted", "constraint": "false"}
     if kind == "tangent":
         return {"color": TEAL[0], "style": "dotted", "weight": "4"}
     ahead = {"arrowhead": "open"} if kind in ("forward", "kept") else {"dir": "back", "arrowtail": "open"}
@@ -242,6 +245,29 @@ def _compare(graph: PropagationGraph, node: Compare) -> Look:
     }
 
 
+def _scan(graph: PropagationGraph, node: Scan) -> Look:
+    count = len(node.outputs)
+    return {
+        "style": '"filled,rounded"',
+        "color": LINE,
+        "fillcolor": PAPER,
+        "margin": '"0.04,0.03"',
+        "label": _lines([_text(f"carries {count} value{'' if count == 1 else 's'}", QUIET, 9)]),
+    }
+
+
+def scan_look(node: Scan) -> Look:
+    """The frame round a scan's step."""
+    blocks = f" in {node.blocks} blocks" if node.blocks > 1 else ""
+    return {
+        "style": '"rounded,dashed"',
+        "color": LINE,
+        "labeljust": "l",
+        "label": _lines([_text(node.name, bold=True), _text(f"{node.length} times{blocks}", QUIET, 10)]),
+        "tooltip": quoted(_tip(node)),
+    }
+
+
 def _output(graph: PropagationGraph, node: Output) -> Look:
     return {"style": '"filled,rounded"', "color": INK, "label": _lines([_text("return", bold=True)])}
 
@@ -256,6 +282,7 @@ _RULES: dict[type[Node], Rule] = {
     Resample: _resample,
     Reduce: _reduce,
     Compare: _compare,
+    Scan: _scan,
     Output: _output,
 }
 

@@ -20,6 +20,7 @@ from propc.passes import (
     PrepareEstimators,
     Prune,
     ReducePlates,
+    RollScans,
     RouteMessages,
     Schedule,
     SplitCosts,
@@ -68,6 +69,7 @@ class Options:
                 ExploreAlternatives(self.chunk),
                 DeduplicateStages(),
                 Fuse(),
+                RollScans(),
                 Schedule(),
             )
         ).with_passes(self.passes)

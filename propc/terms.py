@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.fx
 
+from propc.ir import Turn
 from propc.tracing import operations
 from propc.tracing.program import Mark, Program, mark_of, type_of
 
@@ -314,17 +315,39 @@ def _name(path: str) -> str:
 
 
 def _numbered(program: Program, terms: dict[torch.fx.Node, str]) -> dict[torch.fx.Node, str]:
-    """In program order; the user's own names where given, numbers where one cost has several terms."""
+    """In program order; the user's own names where given, numbers where one cost has several terms.
+
+    The terms of a scan's step that stands for many have as many numbers.
+    """
     ordered = {n: terms[n] for n in program.graph.nodes if n in terms}
+    turns = _turns(program)
     counts: dict[str, int] = {}
-    for name in ordered.values():
-        counts[name] = counts.get(name, 0) + 1
-    seen: dict[str, int] = {}
+    inside: dict[tuple[str, Turn | None], int] = {}
     for node, name in ordered.items():
-        mark = mark_of(node)
+        counts[name] = counts.get(name, 0) + 1
+        inside[name, turns[node]] = inside.get((name, turns[node]), 0) + 1
+    seen: dict[str, int] = {}
+    left = dict(inside)
+    for node, name in ordered.items():
+        mark, turn, number = mark_of(node), turns[node], seen.get(name, 0)
+        step, more = inside[name, turn], 0 if turn is None else turn.last - turn.first
         if mark is not None and mark.kind == "cost":
             ordered[node] = mark.name
         elif counts[name] > 1:
-            ordered[node] = f"{name}.{seen.get(name, 0)}"
-        seen[name] = seen.get(name, 0) + 1
+            label = f"{name}.{number}"
+            ordered[node] = f"{label}..{name}.{number + step * more}" if more else label
+        left[name, turn] -= 1
+        seen[name] = number + 1 + (0 if left[name, turn] else step * more)
     return ordered
+
+
+def _turns(program: Program) -> dict[torch.fx.Node, Turn | None]:
+    """The step of a scan in which each torch.fx node stands."""
+    found: dict[torch.fx.Node, Turn | None] = {}
+    turn: Turn | None = None
+    for node in program.graph.nodes:
+        mark = mark_of(node)
+        if mark is not None and mark.kind == "turn":
+            turn = mark.turn
+        found[node] = turn
+    return found

@@ -27,9 +27,11 @@ from propc.ir import (
     Ref,
     Resample,
     Route,
+    Scan,
     Schedule,
     Segment,
     Site,
+    Token,
 )
 from propc.tracing import operations
 
@@ -44,11 +46,14 @@ def to_text(graph: PropagationGraph) -> str:
     lines = [f"graph {graph.name}" + (f"  batch {graph.batch}" if graph.batch is not None else "")]
     if graph.plates:
         lines += ["plates", *_table([_plate(plate) for plate in graph.plates])]
-    lines += _table([_cells(graph, node) for node in graph if constant(node) is None])
+    inside = {name for scan in graph.of(Scan) for name in scan.body}
+    lines += _table([_cells(graph, node, node.name in inside) for node in graph if constant(node) is None])
     if graph.routes:
         lines += ["routes", *_table([_route(route) for route in graph.routes])]
-    if graph.joins:
+    carried = [(Token(scan.name, i), c) for scan in graph.of(Scan) for i, c in enumerate(scan.tokens)]
+    if graph.joins or carried:
         lines += ["joins", *(f"  {j.name} = {runs(map(str, j.members), ' + ')}" for j in graph.joins)]
+        lines += [f"  {token} = {c.first}, then {c.again}" for token, c in carried]
     if graph.schedule.forward:
         lines += ["schedule", *_table(_schedule(graph))]
     return "\n".join(lines)
@@ -125,17 +130,20 @@ def ratio(value: float) -> str:
 
 def runs(names: Iterable[str], separator: str = ", ") -> str:
     """Names in a row, those that count up or down by one as ``first..last``."""
-    found: list[list[str]] = []
+    found: list[tuple[str, str, int]] = []  # first, last, and how many
     step = 0
     for name in names:
-        last = found[-1][-1] if found else ""
-        by = _step(last, name)
-        if found and by and (len(found[-1]) == 1 or by == step):
-            found[-1].append(name)
+        low, _, high = name.partition("..")
+        first, last, count = found[-1] if found else ("", "", 0)
+        by = _step(last, low)
+        if count and by and (count == 1 or by == step):
+            found[-1] = first, high or low, count + (2 if high else 1)
             step = by
         else:
-            found.append([name])
-    return separator.join(f"{run[0]}..{run[-1]}" if len(run) > 2 else separator.join(run) for run in found)
+            found.append((low, high or low, 3 if high else 1))
+            step = 1
+    shown = (a if n == 1 else f"{a}..{b}" if n > 2 else separator.join((a, b)) for a, b, n in found)
+    return separator.join(shown)
 
 
 def _step(a: str, b: str) -> int:
@@ -154,15 +162,15 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  " + "  ".join([*(row[i].ljust(widths[i]) for i in columns), row[-1]]) for row in rows]
 
 
-def _cells(graph: PropagationGraph, node: Node) -> tuple[str, str, str]:
-    """Name, types, and what the node does."""
+def _cells(graph: PropagationGraph, node: Node, inside: bool) -> tuple[str, str, str]:
+    """Name, types, and what the node does; of one inside the step of a scan the name is set off."""
     where = f"  # {node.where}" if str(node.where) else ""
     types = ", ".join(map(str, node.outputs))
     if names := plates_of(node):
         types = f"{types} in {', '.join(names)}"
     if isinstance(node, Output):
         return "return", types, f"({_reads(graph, node.inputs)}){where}"
-    return f"%{node.name}", types, f"{_does(graph, node)}{where}"
+    return f"{'  ' * inside}%{node.name}", types, f"{_does(graph, node)}{where}"
 
 
 def _reads(graph: PropagationGraph, refs: Iterable[Ref]) -> str:
@@ -194,6 +202,9 @@ def _does(graph: PropagationGraph, node: Node) -> str:
         return f"{node.how}({reads}) over {', '.join(node.over)}"
     if isinstance(node, Compare):
         return f"compare({reads})"
+    if isinstance(node, Scan):
+        blocks = f" in {node.blocks} blocks" if node.blocks > 1 else ""
+        return f"scan of {node.length} steps{blocks} ({reads}), then ({_reads(graph, node.again)})"
     if isinstance(node, Opaque):
         how = f", {calls(graph, node)}" if node.plates else ""
         return f"opaque({reads}){how}"

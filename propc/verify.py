@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir import BATCH, DATA, Compare, Cost, Output, Reduce, Resample, Route, Segment, Site, Token
+from propc.ir import BATCH, DATA, Compare, Cost, Output, Reduce, Resample, Route, Scan, Segment, Site, Token
 
 if TYPE_CHECKING:
     from propc.graph import PropagationGraph
@@ -16,7 +16,7 @@ def verify(graph: PropagationGraph) -> None:
     """Raise a `GraphError` with every violation found."""
     found = [text for check in (_names, _values, _order) for text in check(graph)]
     sound = not found  # else nothing can be derived from the graph
-    found += [text for check in (_interfaces, _costs, _plates, _schedule) for text in check(graph)]
+    found += [text for check in (_interfaces, _costs, _plates, _scans, _schedule) for text in check(graph)]
     found += _routes(graph, sound)
     if found:
         raise GraphError(f"the graph {graph.name!r} breaks {len(found)} invariant(s):\n  " + "\n  ".join(found))
@@ -99,6 +99,24 @@ def _comparison(graph: PropagationGraph, node: Compare) -> Iterator[str]:
         yield f"compare node {node.name!r} ({node.where}) has no route to the site with alternatives {node.over!r}"
 
 
+def _scans(graph: PropagationGraph) -> Iterator[str]:
+    """A scan's step stands right behind it, and makes what the next step reads."""
+    names = list(graph.nodes)
+    for scan in graph.of(Scan):
+        start = names.index(scan.name) + 1
+        if tuple(names[start : start + len(scan.body)]) != scan.body:
+            yield f"the step of scan {scan.name!r} ({scan.where}) does not stand right behind it"
+        inside = {scan.name, *scan.body}
+        for made, first, again in zip(scan.made, scan.inputs, scan.again):
+            kinds = [graph[ref.node].outputs[ref.port] for ref in (made, first, again) if ref.node in graph.nodes]
+            if len(kinds) < 3 or len(set(kinds)) > 1:
+                yield f"scan {scan.name!r} ({scan.where}) carries {first}, which becomes {again} of another type"
+            elif again.node not in inside:
+                yield f"scan {scan.name!r} ({scan.where}) carries {again}, which its step does not make"
+        if scan.length < 1 or len(scan.again) != len(scan.inputs):
+            yield f"scan {scan.name!r} ({scan.where}) has {scan.length} steps and carries what it does not make"
+
+
 def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
     """Routes and joins. Sets of tokens are bit masks: routes number the square of the horizon."""
     count = len(graph.sites)
@@ -108,7 +126,9 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
         for j in range(site.rule.inlets if site.rule is not None else 0)
     }
     made: dict[Token, int] = dict(bits)
+    carried = {Token(scan.name, i): sums.first for scan in graph.of(Scan) for i, sums in enumerate(scan.tokens)}
     for join in graph.joins:
+        made.update({token: made[first] for token in join.members if (first := carried.get(token)) in made})
         made[Token(join.name)], wrong = _together(join.members, made)
         if wrong:
             yield f"join {join.name!r}: {wrong}"
@@ -125,7 +145,8 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
         mask, wrong = _together(route.targets, bits)
         if wrong:
             yield f"the route from {route.source!r} ({source.where}): {wrong}"
-        elif route.through and _together(route.through, made) != (mask, ""):
+        made.update({token: made[first] for token in route.through if (first := carried.get(token)) in made})
+        if not wrong and route.through and _together(route.through, made) != (mask, ""):
             yield (
                 f"the route from {route.source!r} goes through {', '.join(map(str, route.through))}, which does "
                 "not stand for its targets"

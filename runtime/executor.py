@@ -36,6 +36,7 @@ from propc.ir import (
     Ref,
     Resample,
     Route,
+    Scan,
     Segment,
     Site,
     Token,
@@ -61,6 +62,7 @@ from propc.runtime.placing import Placing
 from propc.runtime.probe import Probe
 from propc.runtime.reducing import bounding, centering, reduced
 from propc.runtime.rows import ByRows
+from propc.runtime.scanning import Loop, fitted_last, nothing, rolled
 from propc.runtime.shaping import refit
 from propc.runtime.shortage import checking
 from propc.runtime.state import EstimatorState
@@ -115,11 +117,15 @@ class Executable:
         on_cpu = (s for s in graph.sites if s.outputs[0].device.type == "cpu")  # elsewhere a check would wait for it
         self.bounds = {s.name: found for s in on_cpu if (found := checks.bounds(s, graph))} if validate else {}
         self.plan: list[tuple[Node, Call]] = []
+        self.loops: list[Loop] = []
+        self.begins: dict[str, Call] = {}
+        self.ends = {scan.body[-1]: scan for scan in graph.of(Scan)}
         for name in graph.schedule.forward:
             self._plan(graph[name])
         if probe is not None:
             self.plan = [(node, probe.around(node, call)) for node, call in self.plan]
-        self.keeping = Line(graph, self.plan, [()] * len(self.plan))
+        whole = rolled(graph, self.plan, self.loops, self.returned, keep=True)
+        self.keeping = Line(graph, whole, [()] * len(whole))
         self._use(self.plan)
         self.checked = False
 
@@ -130,7 +136,7 @@ class Executable:
         first = not self.checked and (seed is not None or self.backend is not None)
         values, every = self._first(inputs, held) if first else (self._straight(inputs, held, seed), None)
         if seed is not None:
-            self.check_costs(values if every is None else every, inputs, held, seed)
+            self.check_costs(values if every is None or self.loops else every, inputs, held, seed)
             if every is not None:
                 with checking(self.graph):
                     self.check_independence(every)
@@ -141,7 +147,8 @@ class Executable:
         return [values[slot] for slot in self.returned]
 
     def _use(self, plan: Sequence[tuple[Node, Call]]) -> None:
-        """Run this plan from now on, block by block where the schedule has blocks."""
+        """Run this plan from now on, scans as loops, block by block where the schedule has blocks."""
+        plan = rolled(self.graph, plan, self.loops, self.returned, keep=False)
         blocks = with_blocks(self.graph, plan, self.returned)
         self.straight = Line(self.graph, blocks, last_reads([call for _, call in blocks], self.returned))
 
@@ -170,7 +177,11 @@ class Executable:
             raise
 
     def _first(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> tuple[Values, Values]:
-        """The values of a first call, and all values for its checks."""
+        """The values of a first call, and all values for its checks; there each scan has one step."""
+        if self.loops:
+            values = self._forward(inputs, held, self.straight)
+            with checking(self.graph), same_random():
+                return values, self._forward(inputs, held, Line(self.graph, self.plan, [()] * len(self.plan)))
         if not self.graph.schedule.blocks:
             values = self._forward(inputs, held, self.keeping)
             return values, values
@@ -206,6 +217,9 @@ class Executable:
         if isinstance(node, Site) and node.rule is not None:
             for index in range(node.rule.inlets):
                 self.slots[Token(node.name, index)] = len(self.slots)
+        if isinstance(node, Scan):
+            for index in range(len(node.tokens)):
+                self.slots[Token(node.name, index)] = len(self.slots)
 
     def _context(self, site: Site) -> SiteContext:
         assert site.rule is not None
@@ -221,6 +235,9 @@ class Executable:
         call = self._step(node)
         if call is not None:
             self.plan.append((node, self.copies.around(node, call)))
+        scan = self.ends.get(node.name)
+        if scan is not None:
+            self._close(scan)
 
     def _step(self, node: Node) -> Call | None:
         if isinstance(node, Segment):
@@ -235,6 +252,8 @@ class Executable:
             return self._reduce(node)
         if isinstance(node, Compare):
             return self._compare(node)
+        if isinstance(node, Scan):
+            return self._scan(node)
         if isinstance(node, Named):
             return self._copy(node) if node.rule is None or node.rule.idle else self._gate(node, node.rule)
         if isinstance(node, Opaque):
@@ -343,6 +362,27 @@ class Executable:
             return (compared(cost, alternatives, inlet.fit(sent), site),)
 
         return Call(call, (*self._reads(node), inlet.read), self._writes(node))
+
+    def _scan(self, node: Scan) -> Call:
+        """What a scan carries, as it is before its first step."""
+        inlets = [self._join((c.first,), c.plates, self.graph[c.reader], c.along) for c in node.tokens]
+        reads = (*self._reads(node), *(inlet.read for inlet in inlets))
+        first = self.slots[Ref(node.name)] if node.outputs else self.slots.get(Token(node.name), 0)
+        self.begins[node.name] = begin = Call(fitted_last(inlets), reads, range(first, first + len(reads)))
+        return begin
+
+    def _close(self, node: Scan) -> None:
+        """Plan the end of a scan's step: the tokens that it carries on, and a call that reads all that it does."""
+        again = [*map(self.slots.__getitem__, node.again)]
+        for carried in node.tokens:
+            inlet = self._join((carried.again,), carried.plates, self.graph[carried.reader], carried.along)
+            again.append(inlet.read)
+            if inlet.fitting is not None:
+                again[-1] = self.slots[Token(node.name, len(self.slots))] = len(self.slots)
+                self.plan.append((node, Call(fitted_last([inlet]), (inlet.read,), again[-1:])))
+        begin, end = self.begins[node.name], Call(nothing, tuple(again), ())
+        self.plan.append((node, end))
+        self.loops.append(Loop(node, begin, end, tuple(begin.writes)))
 
     def _sender(self, node: Cost | Reduce) -> _Sender | None:
         """What makes a cost send its messages, in the plates where it stands; None if it has none to send."""
@@ -469,7 +509,7 @@ class Executable:
             if not here or not value.dtype.is_floating_point or value.dim() > 1:
                 continue
             if not math.isfinite(value.detach().sum().item()):  # if only the sum overflows, nothing is found
-                found = self._again(inputs, held, seed) if self.checked else values
+                found = self._again(inputs, held, seed) if self.checked or self.loops else values
                 error = checks.explain_failure(self.graph, self._named(found))
                 if error is not None:
                     raise error
@@ -529,6 +569,9 @@ class Executable:
                 elif isinstance(node, Reduce):
                     mean = reduced(self.graph, node)
                     values[self.slots[Ref(node.name)]] = mean(*[values[i] for i in self._reads(node)])
+                elif isinstance(node, Scan):
+                    for made, ref in zip(node.made, node.inputs):
+                        values[self.slots[made]] = values[self.slots[ref]]
                 elif isinstance(node, Segment):
                     call(values)
         return self._named(values)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from propc.errors import EstimatorError, MessageError, PropcValueError, message, nearest
+from propc.errors import EstimatorError, GraphError, MessageError, PropcValueError, message, nearest
 from propc.graph import PropagationGraph
-from propc.ir import Cost, Input, Join, Named, Node, Parameter, Ref, Site, TensorType, Token
+from propc.ir import Cost, Input, Join, Named, Node, Parameter, Ref, Scan, Site, TensorType, Token
 from propc.messages import EMPTY, Message, copied
 from propc.propagators.base import NodeView, note
 from propc.propagators.gated import no_cotangent, value_of
@@ -62,6 +62,7 @@ class Messenger:
     def __init__(
         self, graph: PropagationGraph, state: EstimatorState, validate: bool = True, probe: Probe | None = None
     ) -> None:
+        _refuse_scans(graph)
         self.graph, self.memory, self.probe = graph, Memory(graph, state), probe
         self.executable = Executable(_unfused(graph), state, validate, probe)
         self.slots = self.executable.slots
@@ -316,6 +317,19 @@ def _named(view: NodeView) -> Iterator[None]:
     except Exception as error:
         note(error, view)
         raise
+
+
+def _refuse_scans(graph: PropagationGraph) -> None:
+    """Refuse a graph in which one node stands for many steps: by messages every node is visited by itself."""
+    for scan in graph.of(Scan):
+        raise GraphError(
+            message(
+                f"{scan.length} of its steps are one node, and a pass by messages visits every node by itself",
+                "Write a Python loop in place of propc.scan.",
+                at=f"scan {scan.name!r}",
+                where=scan.where,
+            )
+        )
 
 
 def _unfused(graph: PropagationGraph) -> PropagationGraph:

@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor
 
 from propc.distributions import DistributionSpec
-from propc.ir import Plate, Source, TensorType
+from propc.ir import Plate, Source, TensorType, Turn
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Leaf:
 class Mark:
     """What the user marked: a site (with `spec` and `estimator`), a node or a cost (perhaps with a
     `propagator`; `how` as of `Cost`), or a black box (with `how` it is called in plates). `dims` are the names of
-    leading dimensions in the plates that are open there."""
+    leading dimensions in the plates that are open there. A mark of kind ``turn`` has no value: what is behind it, up
+    to the next, belongs to step `turn` of a scan, or, with None, to none."""
 
     kind: str
     name: str
@@ -41,6 +42,7 @@ class Mark:
     propagator: Any = None
     how: str = ""
     dims: tuple[str, ...] = ()
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True)

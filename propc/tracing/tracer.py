@@ -26,8 +26,9 @@ from torch.distributions import Distribution
 from propc.distributions import DistributionSpec, hidden_tensors, take_apart
 from propc.errors import PropcTypeError, PropcValueError, message
 from propc.ir import Source
-from propc.tracing import operations
+from propc.tracing import operations, scans
 from propc.tracing.guards import isolated
+from propc.tracing.held import Surroundings
 from propc.tracing.program import Mark, Program
 from propc.tracing.recorder import Listener, Recorder, tensor_type
 from propc.tracing.returned import assembler, take_apart_returned
@@ -46,7 +47,16 @@ class Tracer(Recorder):
 
     Args:
         surroundings: what the function reaches besides its tensor arguments.
+        room: how many like steps of a long scan to trace on both sides of the one that stands for many.
+
+    Attributes:
+        rounds: the steps of scans that are being traced, the outer one first.
     """
+
+    def __init__(self, surroundings: Surroundings | None = None, room: int = scans.ROOM) -> None:
+        super().__init__(surroundings)
+        self.room = room
+        self.rounds: list[scans.Round] = []
 
     def run(
         self,
@@ -171,6 +181,17 @@ class Tracer(Recorder):
             self._bind(result, node)
             return result
 
+    def scan(self, step: Callable[[Any], Any], init: Any, length: int) -> Any:
+        """Trace a scan; the last state."""
+        return scans.trace(self, step, init, length)
+
+    def name_of_scan(self) -> str:
+        """A name that is taken by nobody."""
+        names = ("scan", *(f"scan{i}" for i in range(1, len(self._marks) + 2)))
+        name = next(label for label in names if label not in self._marks)
+        self._marks[name] = user_source()
+        return name
+
     def _mark(self, mark: Mark, args: tuple[Any, ...], value: Tensor, sources: tuple[Any, ...]) -> Tensor:
         node = self.graph.call_function(operations.marked, args)
         node.meta.update(where=user_source(), context=None, rough=False, mark=mark)
@@ -180,6 +201,8 @@ class Tracer(Recorder):
         return value
 
     def _name(self, name: str | None, kind: str) -> str:
+        if self.rounds and (name is None or (isinstance(name, str) and name)):
+            name = scans.label(self.rounds, name, kind)
         if name is None:
             numbers = (f"{kind}{i}" for i in range(len(self._marks) + 1))
             name = next(label for label in numbers if label not in self._marks)

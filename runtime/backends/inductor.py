@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from tqdm import tqdm
 
-from propc.ir import Node, Site
+from propc.ir import Node, Scan, Site
 from propc.runtime.backends import compiling
 from propc.runtime.backends.base import Backend, Report
 from propc.runtime.backends.joint import READ, Halves, Layout
@@ -62,7 +62,11 @@ class _Compilation:
         made, failed = self._compiled()
         parts = [self._part(piece, made, failed) for piece in self.pieces]
         stages = [part for part in parts if isinstance(part, Stage)]
-        apart = [(part.node.name, part.why) for part in parts if isinstance(part, Apart)]
+        apart = [
+            (part.node.name, part.why)
+            for part in parts
+            if isinstance(part, Apart) and not isinstance(part.node, Scan)  # which only passes values on
+        ]
         for part in parts:
             if isinstance(part, Unit):
                 apart += [(node.name, failed[self._kind(part)]) for node in part.nodes]

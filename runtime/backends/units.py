@@ -6,7 +6,22 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from propc.ir import Compare, Cost, Expand, Named, Node, Opaque, Output, Reduce, Ref, Resample, Route, Segment, Site
+from propc.ir import (
+    Compare,
+    Cost,
+    Expand,
+    Named,
+    Node,
+    Opaque,
+    Output,
+    Reduce,
+    Ref,
+    Resample,
+    Route,
+    Scan,
+    Segment,
+    Site,
+)
 from propc.propagators import InverseVariance
 from propc.runtime.blocks import Block, block
 from propc.runtime.inlets import Joined
@@ -119,6 +134,8 @@ def obstacle(executable: Executable, node: Node) -> str:
     graph = executable.graph
     if isinstance(node, Opaque):
         return "a black box"
+    if isinstance(node, Scan):
+        return "it carries values from step to step"
     if isinstance(node, Named):
         return "a propagator that is called at every step"
     if isinstance(node, (Resample, Compare)):

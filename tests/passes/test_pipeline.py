@@ -24,7 +24,7 @@ BATCH = 5
 DEFAULT = ["split-costs", "find-influence", "prepare-estimators", "assign-propagators", "introduce-plates",
            "merge-plates", "reduce-plates", "expand-targets", "route-messages", "prune",
            "explore-alternatives", "deduplicate-stages",
-           "fuse", "schedule"]  # fmt: skip
+           "fuse", "roll-scans", "schedule"]  # fmt: skip
 
 
 def chain(theta: Tensor, sample: Any = propc.sample, between: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
