@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from propc.errors import EstimatorError, message
+from propc.ir import Site
+from propc.propagators import InverseVariance
 from propc.runtime.backends.base import Named, Several, Violated
 from propc.runtime.backends.joint import COTANGENT, NOISE, READ, RESULT, WIDE, Halves, Layout
 from propc.runtime.backends.units import Unit, Wire
@@ -66,6 +69,8 @@ class Run(Several):
     ) -> None:
         self.parts, self.whole, self.entering, self.tokens, self.layouts = parts, whole, entering, tokens, layouts
         self.device = next((layout.device for layout in layouts.values()), torch.device("cpu"))
+        sites = [node for part in parts if isinstance(part, Stage) for node in part.unit.nodes if isinstance(node, Site)]
+        self.weighing = next((site for site in sites if isinstance(site.rule, InverseVariance)), None)
         line = _Forward(self)
         self.names, self.kept, self.entered = line.names, line.kept, line.entered
         self.leaving = tuple(dict.fromkeys(line.leaving))
@@ -147,7 +152,17 @@ _run = applied(_Run)
 def _differentiable(
     run: Run, given: Sequence[Tensor], arrived: Sequence[Tensor | None], seed: Tensor
 ) -> Sequence[Tensor | None]:
-    """Cotangents that can be differentiated again: the steps run once more, one by one."""
+    """Cotangents that can be differentiated again: the steps run once more, one by one.
+
+    Raises:
+        EstimatorError: the run has a site that weighs by the variance of what arrives. The second reverse pass would
+            meet it twice, each time with a part, and weigh each by itself; on `eager` it meets it once.
+    """
+    if run.weighing is not None:
+        finding = f"second derivatives of an inverse-variance weighting, which compiled code does not give"
+        fix = "Use backend='eager'; or 'rp' or 'lr' here."
+        raise EstimatorError(message(finding, fix, at=f"site {run.weighing.name!r}", where=run.weighing.where))
+    given = [value.view_as(value) if value.requires_grad else value for value in given]  # no gradient goes past them
     found = run.again(given, seed)
     ends = dict(zip((i for i in run.order), found))
     live = [

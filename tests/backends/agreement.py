@@ -35,12 +35,8 @@ def total(returned: Any) -> Tensor:
     """The sum of all that can be differentiated, each value with a weight of its own."""
     leaves = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor) and leaf.requires_grad]
     assert leaves
-    return torch.stack(
-        [
-            (i + 1) * (leaf * torch.linspace(0.5, 1.5, leaf.numel()).view(leaf.shape)).sum()
-            for i, leaf in enumerate(leaves)
-        ]
-    ).sum()
+    return torch.stack([(i + 1) * (leaf * torch.linspace(0.5, 1.5, leaf.numel()).view(leaf.shape)).sum()
+                        for i, leaf in enumerate(leaves)]).sum()
 
 
 def step(compiled: Any, inputs: Sequence[Any], seed: int, loss: Loss = total) -> list[Tensor]:
@@ -66,29 +62,32 @@ def pair(program: Any, estimator: Any = "infer", **options: Any) -> tuple[Any, A
 
 
 def assert_agree(
-    program: Any, inputs: Sequence[Any], estimator: Any = "infer", *, loss: Loss = total, calls: int = 3, **options: Any
+    program: Any,
+    inputs: Sequence[Any],
+    estimator: Any = "infer",
+    *,
+    loss: Loss = total,
+    calls: int = 3,
+    tolerance: float | None = None,
+    **options: Any,
 ) -> list[Report]:
     """Compare calls; the reports of what was compiled."""
     eager, inductor = pair(program, estimator, **options)
     for seed in range(calls):
-        assert_same(step(inductor, inputs, seed, loss), step(eager, inputs, seed, loss))
+        assert_same(step(inductor, inputs, seed, loss), step(eager, inputs, seed, loss), tolerance)
     return reports(inductor)
 
 
-def assert_same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    """To floating-point tolerance."""
+def assert_same(found: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: float | None = None) -> None:
+    """To floating-point tolerance: 1e-10, in float32 2e-5."""
     assert len(found) == len(wanted)
     for have, want in zip(found, wanted):
-        tolerance = 1e-10 if want.dtype == torch.float64 else 2e-5
-        torch.testing.assert_close(have, want, rtol=tolerance, atol=tolerance)
+        allowed = tolerance or (1e-10 if want.dtype == torch.float64 else 2e-5)
+        torch.testing.assert_close(have, want, rtol=allowed, atol=allowed)
 
 
 def reports(compiled: Any) -> list[Report]:
     """What the backend has made of each graph of a compiled object."""
-    every = (
-        {id(c): c for kept in compiled.compiler.cache.values() for c in kept}
-        if hasattr(compiled, "compiler")
-        else {id(c): c for kept in compiled._compiler().cache.values() for c in kept}
-    )
-    found = [c.executable.report for c in every.values() if getattr(c.executable, "report", None) is not None]
-    return found
+    kept = {id(each): each for graphs in compiled._compiler().cache.values() for each in graphs}
+    found = (getattr(each.executable, "report", None) for each in kept.values())
+    return [report for report in found if report is not None]

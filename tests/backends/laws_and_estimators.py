@@ -113,8 +113,9 @@ CHAIN = {
     "combine": estimator("combine", estimators=("rp", "lr", estimator("lr", baseline=None))),
     "combine-target": estimator("combine", estimators=("lr", "rp"), target="theta", weights="past"),
     "mixed": {"x0": "tp", "x1": "lr", "x2": "rp"},
-    "mixed-state": {"x0": estimator("lr", baseline="moving_average"), "x1": "tp", "x2": "rp"},
-    "anneal-out": {"x0": "rp", "x1": estimator("tp", weights="past"), "x2": "lr"},
+    "mixed-scores": {"x0": "rp", "x1": estimator("lr", baseline="moving_average"), "x2": "lr"},
+    "mixed-moving": {"x0": estimator("lr", baseline="moving_average"), "x1": "tp", "x2": "rp"},
+    "mixed-past": {"x0": "rp", "x1": estimator("tp", weights="past"), "x2": "lr"},
 }
 SHAPED = {
     "gs": estimator("gs", at="x1"),

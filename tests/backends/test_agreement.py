@@ -23,6 +23,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_estimator(name: str, plain: None) -> None:
     program, estimator = ESTIMATED[name]
     (report,) = assert_agree(program, (point(0.5, -0.3, 0.8), rows(B)), estimator)
+    assert report.stages or all(why != "" for _, why in report.apart)
     print(name, report)
 
 
@@ -38,4 +39,5 @@ def test_every_law(law: str, estimator: str, plain: None) -> None:
         return costs if costs.dim() == 1 else costs.sum(-1)
 
     (report,) = assert_agree(program, (point(0.5, -0.3, 0.8), rows(B)), estimator)
+    assert report.stages
     print(law, estimator, report)
