@@ -22,6 +22,23 @@ Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 _COMPILED: dict[Any, Compiled] = {}
 
 
+def missing(kind: str) -> str:
+    """What the compiler lacks for devices of a kind, such as ``"cpu"``; empty if nothing."""
+    if kind == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except (InvalidCxxCompiler, OSError):
+            return "a C++ compiler"
+    elif kind == "cuda":
+        from torch.utils._triton import has_triton
+
+        return "" if has_triton() else "Triton"
+    return ""
+
+
 def traced(run: Callable[..., Sequence[Tensor]], layouts: Sequence[Layout], tokens: frozenset[int]) -> Halves:
     """Trace a stage for this compiler; see `propc.runtime.backends.joint.halves`."""
     with tracing():

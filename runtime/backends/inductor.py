@@ -7,9 +7,11 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from propc.errors import BackendError, message
 from propc.ir import Node, Scan, Site
 from propc.runtime.backends import compiling
 from propc.runtime.backends.base import Backend, Report
@@ -44,6 +46,15 @@ class Inductor(Backend):
     """Stages compiled by TorchInductor; what cannot be compiled runs as on `eager`, and the report says why."""
 
     name: ClassVar[str] = "inductor"
+
+    def require(self, devices: Sequence[torch.device]) -> None:
+        for kind in sorted({device.type for device in devices}):
+            lacking = compiling.missing(kind)
+            if lacking:
+                found = f"backend 'inductor' needs {lacking} for device {kind!r}, and finds none"
+                fix = "Install g++ (or name a compiler in the environment variable CXX)"
+                fix = fix if kind == "cpu" else f"Install {lacking}"
+                raise BackendError(message(found, f"{fix}, or use backend='eager'."))
 
     def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, Call]], Report]:
         return _Compilation(executable, values).plan()

@@ -69,7 +69,9 @@ class Run(Several):
     ) -> None:
         self.parts, self.whole, self.entering, self.tokens, self.layouts = parts, whole, entering, tokens, layouts
         self.device = next((layout.device for layout in layouts.values()), torch.device("cpu"))
-        sites = [node for part in parts if isinstance(part, Stage) for node in part.unit.nodes if isinstance(node, Site)]
+        sites = [
+            node for part in parts if isinstance(part, Stage) for node in part.unit.nodes if isinstance(node, Site)
+        ]
         self.weighing = next((site for site in sites if isinstance(site.rule, InverseVariance)), None)
         line = _Forward(self)
         self.names, self.kept, self.entered = line.names, line.kept, line.entered

@@ -35,8 +35,12 @@ def total(returned: Any) -> Tensor:
     """The sum of all that can be differentiated, each value with a weight of its own."""
     leaves = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor) and leaf.requires_grad]
     assert leaves
-    return torch.stack([(i + 1) * (leaf * torch.linspace(0.5, 1.5, leaf.numel()).view(leaf.shape)).sum()
-                        for i, leaf in enumerate(leaves)]).sum()
+    return torch.stack(
+        [
+            (i + 1) * (leaf * torch.linspace(0.5, 1.5, leaf.numel()).view(leaf.shape)).sum()
+            for i, leaf in enumerate(leaves)
+        ]
+    ).sum()
 
 
 def step(compiled: Any, inputs: Sequence[Any], seed: int, loss: Loss = total) -> list[Tensor]:

@@ -203,7 +203,8 @@ def test_a_gradient_into_what_is_no_cost_is_refused() -> None:
 
 def scaled(theta: Tensor, x: Tensor) -> Tensor:
     z = propc.sample(Normal(theta * x, theta[0]), "z")
-    return z.sin().sum(-1) + propc.sample(Normal(z, theta[1]), "y").log().sum(-1).nan_to_num() * 0 + theta[2].log()
+    y = propc.sample(Normal(z, theta[1]), "y")
+    return (z.sin() + y * theta[2].log()).sum(-1)
 
 
 @pytest.mark.parametrize("estimator", ["rp", "lr", "tp"])
