@@ -161,7 +161,7 @@ def _differentiable(
             meet it twice, each time with a part, and weigh each by itself; on `eager` it meets it once.
     """
     if run.weighing is not None:
-        finding = f"second derivatives of an inverse-variance weighting, which compiled code does not give"
+        finding = "second derivatives of an inverse-variance weighting, which compiled code does not give"
         fix = "Use backend='eager'; or 'rp' or 'lr' here."
         raise EstimatorError(message(finding, fix, at=f"site {run.weighing.name!r}", where=run.weighing.where))
     given = [value.view_as(value) if value.requires_grad else value for value in given]  # no gradient goes past them

@@ -23,8 +23,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_estimator(name: str, plain: None) -> None:
     program, estimator = ESTIMATED[name]
     (report,) = assert_agree(program, (point(0.5, -0.3, 0.8), rows(B)), estimator)
-    assert report.stages or all(why != "" for _, why in report.apart)
-    print(name, report)
+    assert report.stages
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -40,4 +39,3 @@ def test_every_law(law: str, estimator: str, plain: None) -> None:
 
     (report,) = assert_agree(program, (point(0.5, -0.3, 0.8), rows(B)), estimator)
     assert report.stages
-    print(law, estimator, report)
