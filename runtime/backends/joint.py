@@ -110,7 +110,7 @@ def halves(
     Raises:
         Exception: of any kind, where torch cannot trace it.
     """
-    fake = FakeTensorMode()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)  # constants that a rule keeps, such as the values of a site
     with fake:  # else a step that draws would draw real random numbers
         examples = tuple(layout.empty() for layout in layouts)
         apart = _shared(run(*examples), examples)
