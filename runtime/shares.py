@@ -26,7 +26,8 @@ def mix_two(grads: Sequence[tuple[Tensor, ...]], groups: int) -> list[Tensor] | 
         one cotangent for each φ, [batch, ...]; None where this needs more care.
     """
     first, count = grads[0][0], len(grads)
-    shape, batch, half = first.shape, len(first), count * groups
+    shape, half = first.shape, count * groups
+    batch = shape[0]
     even = batch >= 2 * groups and not batch % groups
     if not even or not first.is_cpu or (count > 1 and any(path.shape != shape for path, _ in grads)):
         return None
@@ -35,12 +36,11 @@ def mix_two(grads: Sequence[tuple[Tensor, ...]], groups: int) -> list[Tensor] | 
     weights = _weights(rows.detach() if both.requires_grad else rows, groups, batch // groups)
     if weights is None:
         return None
-    pairs = rows.unbind()
     if both.requires_grad:
-        mixed = [torch.lerp(pairs[i], pairs[half + i], weights[i % groups]) for i in range(half)]
+        mixed = [torch.lerp(rows[i], rows[half + i], weights[i % groups]) for i in range(half)]
         return list(torch.cat(mixed).view(count, *shape).unbind())
     for i in range(half):
-        pairs[i].lerp_(pairs[half + i], weights[i % groups])
+        rows[i].lerp_(rows[half + i], weights[i % groups])
     return [both[i * batch : (i + 1) * batch] for i in range(count)]
 
 
