@@ -8,19 +8,22 @@ what is out of the ordinary is left to `propc.runtime.mixing`, which branches on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 
-def mix_two(grads: Sequence[tuple[Tensor, ...]], groups: int) -> list[Tensor] | None:
+def mix_two(
+    grads: Sequence[tuple[Tensor, ...]], groups: int, variances: Callable[[], list[float] | None] | None = None
+) -> list[Tensor] | None:
     """Combine two parts with weights ∝ 1/variance; of two groups each takes the weights of the other.
 
     Args:
         grads: for each φ the cotangents of the two parts, each [batch, ...].
         groups: 1, or 2 for crossfit.
+        variances: of the parts in the groups, elsewhere than here; None where they cannot be had as numbers.
 
     Returns:
         one cotangent for each φ, [batch, ...]; None where this needs more care.
@@ -33,7 +36,11 @@ def mix_two(grads: Sequence[tuple[Tensor, ...]], groups: int) -> list[Tensor] | 
         return None
     both = torch.cat([part for k in (0, 1) for part in (g[k] for g in grads)] if count > 1 else grads[0])
     rows = both.view(2 * half, -1)
-    weights = _weights(rows.detach() if both.requires_grad else rows, groups, batch // groups)
+    if variances is None:
+        found = quick_variances(rows.detach() if both.requires_grad else rows, batch // groups)
+    else:
+        found = variances()
+    weights = None if found is None else _weights(found, groups, both.dtype)
     if weights is None:
         return None
     if both.requires_grad:
@@ -44,25 +51,34 @@ def mix_two(grads: Sequence[tuple[Tensor, ...]], groups: int) -> list[Tensor] | 
     return [both[i * batch : (i + 1) * batch] for i in range(count)]
 
 
-def _weights(seen: Tensor, groups: int, size: int) -> list[float] | None:
-    """The weight of the second part in each group; None if a moment is not finite, or not to be looked at.
+def quick_variances(seen: Tensor, size: int) -> list[float] | None:
+    """Summed squared deviations as numbers; None if they are not to be looked at.
 
     Args:
         seen: [parts · φ · groups, size · coordinates].
-        groups, size: how many groups, of how many rows.
+        size: of a group.
     """
     try:
         norms = torch.linalg.vector_norm(seen, 2, 1).tolist()
         means = torch.linalg.vector_norm(seen.view(len(norms), size, -1).sum(1), 2, 1).tolist()
     except RuntimeError:  # under vmap, or on fake tensors
         return None
-    share, tiny = _limits(seen.dtype, size)
-    found = [norm * norm - share * mean * mean for norm, mean in zip(norms, means)]
+    share, _ = _limits(seen.dtype, size)
+    return [norm * norm - share * mean * mean for norm, mean in zip(norms, means)]
+
+
+def _weights(found: list[float], groups: int, dtype: torch.dtype) -> list[float] | None:
+    """The weight of the second part in each group; None if a variance is not finite.
+
+    Args:
+        found: variances [parts · φ · groups].
+    """
     if len(found) > 2 * groups:  # several φ count together
         half = len(found) // 2
         found = [sum(found[start : start + half : groups]) for start in (*range(groups), *range(half, half + groups))]
     if not math.isfinite(sum(found)):
         return None
+    _, tiny = _limits(dtype, 1)
     path, score = found[groups - 1 :: -1], found[: groups - 1 : -1]  # groups in reverse: each takes the other's
     return [max(a, tiny) / (max(a, tiny) + max(b, tiny)) for a, b in zip(path, score)]
 
