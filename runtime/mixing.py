@@ -135,7 +135,7 @@ def mix(
         if traced():
             mixed = mix_traced(grads, how.groups) if even and target is None else None
         else:
-            mixed = mix_two(grads, how.groups, None if target is None else partial(_quickly, rule, grads, target))
+            mixed = mix_two(grads, how.groups, None if target is None else partial(_quickly, rule, target))
         if mixed is not None:
             return mixed
     with torch.no_grad():
@@ -189,17 +189,20 @@ def _measure(rule: InverseVariance, grads: Sequence[Tensor], target: Target | No
     return Measure(grads, take)
 
 
-def _quickly(rule: InverseVariance, grads: Sequence[tuple[Tensor, ...]], target: Target) -> list[float] | None:
-    """Variances at a target as numbers, on the CPU; None if they are not to be looked at."""
+def _quickly(rule: InverseVariance, target: Target, grads: Sequence[Tensor]) -> list[float] | None:
+    """Variances at a target as numbers, on the CPU; None if they are not to be looked at.
+
+    Args:
+        grads: for each φ [parts, batch, ...].
+    """
     groups = rule.weighting.groups
     with torch.no_grad():
-        stacked = [torch.stack(parts) for parts in grads]
         if rule.norms is None:
-            seen = _at_target(stacked, target.tangents)
+            seen = _at_target(grads, target.tangents)
             assert seen is not None
             return quick_variances(seen.reshape(2 * groups, -1), seen.shape[1] // groups)
         try:
-            numbers: list[float] = _measure(rule, stacked, target).take(groups)[0].flatten().tolist()
+            numbers: list[float] = _measure(rule, grads, target).take(groups)[0].flatten().tolist()
         except RuntimeError:  # under vmap, or on fake tensors
             return None
     return numbers

@@ -16,14 +16,17 @@ from torch import Tensor
 
 
 def mix_two(
-    grads: Sequence[tuple[Tensor, ...]], groups: int, variances: Callable[[], list[float] | None] | None = None
+    grads: Sequence[tuple[Tensor, ...]],
+    groups: int,
+    variances: Callable[[list[Tensor]], list[float] | None] | None = None,
 ) -> list[Tensor] | None:
     """Combine two parts with weights ∝ 1/variance; of two groups each takes the weights of the other.
 
     Args:
         grads: for each φ the cotangents of the two parts, each [batch, ...].
         groups: 1, or 2 for crossfit.
-        variances: of the parts in the groups, elsewhere than here; None where they cannot be had as numbers.
+        variances: of the parts in the groups, elsewhere than here, from the cotangents on each φ [2, batch, ...]; None
+            where they cannot be had as numbers.
 
     Returns:
         one cotangent for each φ, [batch, ...]; None where this needs more care.
@@ -39,7 +42,7 @@ def mix_two(
     if variances is None:
         found = quick_variances(rows.detach() if both.requires_grad else rows, batch // groups)
     else:
-        found = variances()
+        found = variances(list(both.detach().view(2, count, *shape).unbind(1)))
     weights = None if found is None else _weights(found, groups, both.dtype)
     if weights is None:
         return None

@@ -32,7 +32,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Tensor], int, Tens
 
     def spy(norms: Norms, cotangents: Sequence[Tensor], made: Sequence[Tensor], groups: int) -> Tensor:
         result = variances(norms, cotangents, made, groups)
-        found.append((list(cotangents), groups, result.clone()))
+        found.append(([each.clone() for each in cotangents], groups, result.clone()))
         return result
 
     monkeypatch.setattr(Norms, "variances", spy)
