@@ -22,7 +22,7 @@ from torch.autograd import Function
 from propc.configure import Configurable, one_of
 from propc.errors import EstimatorError, PropcValueError, message
 from propc.runtime.norms import variance
-from propc.runtime.shares import mix_two
+from propc.runtime.shares import mix_two, quick_variances
 from propc.runtime.traced import mix_traced, traced
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Weighting(Configurable):
     @cached_property
     def quick(self) -> bool:
         """Whether each site is weighed as a whole, by this batch alone."""
-        return self.target is None and not self.per_coordinate and self.weights != "past" and self.k_interval == 1
+        return not self.per_coordinate and self.weights != "past" and self.k_interval == 1
 
 
 class PastVariances(nn.Module):
@@ -132,7 +132,10 @@ def mix(
     how = rule.weighting
     if how.quick and rule.donor is None and len(grads[0]) == 2:
         even = not len(grads[0][0]) % how.groups and not _too_few(how, len(grads[0][0]))
-        mixed = mix_traced(grads, how.groups) if traced() and even else mix_two(grads, how.groups)
+        if traced():
+            mixed = mix_traced(grads, how.groups) if even and target is None else None
+        else:
+            mixed = mix_two(grads, how.groups, None if target is None else partial(_quickly, rule, target))
         if mixed is not None:
             return mixed
     with torch.no_grad():
@@ -178,13 +181,31 @@ def _measure(rule: InverseVariance, grads: Sequence[Tensor], target: Target | No
     if norms is None:
         assert seen is not None
         return Measure(grads, partial(_variances, [seen], per_coordinate=False))
-    ends = [grads[target.live.index(port)] for port in norms.ports]
 
     def take(groups: int) -> list[Tensor]:
-        found = norms.variances(ends, target.made, groups)
+        found = norms.variances([grads[target.live.index(port)] for port in norms.ports], target.made, groups)
         return [found if seen is None else found.add_(variance(seen, groups), alpha=1 / norms.sketches)]
 
     return Measure(grads, take)
+
+
+def _quickly(rule: InverseVariance, target: Target, grads: Sequence[Tensor]) -> list[float] | None:
+    """Variances at a target as numbers, on the CPU; None if they are not to be looked at.
+
+    Args:
+        grads: for each φ [parts, batch, ...].
+    """
+    groups = rule.weighting.groups
+    with torch.no_grad():
+        if rule.norms is None:
+            seen = _at_target(grads, target.tangents)
+            assert seen is not None
+            return quick_variances(seen.reshape(2 * groups, -1), seen.shape[1] // groups)
+        try:
+            numbers: list[float] = _measure(rule, grads, target).take(groups)[0].flatten().tolist()
+        except RuntimeError:  # under vmap, or on fake tensors
+            return None
+    return numbers
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class NormalTotal(Function):
         i, j = site.normal
         offset = value - loc
         if not wants_scale:
-            target = at_target(rule, (i,), (*saved[:1], *saved[2:]))
+            target = at_target(rule, (i,), (saved[0], *saved[2:])) if saved else None
             (mixed,) = mix(rule, site, [(grad, offset * _lifted(sent, scale))], target)
             return None, None, mixed, None, *none
         z = offset / scale

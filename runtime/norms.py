@@ -84,7 +84,7 @@ def moments_of_products(left: Tensor, right: Tensor, groups: int, bias: bool = F
     if times > 1 and times * (m + n) > m * n:
         if bias:
             right = torch.cat([right, right.new_ones(()).expand(*right.shape[:3], 1)], 3)
-        return moments(left.mT @ right, groups)
+        return moments(_by_part(left, right), groups)
     rows = left.shape[1] // groups
     left, right = (f[:, : groups * rows].unflatten(1, (groups, rows)) for f in (left, right))
     every = left.flatten(2, 3), right.flatten(2, 3)
@@ -100,10 +100,15 @@ def moments_of_products(left: Tensor, right: Tensor, groups: int, bias: bool = F
         size = norm(norm(left, dim=(3, 4)).squeeze(4) * ends, dim=(2, 3))
     if products is not None:
         return size, _root(products.sum((2, 3), keepdim=True))
-    parts = max(len(factor) for factor in every)
-    pairs = zip(*(factor.expand(parts, -1, -1, -1) for factor in every))  # one by one, as a product would copy what
-    total = torch.stack([norm(a.mT @ b, dim=(1, 2)) for a, b in pairs])  # is common to all parts for each
+    total = norm(_by_part(*every), dim=(2, 3))
     return size, torch.hypot(total, norm(every[0].sum(2, keepdim=True), dim=(2, 3))) if bias else total
+
+
+def _by_part(left: Tensor, right: Tensor) -> Tensor:
+    """Σ_t l_t r_tᵀ; one part after the other, as what is common to all would be copied for each."""
+    parts = max(len(left), len(right))
+    pairs = zip(left.expand(parts, -1, -1, -1), right.expand(parts, -1, -1, -1))
+    return torch.stack([a.mT @ b for a, b in pairs])
 
 
 def _products(left: Tensor, right: Tensor, bias: bool) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from propc.runtime.flat import example, flat
 from propc.runtime.norms import LAYER, PRODUCT, ROWS
-from propc.runtime.target_uses import Added, Node, Product, Spread, Uses, execute
+from propc.runtime.target_uses import Added, Node, Product, Spread, Uses, execute, operation
 from propc.tracing.program import type_of
 
 Values = dict[Node, Any]
@@ -118,7 +118,7 @@ class _Reverse:
         done = {*biases.values(), *leaves}
         rest = [t for t, uses in self.uses.exact.items() if t not in done and not isinstance(uses[0], Product)]
         for use in dict.fromkeys(use for t in rest for use in self.uses.exact[t] if isinstance(use, Added)):
-            _add(sums, use.operand, _summed(layers[use.step], own[use.operand]))
+            _add(sums, use.operand, _summed(_features_last(use.step, layers[use.step]), own[use.operand]))
         sums = self._to_targets(rest, sums, own)
         return [*results, *((ROWS, sums[target]) for target in rest)]
 
@@ -170,10 +170,18 @@ def _summed(cotangent: Tensor, like: Tensor) -> Tensor:
     return (cotangent.sum(dims, keepdim=True) if dims else cotangent).reshape(parts, batch, *like.shape)
 
 
+def _features_last(step: Node, cotangent: Tensor) -> Tensor:
+    """[parts, batch, ..., q] of a layer; convolutions have their features first."""
+    return cotangent.flatten(3).mT if operation(step) == "conv2d" else cotangent
+
+
 def _factors(use: Product, own: Mapping[Node, Any], cotangent: Tensor) -> tuple[Tensor, Tensor]:
     """What is multiplied to the gradient of a matrix, its rows first: [parts or 1, batch, T, ...]."""
     read: Tensor = own[use.read]
+    if use.patches is not None:
+        read = torch.nn.functional.unfold(read, *use.patches).mT
     read = read.reshape(1, read.shape[0], -1, read.shape[-1])
+    cotangent = _features_last(use.step, cotangent)
     cotangent = cotangent.reshape(*cotangent.shape[:2], -1, cotangent.shape[-1])
     return (cotangent, read) if use.outputs_first else (read, cotangent)
 

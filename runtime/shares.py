@@ -8,61 +8,80 @@ what is out of the ordinary is left to `propc.runtime.mixing`, which branches on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 
-def mix_two(grads: Sequence[tuple[Tensor, ...]], groups: int) -> list[Tensor] | None:
+def mix_two(
+    grads: Sequence[tuple[Tensor, ...]],
+    groups: int,
+    variances: Callable[[list[Tensor]], list[float] | None] | None = None,
+) -> list[Tensor] | None:
     """Combine two parts with weights ∝ 1/variance; of two groups each takes the weights of the other.
 
     Args:
         grads: for each φ the cotangents of the two parts, each [batch, ...].
         groups: 1, or 2 for crossfit.
+        variances: of the parts in the groups, elsewhere than here, from the cotangents on each φ [2, batch, ...]; None
+            where they cannot be had as numbers.
 
     Returns:
         one cotangent for each φ, [batch, ...]; None where this needs more care.
     """
     first, count = grads[0][0], len(grads)
-    shape, batch, half = first.shape, len(first), count * groups
+    shape, half = first.shape, count * groups
+    batch = shape[0]
     even = batch >= 2 * groups and not batch % groups
     if not even or not first.is_cpu or (count > 1 and any(path.shape != shape for path, _ in grads)):
         return None
     both = torch.cat([part for k in (0, 1) for part in (g[k] for g in grads)] if count > 1 else grads[0])
     rows = both.view(2 * half, -1)
-    weights = _weights(rows.detach() if both.requires_grad else rows, groups, batch // groups)
+    if variances is None:
+        found = quick_variances(rows.detach() if both.requires_grad else rows, batch // groups)
+    else:
+        found = variances(list(both.detach().view(2, count, *shape).unbind(1)))
+    weights = None if found is None else _weights(found, groups, both.dtype)
     if weights is None:
         return None
-    pairs = rows.unbind()
     if both.requires_grad:
-        mixed = [torch.lerp(pairs[i], pairs[half + i], weights[i % groups]) for i in range(half)]
+        mixed = [torch.lerp(rows[i], rows[half + i], weights[i % groups]) for i in range(half)]
         return list(torch.cat(mixed).view(count, *shape).unbind())
     for i in range(half):
-        pairs[i].lerp_(pairs[half + i], weights[i % groups])
+        rows[i].lerp_(rows[half + i], weights[i % groups])
     return [both[i * batch : (i + 1) * batch] for i in range(count)]
 
 
-def _weights(seen: Tensor, groups: int, size: int) -> list[float] | None:
-    """The weight of the second part in each group; None if a moment is not finite, or not to be looked at.
+def quick_variances(seen: Tensor, size: int) -> list[float] | None:
+    """Summed squared deviations as numbers; None if they are not to be looked at.
 
     Args:
         seen: [parts · φ · groups, size · coordinates].
-        groups, size: how many groups, of how many rows.
+        size: of a group.
     """
     try:
         norms = torch.linalg.vector_norm(seen, 2, 1).tolist()
         means = torch.linalg.vector_norm(seen.view(len(norms), size, -1).sum(1), 2, 1).tolist()
     except RuntimeError:  # under vmap, or on fake tensors
         return None
-    share, tiny = _limits(seen.dtype, size)
-    found = [norm * norm - share * mean * mean for norm, mean in zip(norms, means)]
+    share, _ = _limits(seen.dtype, size)
+    return [norm * norm - share * mean * mean for norm, mean in zip(norms, means)]
+
+
+def _weights(found: list[float], groups: int, dtype: torch.dtype) -> list[float] | None:
+    """The weight of the second part in each group; None if a variance is not finite.
+
+    Args:
+        found: variances [parts · φ · groups].
+    """
     if len(found) > 2 * groups:  # several φ count together
         half = len(found) // 2
         found = [sum(found[start : start + half : groups]) for start in (*range(groups), *range(half, half + groups))]
     if not math.isfinite(sum(found)):
         return None
+    _, tiny = _limits(dtype, 1)
     path, score = found[groups - 1 :: -1], found[: groups - 1 : -1]  # groups in reverse: each takes the other's
     return [max(a, tiny) / (max(a, tiny) + max(b, tiny)) for a, b in zip(path, score)]
 

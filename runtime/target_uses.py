@@ -46,18 +46,20 @@ class Added:
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix that multiplies the rows of another value.
+    """A matrix that multiplies the rows of another value, or the filters of a convolution its patches.
 
     Attributes:
-        read: that value, [batch, ..., p].
+        read: that value, [batch, ..., p], of a convolution [batch, channels, height, width].
         target: the matrix itself.
         outputs_first: whether the matrix is [q, p] for a result [batch, ..., q]; else [p, q].
+        patches: of a convolution the size, dilation, padding and stride of its patches.
     """
 
     step: Node
     read: Node
     target: Node
     outputs_first: bool
+    patches: tuple[Any, ...] | None = None
 
 
 Use = Spread | Added | Product
@@ -180,11 +182,28 @@ def _use(step: Node, operand: Node, target: Node) -> Use | None:
     place = places[0] if places else -1
     if is_by_element(step) or (name in _SPREAD and place == 0):
         return Spread(step, operand) if len(a.shape) < len(b.shape) or a.shape[0] == 1 else None
-    if name == "linear" and (place == 2 or step.kwargs.get("bias") is operand):
+    if name in ("linear", "conv2d") and (place == 2 or step.kwargs.get("bias") is operand):
         return Added(step, operand)
+    if name == "conv2d" and place == 1 and operand is target:
+        return _convolution(step, target)
     if name == "addmm" and place == 0 and len(step.args) == 3 and not step.kwargs:
         return Added(step, operand)
     return _product(step, name, place, operand, target)
+
+
+def _convolution(step: Node, filters: Node) -> Use | None:
+    """One of images whose filters all see every channel."""
+    kind = type_of(filters)
+    padding = _option(step, "padding", 4, 0)
+    if _option(step, "groups", 6, 1) != 1 or isinstance(padding, str) or kind is None or len(kind.shape) != 4:
+        return None
+    patches = (kind.shape[2:], _option(step, "dilation", 5, 1), padding, _option(step, "stride", 3, 1))
+    return Product(step, step.args[0], filters, True, patches)  # type: ignore[arg-type]
+
+
+def _option(step: Node, name: str, place: int, default: Any) -> Any:
+    value = step.args[place] if len(step.args) > place else step.kwargs.get(name, default)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _product(step: Node, name: str, place: int, operand: Node, target: Node) -> Use | None:

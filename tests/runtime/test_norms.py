@@ -32,7 +32,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Tensor], int, Tens
 
     def spy(norms: Norms, cotangents: Sequence[Tensor], made: Sequence[Tensor], groups: int) -> Tensor:
         result = variances(norms, cotangents, made, groups)
-        found.append((list(cotangents), groups, result.clone()))
+        found.append(([each.clone() for each in cotangents], groups, result.clone()))
         return result
 
     monkeypatch.setattr(Norms, "variances", spy)
@@ -120,6 +120,14 @@ def between(net: Any, x: Tensor) -> Any:
     return Normal(k.sum((2, 3)), 0.5)
 
 
+def images(net: Any, x: Tensor) -> Any:
+    """Convolutions with strides, padding and dilation, one of them twice."""
+    h = x[:, :, None, None] * torch.linspace(-1, 1, 20).view(4, 5).cos()  # [batch, 3, 4, 5]
+    h = torch.tanh(F.conv2d(h, net.one, net.b, stride=(2, 1), padding=1))
+    h = F.conv2d(F.conv2d(h, net.two, padding=(0, 1)).relu(), net.two, dilation=(1, 2), padding=1)
+    return Normal(h.flatten(2).mean(2)[:, :DIM], 0.5)
+
+
 def other_family(net: Any, x: Tensor) -> Any:
     a, b = F.softplus(net.last(torch.tanh(net.first(x)))).chunk(2, -1)
     return Gamma(a + 0.5, b + 0.5)
@@ -136,6 +144,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "tied": (tied, {"w": (5, DIM)}),
     "spread": (spread, {"rho": (DIM,), "gain": (DIM,), "log": (), "b": (1, DIM)}),
     "between": (between, {"long": (2, 12), "short": (2, 1), "b": (2,)}),
+    "images": (images, {"one": (4, DIM, 3, 2), "b": (4,), "two": (4, 4, 2, 2)}),
     "gamma": (other_family, {}),
 }
 
