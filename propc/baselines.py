@@ -56,19 +56,21 @@ class LeaveOneOut(Baseline):
 
     Of a bound, the bound of the other samples.
 
-    With `halves`, of the other samples in the same half of the batch: where the weights of one half
-    come from the other (crossfit), no cost may pass between them. Batches below four stay whole.
+    With several `groups`, of the other samples in the same group of rows: where the weights of one group come from
+    another (crossfit), no cost may pass between them. Batches of fewer than two rows a group stay whole.
     """
 
-    halves: bool = False
+    groups: int = 1
 
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
         count = cost.shape[0]
-        if not self.halves or count < 4:
+        if self.groups == 1 or count < 2 * self.groups:
             return (cost - cost.mean(0)).mul_(count / (count - 1))
-        if count % 2:
-            return torch.cat([_centered(half.unsqueeze(0)).squeeze(0) for half in cost.tensor_split([count // 2])])
-        return _centered(cost.unflatten(0, (2, -1))).flatten(0, 1)
+        size, rest = divmod(count, self.groups)
+        if rest:
+            ends = [size * i for i in range(1, self.groups)]
+            return torch.cat([_centered(group.unsqueeze(0)).squeeze(0) for group in cost.tensor_split(ends)])
+        return _centered(cost.unflatten(0, (self.groups, size))).flatten(0, 1)
 
     def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
         return bound - _or_nothing(_log_sum_of_others(log_weights) - math.log(log_weights.shape[0] - 1))

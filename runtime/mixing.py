@@ -4,8 +4,8 @@ With per-sample cotangents g_c of part c, the weight of c is 1/V_c over the sum 
 V_c being the sum over samples and coordinates of squared deviations from the mean
 (Parmas et al. 2018; for two parts this is total propagation).
 
-Throughout, a batch is seen as [groups, rows]: one group, or two for crossfit, where each
-half of the batch takes the weights that the other half gives.
+Throughout, a batch is seen as [groups, rows]: one group, or several for crossfit, where each
+takes the weights that the next one gives.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Weighting(Configurable):
         target: name of the parameter, argument or node where the variance is taken; None is φ itself.
         per_coordinate: one weight for each coordinate of φ instead of one for the site.
         weights: ``same`` batch, ``past`` batches (moving moments), or ``crossfit``: the weights of
-            each half of the batch come from the other half.
+            each group of rows come from the next group, those of the last from the first.
+        folds: how many groups crossfit has.
         k_interval: weights are computed at every k_interval-th site and reused between.
         decay: of the moving moments.
 
@@ -49,6 +50,7 @@ class Weighting(Configurable):
     target: str | None = None
     per_coordinate: bool = False
     weights: str = "crossfit"
+    folds: int = 2
     k_interval: int = 1
     decay: float = 0.9
 
@@ -56,6 +58,8 @@ class Weighting(Configurable):
         one_of("weights", self.weights, ("same", "past", "crossfit"))
         if not isinstance(self.k_interval, int) or self.k_interval < 1:
             raise PropcValueError(message(f"option k_interval={self.k_interval!r} must be a positive integer"))
+        if not isinstance(self.folds, int) or self.folds < 2:
+            raise PropcValueError(message(f"option folds={self.folds!r} must be an integer, two or more"))
         if self.per_coordinate and self.target is not None:
             raise PropcValueError(
                 message(
@@ -67,7 +71,7 @@ class Weighting(Configurable):
     @cached_property
     def groups(self) -> int:
         """In how many groups of rows a batch is weighed."""
-        return 2 if self.weights == "crossfit" else 1
+        return self.folds if self.weights == "crossfit" else 1
 
     @cached_property
     def quick(self) -> bool:
@@ -166,10 +170,11 @@ def _combine(weights: Tensor, parts: Sequence[Tensor], seen: bool) -> Tensor:
 
 
 def _by_row(weights: Tensor, batch: int) -> Tensor:
-    """[parts, 2, 1, ...] → [parts, 1, batch, ...] where the batch is odd; the last row joins the second half."""
-    halves = weights.split(1, 1)
-    sizes = batch // 2, batch - batch // 2
-    return torch.cat([half.expand(-1, -1, size, -1) for half, size in zip(halves, sizes)], 2)
+    """[parts, groups, 1, ...] → [parts, 1, batch, ...] where rows are left over; these join the last group."""
+    each = weights.split(1, 1)
+    size = batch // len(each)
+    sizes = *[size] * (len(each) - 1), batch - size * (len(each) - 1)
+    return torch.cat([one.expand(-1, -1, rows, -1) for one, rows in zip(each, sizes)], 2)
 
 
 def _measure(rule: InverseVariance, grads: Sequence[Tensor], target: Target | None) -> Measure:
@@ -227,8 +232,8 @@ def _weights(how: Weighting, site: SiteContext, measure: Measure) -> list[Tensor
 
 
 def _too_few(how: Weighting, batch: int) -> bool:
-    """Whether a batch, or its half, is too small to take a variance; then all weights are equal."""
-    return batch < (4 if how.weights == "crossfit" else 2)
+    """Whether a batch, or a group of it, is too small to take a variance; then all weights are equal."""
+    return batch < 2 * how.groups
 
 
 def _variances(grads: Sequence[Tensor], groups: int, per_coordinate: bool) -> list[Tensor]:
@@ -240,12 +245,12 @@ def _variances(grads: Sequence[Tensor], groups: int, per_coordinate: bool) -> li
 def _inverse(variances: Tensor, now: Tensor) -> Tensor:
     """Weights ∝ 1/variance over the parts, by their logarithms; equal for equal ones, also for zeros.
 
-    Of two groups each takes the weights of the other. A part whose variance is not finite, in these
+    Each group takes the weights of the next one. A part whose variance is not finite, in these
     or `now`, has weight zero; if no part has a finite one, the weights are NaN, and so is the gradient.
     """
     logits = variances.clamp(min=torch.finfo(variances.dtype).tiny).log_().neg_()
     if logits.shape[1] > 1:
-        logits = logits.flip(1)
+        logits = logits.roll(-1, 1)
     logits = torch.add(logits, now, alpha=0.0)  # 0·∞ is NaN
     return torch.softmax(logits.nan_to_num_(-torch.inf, neginf=-torch.inf), 0)
 

@@ -20,11 +20,11 @@ def mix_two(
     groups: int,
     variances: Callable[[list[Tensor]], list[float] | None] | None = None,
 ) -> list[Tensor] | None:
-    """Combine two parts with weights ∝ 1/variance; of two groups each takes the weights of the other.
+    """Combine two parts with weights ∝ 1/variance; each group takes the weights of the next one.
 
     Args:
         grads: for each φ the cotangents of the two parts, each [batch, ...].
-        groups: 1, or 2 for crossfit.
+        groups: 1, or several for crossfit.
         variances: of the parts in the groups, elsewhere than here, from the cotangents on each φ [2, batch, ...]; None
             where they cannot be had as numbers.
 
@@ -82,8 +82,9 @@ def _weights(found: list[float], groups: int, dtype: torch.dtype) -> list[float]
     if not math.isfinite(sum(found)):
         return None
     _, tiny = _limits(dtype, 1)
-    path, score = found[groups - 1 :: -1], found[: groups - 1 : -1]  # groups in reverse: each takes the other's
-    return [max(a, tiny) / (max(a, tiny) + max(b, tiny)) for a, b in zip(path, score)]
+    path, score = ([max(each, tiny) for each in part] for part in (found[:groups], found[groups:]))
+    shares = [a / (a + b) for a, b in zip(path, score)]
+    return [*shares[1:], shares[0]]
 
 
 @cache

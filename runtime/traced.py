@@ -35,13 +35,13 @@ def traced() -> bool:
 
 
 def mix_traced(grads: Sequence[tuple[Tensor, ...]], groups: int) -> list[Tensor]:
-    """Combine two parts with weights ∝ 1/variance; of two groups each takes the weights of the other.
+    """Combine two parts with weights ∝ 1/variance; each group takes the weights of the next one.
 
     A part whose variance is not finite has weight zero; if neither has a finite one, the result is NaN.
 
     Args:
         grads: for each φ the cotangents of the two parts, each [batch, ...]; the batch is a multiple of `groups`.
-        groups: 1, or 2 for crossfit.
+        groups: 1, or several for crossfit.
 
     Returns:
         one cotangent for each φ, [batch, ...].
@@ -76,9 +76,9 @@ def _spread(rows: Tensor) -> Tensor:
 
 
 def _weights(variances: Tensor) -> Tensor:
-    """The weight of the second part in each group, from the variances of the other; NaN where none is finite."""
+    """The weight of the second part in each group, from the variances of the next; NaN where none is finite."""
     good = torch.isfinite(variances).all(1, keepdim=True)
-    path, score = torch.where(good, variances.clamp(min=torch.finfo(variances.dtype).tiny), torch.inf).flip(1)
+    path, score = torch.where(good, variances.clamp(min=torch.finfo(variances.dtype).tiny), torch.inf).roll(-1, 1)
     share = path / (path + score)
     return torch.where(torch.isinf(path), torch.where(torch.isinf(score), torch.nan, 1.0), share)
 

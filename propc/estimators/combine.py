@@ -32,7 +32,7 @@ class Combine(Estimator):
 
     Args:
         estimators: names or estimators; at most one may be pathwise.
-        target, per_coordinate, weights, k_interval, decay: as of `TotalPropagation`.
+        target, per_coordinate, weights, folds, k_interval, decay: as of `TotalPropagation`.
     """
 
     name: ClassVar[str] = "combine"
@@ -40,6 +40,7 @@ class Combine(Estimator):
     target: str | None = None
     per_coordinate: bool = False
     weights: str = "crossfit"
+    folds: int = 2
     k_interval: int = 1
     decay: float = 0.9
 
@@ -64,7 +65,7 @@ class Combine(Estimator):
         return propagators.InverseVariance(parts, self._weighting()), "asked for"
 
     def _weighting(self) -> Weighting:
-        return Weighting(self.target, self.per_coordinate, self.weights, self.k_interval, self.decay)
+        return Weighting(self.target, self.per_coordinate, self.weights, self.folds, self.k_interval, self.decay)
 
     def passes(self, sites: tuple[str, ...]) -> tuple[Pass, ...]:
         brought = [each for choice in self.estimators for each in resolve(choice).passes(sites)]

@@ -107,13 +107,14 @@ class ShapedTotalPropagation(Refitted):
 
     Args:
         at, costs, shrinkage, jitter: as of the pass `propc.passes.GaussianShaping`.
-        target, per_coordinate, weights, k_interval, baseline, decay: as of `tp`.
+        target, per_coordinate, weights, folds, k_interval, baseline, decay: as of `tp`.
     """
 
     name: ClassVar[str] = "gs-tp"
     target: str | None = None
     per_coordinate: bool = False
     weights: str = "crossfit"
+    folds: int = 2
     k_interval: int = 1
     baseline: Any = "loo"
     decay: float = 0.9
@@ -124,6 +125,7 @@ class ShapedTotalPropagation(Refitted):
             self.target,
             self.per_coordinate,
             self.weights,
+            self.folds,
             self.k_interval,
             self.decay,
         )

@@ -23,8 +23,8 @@ class TotalPropagation(Estimator):
                   (with fewer, k = ½)
     Message:      cotangent on x and cost minus baseline → cotangent on φ
     Unbiased:     for weights="past" exactly: k is independent of the samples. For "crossfit" exactly
-                  at a single site: k of each half of the batch, and its baseline, come from one half
-                  alone; along a chain the halves couple weakly through the k of later sites. Not for
+                  at a single site: k of each group of rows, and its baseline, come from one group
+                  alone; along a chain the groups couple weakly through the k of later sites. Not for
                   "same" at small batches, where k correlates with what it weighs. Chaotic RNN,
                   β=2.5, B=20, H=16, exact 0.2526: past 0.2513±0.0011, crossfit 0.2386±0.0018,
                   same 0.2202±0.0012 (see docs/estimators.md).
@@ -38,6 +38,9 @@ class TotalPropagation(Estimator):
         per_coordinate: one k for each coordinate of φ instead of one for the site.
         weights: ``"crossfit"`` (default), ``"past"`` (moving moments of earlier batches; the
             first call is crossfit) or ``"same"``.
+        folds: into how many groups of rows ``"crossfit"`` takes the batch apart; each takes k from the
+            next. With more of them the weights depend less on what they weigh along a chain, and are
+            noisier, as each comes from fewer rows.
         k_interval: k is computed at every k_interval-th site, counted from the end, and reused
             between.
         baseline: of the likelihood-ratio part, as of `lr`.
@@ -48,6 +51,7 @@ class TotalPropagation(Estimator):
     target: str | None = None
     per_coordinate: bool = False
     weights: str = "crossfit"
+    folds: int = 2
     k_interval: int = 1
     baseline: Any = "loo"
     decay: float = 0.9
@@ -64,6 +68,7 @@ class TotalPropagation(Estimator):
             self.target,
             self.per_coordinate,
             self.weights,
+            self.folds,
             self.k_interval,
             self.decay,
         )

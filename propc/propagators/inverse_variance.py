@@ -47,7 +47,8 @@ class InverseVariance(SitePropagator):
 
     def __post_init__(self) -> None:
         if self.weighting.weights == "crossfit":
-            object.__setattr__(self, "parts", tuple(map(_within_halves, self.parts)))
+            groups = self.weighting.groups
+            object.__setattr__(self, "parts", tuple(_within_groups(part, groups) for part in self.parts))
 
     def named_parts(self) -> Mapping[str, Any]:
         return {**{part.name: part for part in self.parts}, "weighting": self.weighting}
@@ -115,10 +116,10 @@ def total_propagation(baseline: Any = "loo", **weighting: Any) -> InverseVarianc
     return InverseVariance((Pathwise(), LikelihoodRatio(baseline)), Weighting(**weighting))
 
 
-def _within_halves(part: SitePropagator) -> SitePropagator:
-    """A part whose leave-one-out baseline keeps the two halves of the batch apart."""
-    apart = isinstance(part, LikelihoodRatio) and part.baseline == LeaveOneOut()
-    return LikelihoodRatio(LeaveOneOut(halves=True)) if apart else part
+def _within_groups(part: SitePropagator, groups: int) -> SitePropagator:
+    """A part whose leave-one-out baseline keeps groups of rows apart."""
+    apart = isinstance(part, LikelihoodRatio) and type(part.baseline) is LeaveOneOut
+    return LikelihoodRatio(LeaveOneOut(groups)) if apart else part
 
 
 def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:

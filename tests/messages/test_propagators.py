@@ -481,5 +481,5 @@ def test_total_propagation_refuses_what_no_option_can_be(option: dict[str, Any])
 def test_crossfit_keeps_the_halves_of_the_baseline_apart_however_it_was_chosen() -> None:
     whole = propc.propagator("tp", weights="past")
     for rule in (propc.propagator("tp"), whole.configure(weights="crossfit"), whole.configure(weighting=Weighting())):
-        assert rule.named_parts()["lr"].baseline == LeaveOneOut(halves=True)
+        assert rule.named_parts()["lr"].baseline == LeaveOneOut(groups=2)
     assert whole.named_parts()["lr"].baseline == LeaveOneOut()

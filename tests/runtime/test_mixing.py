@@ -13,9 +13,12 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 import propc
+from propc.errors import PropcValueError
+from propc.estimators import LeaveOneOut
 from propc.propagators import InverseVariance, LikelihoodRatio, Pathwise
 from propc.runtime import mixing
 from propc.runtime.mixing import Target, Weighting, mix
+from propc.runtime.traced import tracing
 
 RULE = InverseVariance((Pathwise(), LikelihoodRatio(propc.estimator("lr").baseline)), Weighting())  # type: ignore[attr-defined]
 Parts = list[Tensor]  # for each φ: [parts, batch, ...]
@@ -72,6 +75,17 @@ def formula(how: str, grads: Parts, tangents: Sequence[Tensor | None] | None = N
     return [torch.cat(pair) for pair in zip(low, high)]
 
 
+def of_the_next(folds: int, grads: Parts) -> Parts:
+    """Each group of rows takes the weights of the next, the last those of the first; rows left over join the last."""
+    size, batch = grads[0].shape[1] // folds, grads[0].shape[1]
+    groups = [slice(size * i, size * (i + 1)) for i in range(folds)]
+    mixed = []
+    for i in range(folds):
+        rows = groups[i] if i < folds - 1 else slice(size * i, batch)
+        mixed.append(weighted(grads, variances(grads, groups[(i + 1) % folds], None), rows))
+    return [torch.cat(pieces) for pieces in zip(*mixed)]
+
+
 def by_coordinate(how: str, grads: Parts) -> Parts:
     """The formula at each coordinate of each φ alone."""
     found = []
@@ -98,6 +112,38 @@ def test_weights(how: str, parts: int, batch: int, shapes: list[tuple[int, ...]]
     torch.testing.assert_close(Site(Weighting(weights=how), parts).mix(grads), formula(how, grads))
     each = Site(Weighting(weights=how, per_coordinate=True), parts).mix(grads)
     torch.testing.assert_close(each, by_coordinate(how, grads))
+
+
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+@pytest.mark.parametrize(("parts", "batch", "folds"), [(2, 12, 3), (2, 13, 4), (3, 10, 5), (2, 7, 2)])
+def test_folds(folds: int, parts: int, batch: int, shapes: list[tuple[int, ...]]) -> None:
+    grads = random_grads(parts, batch, shapes)
+    expected = of_the_next(folds, grads)
+    torch.testing.assert_close(Site(Weighting(folds=folds), parts).mix(grads), expected)
+    if parts == 2 and not batch % folds:
+        with tracing():
+            torch.testing.assert_close(Site(Weighting(folds=folds), parts).mix(grads), expected)
+
+
+def test_a_batch_too_small_for_its_folds_is_weighed_alike() -> None:
+    grads = random_grads(2, 7, [(2,)])
+    torch.testing.assert_close(Site(Weighting(folds=4)).mix(grads)[0], grads[0].mean(0))
+
+
+@pytest.mark.parametrize("folds", [1, 0, 2.5])
+def test_folds_are_two_or_more(folds: Any) -> None:
+    with pytest.raises(PropcValueError, match="folds"):
+        Weighting(folds=folds)
+
+
+@pytest.mark.parametrize("batch", [8, 11])
+def test_the_baseline_stays_inside_its_group(batch: int) -> None:
+    """Rows of other groups do not move what is sent for a row."""
+    cost = torch.randn(batch)
+    centered = LeaveOneOut(4).center(cost, None)
+    for i in range(4):
+        rows = slice(2 * i, 2 * (i + 1) if i < 3 else batch)
+        torch.testing.assert_close(centered[rows], LeaveOneOut().center(cost[rows], None))
 
 
 @pytest.mark.parametrize("directions", [1, 4])
