@@ -37,5 +37,5 @@ def test_every_law(law: str, estimator: str, plain: None) -> None:
         costs = torch.cos(drawn + 0.1)
         return costs if costs.dim() == 1 else costs.sum(-1)
 
-    (report,) = assert_agree(program, (point(0.5, -0.3, 0.8), rows(B)), estimator)
+    (report,) = assert_agree(program, (point(0.5, -0.3, 0.8), rows(B)), estimator, calls=2)
     assert report.stages

@@ -38,7 +38,7 @@ NAMES = [
     "messages/target_propagation",
     "messages/td_lambda",
 ]
-GRAPHS = 2  # of each example; then it has shown enough
+GRAPHS = 1  # of each example; then it has shown enough
 
 Plan = Sequence[tuple[Node, Call]]
 
