@@ -276,7 +276,7 @@ def check_steady(graph: PropagationGraph, longer: PropagationGraph) -> None:
         low, _, high = node.name.partition("..")
         for name in (low, high or low):
             other = longer.nodes.get(name)
-            if other is None or other.propagator != node.propagator:
+            if other is None or _role(other) != _role(node):
                 raise ScanError(
                     message(
                         "a pass tells the steps of its scan apart by how many there are, and only some are traced",
@@ -285,6 +285,11 @@ def check_steady(graph: PropagationGraph, longer: PropagationGraph) -> None:
                         where=node.where,
                     )
                 )
+
+
+def _role(node: Node) -> tuple[object, ...]:
+    """What a node does with messages; a rule may hold code of its own trace."""
+    return type(node), type(node.propagator), getattr(node, "estimator", "")
 
 
 # -- rolling --------------------------------------------------------------------------------

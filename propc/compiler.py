@@ -19,6 +19,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from propc import passes
 from propc.cut import cut
 from propc.errors import PropcTypeError, PropcWarning, ScanError, message
 from propc.graph import PropagationGraph
@@ -26,7 +27,7 @@ from propc.ir import Scan, Source
 from propc.laps import Laps, Seconds
 from propc.messages import Message
 from propc.options import Options
-from propc.passes.base import Record
+from propc.passes.base import Record, make_pass
 from propc.passes.roll_scans import check_steady
 from propc.propagation import Propagation, check_call
 from propc.runtime.backends import EAGER, Report, backend
@@ -48,6 +49,7 @@ from propc.tracing.watch import State, Watch
 from propc.wiring import FORWARD
 
 R = TypeVar("R")
+_OWN = (passes.Checkpoint,)  # passes that do not tell the steps of a scan apart
 
 GRAPHS_KEPT = 64  # compiled graphs that one compiled object keeps
 GRAPHS_WARNED = 16  # a warning at this many traces: an argument that should be a tensor
@@ -267,7 +269,7 @@ class Compiler:
         records = self.options.pipeline().records(first)
         laps.parts((record.name, record.seconds) for record in records)
         graph = records[-1].graph
-        if graph.of(Scan) and self.options.passes:
+        if graph.of(Scan) and any(not isinstance(each, _OWN) for each in map(make_pass, self.options.passes)):
             check_steady(graph, self.options.pipeline().run(self._first(self._trace(call, 2 * ROOMS[-1]))))
         return laps, program, graph
 

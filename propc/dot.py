@@ -47,7 +47,7 @@ def to_dot(graph: PropagationGraph, *, fold: bool = True, paint: Paint = NOTHING
         place = dot if scan is None else frames[scan]
         place.add_node(pydot.Node(looks.quoted(box.name), **looks.box_look(graph, box, paint)))
     for frame in frames.values():
-        dot.add_subgraph(frame)
+        dot.add_subgraph(frame)  # type: ignore[arg-type]  # a cluster is one, whatever the stubs say
     for name in (name for name in joins if home[name] == name):
         dot.add_node(pydot.Node(looks.quoted(name), **looks.JOIN))
     for tail, head, kind in _between_boxes([*_values(graph, drawn), *_messages(graph, joins)], home):
