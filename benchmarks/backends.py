@@ -8,7 +8,7 @@ measured too: of one step, called in a loop, and of the whole rollout where it i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import candidates
@@ -40,13 +40,18 @@ class Result:
     memory: dict[str, timing.Ratio]
 
 
+def all_steps(given: models.Problem, backends: Sequence[str] = BACKENDS) -> dict[str, Callable[[], object]]:
+    """Steps of all candidates by name."""
+    rollouts = {**candidates.by_hand(), **candidates.by_compiler(given.horizon)}
+    for backend in backends:
+        rollouts |= candidates.by_propc(backend)
+    return {name: models.step(fn, given) for name, fn in rollouts.items()}
+
+
 def measure(case: Case, clock: timing.Clock) -> Result:
     """All candidates on one case."""
     given = models.problem(case.batch, case.dim, case.horizon)
-    rollouts = {**candidates.by_hand(), **candidates.by_compiler(case.horizon)}
-    for backend in BACKENDS:
-        rollouts |= candidates.by_propc(backend)
-    steps = {name: models.step(fn, given) for name, fn in rollouts.items()}
+    steps = all_steps(given)
     time = timing.ratios(timing.interleave(steps, rounds=case.rounds, warmup=3, clock=clock), REFERENCE)
     peaks = {name: [memory.peak_bytes(step, given.x0.device)] for name, step in steps.items()}
     return Result(case, time, timing.ratios(peaks, REFERENCE))
