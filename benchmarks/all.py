@@ -26,6 +26,8 @@ BENCHMARKS = (
     "compile_time",
     "compile_cold",
     "bookkeeping",
+    "horizon",
+    "targets",
 )
 ON_A_GPU = ("gpu",)
 
