@@ -31,14 +31,8 @@ types: $(READY)  ## mypy, on an installed copy: it does not see the package-dir 
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p propc
 
-bench: $(READY)  ## the tables of docs/benchmarks.md
-	$(BIN)/python benchmarks/step_time.py $(ARGS)
-	$(BIN)/python benchmarks/compile_time.py $(ARGS)
-	$(BIN)/python benchmarks/bookkeeping.py $(ARGS)
-	$(BIN)/python benchmarks/shaping.py $(ARGS)
-	$(BIN)/python benchmarks/discrete.py $(ARGS)
-	$(BIN)/python benchmarks/horizon.py $(ARGS)
-	$(BIN)/python benchmarks/targets.py $(ARGS)
+bench: $(READY)  ## the tables of docs/benchmarks.md; ARGS="--out docs/benchmarks.md" writes them there
+	$(BIN)/python benchmarks/all.py $(ARGS)
 
 clean:  ## everything that these targets made, the environment too
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache runs

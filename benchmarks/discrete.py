@@ -3,16 +3,19 @@
     python benchmarks/discrete.py [--small] [--check] [--out docs/benchmarks.md] [--peer PYTHON]
 
 The references are in `latents.py`. As in `step_time.py`, steps are interleaved in one process and a ratio is taken
-within a round. With `--peer` the same is done with Storchastic, in a process of that interpreter (`peer.py`).
+within a round. Where Storchastic is installed, or in another interpreter with `--peer`, the same is done with it, in a
+process of its own (`peer.py`).
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -122,7 +125,8 @@ def main() -> int:
     """The command line."""
     parser = timing.options("Step time with discrete latents or several samples against the estimators by hand.")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="what is timed")
-    parser.add_argument("--peer", type=Path, metavar="PYTHON", help="an interpreter that has torch and storchastic")
+    ours = Path(sys.executable) if find_spec("storch") else None
+    parser.add_argument("--peer", type=Path, metavar="PYTHON", default=ours, help="an interpreter with Storchastic")
     parser.add_argument("--only", metavar="PATTERN", default="*", help="workloads by name, such as 'chain*'")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -133,10 +137,7 @@ def main() -> int:
     ]
     results = {w: measure(w, clock) for w in chosen}
     peer = of_peer(arguments.peer, arguments.small) if arguments.peer else {}
-    header, rows = table(results, peer)
-    timing.print_table(f"torch {torch.__version__}, cpu, one thread", header, rows)
-    if arguments.out:
-        timing.replace_section(arguments.out, "discrete", timing.markdown(header, rows))
+    timing.show([table(results, peer)], arguments.out, "discrete")
     return timing.check(bounds(results), strict=arguments.check)
 
 

@@ -18,7 +18,18 @@ from torch.distributions import Normal
 
 import propc
 
-__all__ = ["Problem", "by_hand", "problem", "rewarded_rollout", "rollout", "step"]
+__all__ = [
+    "SIGMA",
+    "Problem",
+    "by_hand",
+    "direct_rp",
+    "direct_step",
+    "problem",
+    "rewarded_rollout",
+    "rollout",
+    "step",
+    "surrogate_lr",
+]
 
 SIGMA = 0.001
 Rollout = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -108,12 +119,19 @@ def idiomatic_rp(beta: Tensor, x0: Tensor, W: Tensor, horizon: int) -> Tensor:
     return 0.5 * (1 - x).square().sum(-1)
 
 
-def direct_rp(beta: Tensor, x0: Tensor, W: Tensor, horizon: int) -> Tensor:
+def direct_step(beta: Tensor, x: Tensor, W: Tensor) -> Tensor:
+    """The next state, without distribution objects."""
+    mu = torch.sigmoid(beta * (x @ W))
+    return mu + SIGMA * torch.randn_like(mu)
+
+
+def direct_rp(
+    beta: Tensor, x0: Tensor, W: Tensor, horizon: int, step: Callable[[Tensor, Tensor, Tensor], Tensor] = direct_step
+) -> Tensor:
     """Plain PyTorch, reparameterized without distribution objects: the floor."""
     x = x0
     for _ in range(horizon):
-        mu = torch.sigmoid(beta * (x @ W))
-        x = mu + SIGMA * torch.randn_like(mu)
+        x = step(beta, x, W)
     return 0.5 * (1 - x).square().sum(-1)
 
 

@@ -57,11 +57,8 @@ def main() -> int:
     torch.manual_seed(0)
     clock = timing.Clock.named(arguments.clock, torch.device("cpu"))
     results = {case: measure(case, clock) for case in (SMALL if arguments.small else FULL)}
-    header = [f"step time / {REFERENCE}", *map(str, results)]
-    rows = [[name, *(str(found[name]) for found in results.values())] for name in next(iter(results.values()))]
-    timing.print_table(f"torch {torch.__version__}, cpu, one thread", header, rows)
-    if arguments.out:
-        timing.replace_section(arguments.out, "shaping", timing.markdown(header, rows))
+    table = timing.ratio_table(f"step time / {REFERENCE}", {str(case): found for case, found in results.items()})
+    timing.show([table], arguments.out, "shaping")
     bounds = [
         timing.Bound(f"{case}: time of propc gs / {REFERENCE}", found["propc gs"].median, TARGET)
         for case, found in results.items()

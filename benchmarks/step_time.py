@@ -9,7 +9,6 @@ process, interleaved, one thread; `lr` also to a hand-written surrogate loss.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import memory
 import models
 import timing
 import torch
+from candidates import ESTIMATORS
 
 import propc
 
@@ -65,9 +65,8 @@ class Result:
 
 def candidates() -> dict[str, Callable[..., torch.Tensor]]:
     """Rollouts by name: those by hand, and propc's under each estimator."""
-    estimators = {"rp": "rp", "lr": "lr", "tp": "tp", "tp[beta]": propc.estimator("tp", target="beta")}
     compiled = {
-        f"propc {name}": propc.compile(models.rollout, estimator=estimator) for name, estimator in estimators.items()
+        f"propc {name}": propc.compile(models.rollout, estimator=estimator) for name, estimator in ESTIMATORS.items()
     }
     return {**models.by_hand(), **compiled}
 
@@ -108,11 +107,11 @@ def bounds(result: Result) -> list[timing.Bound]:
     ]
 
 
-def time_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+def time_table(results: Sequence[Result]) -> timing.Table:
     """Header and rows: median time over plain rp, quartiles in brackets."""
-    rows = [[name, *(str(result.time[name]) for result in results)] for name in results[0].time]
-    rows.append(["propc lr / hand lr", *(str(result.lr_over_hand) for result in results)])
-    return ["step time / plain rp", *(str(result.case) for result in results)], rows
+    over_hand = "propc lr / hand lr"
+    columns = {str(result.case): {**result.time, over_hand: result.lr_over_hand} for result in results}
+    return timing.ratio_table(f"step time / {REFERENCE}", columns)
 
 
 def memory_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
@@ -127,26 +126,18 @@ def memory_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]
     return ["peak memory / plain rp", *(str(result.case) for result in results)], rows
 
 
-def run(arguments: argparse.Namespace, device: torch.device, marker: str) -> int:
-    """Measure, print, write the page where asked; the exit status."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    clock = timing.Clock.named(arguments.clock, device)
-    results = [measure(case, device, clock) for case in (SMALL if arguments.small else FULL)]
-    tables = [time_table(results), memory_table(results)]
-    for header, rows in tables:
-        timing.print_table(f"torch {torch.__version__}, {device.type}, one thread", header, rows)
-    if arguments.out:
-        text = "\n\n".join(timing.markdown(header, rows) for header, rows in tables)
-        timing.replace_section(arguments.out, marker, text)
-    return timing.check([b for r in results for b in bounds(r)], strict=arguments.check)
-
-
 def main() -> int:
     """The command line."""
     parser = timing.options("Step time and memory on the chaotic RNN against plain PyTorch.")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="what is timed")
-    return run(parser.parse_args(), torch.device("cpu"), "step_time")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    clock = timing.Clock.named(arguments.clock, device)
+    results = [measure(case, device, clock) for case in (SMALL if arguments.small else FULL)]
+    timing.show([time_table(results), memory_table(results)], arguments.out, "step_time")
+    return timing.check([bound for result in results for bound in bounds(result)], strict=arguments.check)
 
 
 if __name__ == "__main__":

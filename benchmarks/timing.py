@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -31,11 +32,14 @@ __all__ = [
     "markdown",
     "options",
     "print_table",
+    "ratio_table",
     "ratios",
     "replace_section",
+    "show",
 ]
 
 Step = Callable[[], object]
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header, rows
 
 
 def keep_memory() -> None:
@@ -76,6 +80,8 @@ class Ratio:
     high: float
 
     def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.median:.2f}"
         return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
@@ -166,6 +172,13 @@ def _ratio(values: Sequence[float], base: Sequence[float]) -> Ratio:
     return Ratio(median, low, high)
 
 
+def ratio_table(head: str, columns: Mapping[Any, Mapping[str, Ratio]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a column for each case, a row for each candidate that some case has."""
+    names = list(dict.fromkeys(name for found in columns.values() for name in found))
+    rows = [[name, *(str(found.get(name, "–")) for found in columns.values())] for name in names]
+    return [head, *map(str, columns)], rows
+
+
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table for people."""
     print(f"{title}\n\n{_tabulate(header, rows, 'simple')}\n")
@@ -179,6 +192,14 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _tabulate(header: Sequence[str], rows: Sequence[Sequence[str]], layout: str) -> str:
     align = ["left", *["right"] * (len(header) - 1)]
     return tabulate(rows, headers=header, tablefmt=layout, colalign=align, disable_numparse=True)
+
+
+def show(tables: Sequence[Table], page: Path | None, marker: str) -> None:
+    """Print tables, and write them into the section of a page, where there is one."""
+    for header, rows in tables:
+        print_table(f"torch {torch.__version__}, one thread", header, rows)
+    if page:
+        replace_section(page, marker, "\n\n".join(markdown(header, rows) for header, rows in tables))
 
 
 def replace_section(path: Path, marker: str, text: str) -> None:
