@@ -40,7 +40,7 @@ from propc.tracing import Tracer
 from propc.tracing.code import PRIMITIVE
 from propc.tracing.guards import without_collection
 from propc.tracing.held import Attention, Roots, changes, look_around, mentioned_names, watch
-from propc.tracing.operations import region
+from propc.tracing.operations import default_device, region
 from propc.tracing.program import Leaf, Program
 from propc.tracing.scans import ROOMS
 from propc.tracing.simplify import simplify
@@ -193,7 +193,7 @@ class Compiler:
 
     def take_apart(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Flatten the arguments and make the key of their graph."""
-        leaves, tree = _flatten(args, kwargs)
+        leaves, tree, form = _flatten(args, kwargs)
         tensors, kinds, statics = [], [], []
         for leaf in leaves:
             if isinstance(leaf, Tensor):
@@ -203,8 +203,8 @@ class Compiler:
                 kinds.append(_static_key(leaf))
                 statics.append(("", leaf))
         reached = self._reached(owner, statics)
-        modes = region(), torch.get_default_dtype(), torch.get_default_device()
-        return Call(leaves, tensors, tree, (tuple(kinds), tree, modes, _identity(owner), reached), owner)
+        modes = region(), torch.get_default_dtype(), default_device()
+        return Call(leaves, tensors, tree, (tuple(kinds), form, modes, _identity(owner), reached), owner)
 
     def _reached(self, owner: Any, statics: list[tuple[str, Any]]) -> State:
         """What the program reaches besides its arguments; looked through anew only where something has changed."""
@@ -386,12 +386,14 @@ def _restore(reference: Any, options: Options, name: str, state: EstimatorState)
     return compiler
 
 
-def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
-    """The leaves of a call's arguments; quickly where each argument is one."""
+def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec, Any]:
+    """The leaves of a call's arguments, their tree, and a key of the tree; quickly where each argument is a leaf."""
     leaves = [*args, *kwargs.values()]
     if all(isinstance(leaf, _LEAVES) for leaf in leaves):
-        return leaves, _flat(len(args), tuple(kwargs))
-    return pytree.tree_flatten((args, kwargs))
+        form = len(args), tuple(kwargs)
+        return leaves, _flat(*form), form
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    return leaves, tree, tree
 
 
 _LEAVES = (Tensor, int, float, str, type(None))

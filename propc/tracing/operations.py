@@ -220,6 +220,11 @@ def region() -> Region:
     return Region(torch.is_grad_enabled(), autocast())
 
 
+def default_device() -> torch.device | None:
+    """Where factories make tensors; None, without the microseconds of asking, where no function mode is in force."""
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else None
+
+
 def autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
     """(device, enabled, dtype) of autocast where there is such a device."""
     return tuple(

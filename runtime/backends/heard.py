@@ -8,7 +8,8 @@ from typing import Any
 
 from propc.ir import Node
 from propc.runtime.backends.base import Named
-from propc.runtime.backends.run import Run, Stage
+from propc.runtime.backends.run import Run
+from propc.runtime.backends.stage import Stage
 from propc.runtime.watching import RUN, direction, label, label_of, span, watching
 from propc.wiring import BACKWARD
 

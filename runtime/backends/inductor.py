@@ -16,7 +16,8 @@ from propc.ir import Node, Scan, Site
 from propc.runtime.backends import compiling
 from propc.runtime.backends.base import Backend, Report
 from propc.runtime.backends.joint import READ, Halves, Layout
-from propc.runtime.backends.run import Run, Stage
+from propc.runtime.backends.run import Run
+from propc.runtime.backends.stage import Stage
 from propc.runtime.backends.units import Apart, Piece, Unit, Wire, blocks_of, pieces, tokens_of
 from propc.runtime.blocks import block
 from propc.runtime.straight import Call, Values
