@@ -17,7 +17,7 @@ import torch
 
 BENCHMARKS = (
     "step_time",
-    "backends",
+    "by_backend",
     "grid",
     "variance_time",
     "shaping",

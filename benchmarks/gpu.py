@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import backends
+import by_backend
 import models
 import peers
 import timing
@@ -56,7 +56,7 @@ def usable(device: torch.device) -> list[str]:
 def measure(case: Case, device: torch.device) -> Ratios:
     """All candidates on one case, over the reference."""
     given = models.problem(case.batch, case.dim, case.horizon, device=device)
-    steps = {REFERENCE: captured(given), **backends.all_steps(given, usable(device)), **peers.proppo(given)}
+    steps = {REFERENCE: captured(given), **by_backend.all_steps(given, usable(device)), **peers.proppo(given)}
     clock = timing.Clock.named("wall", device)
     return timing.ratios(timing.interleave(steps, rounds=case.rounds, warmup=3, clock=clock), REFERENCE)
 
@@ -80,7 +80,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         raise SystemExit(
             "benchmarks/gpu.py needs a CUDA device, and torch "
-            f"{torch.__version__} sees none. On CPU run benchmarks/backends.py."
+            f"{torch.__version__} sees none. On CPU run benchmarks/by_backend.py."
         )
     device = torch.device("cuda")
     print(torch.cuda.get_device_name(device))

@@ -2,8 +2,8 @@
 
     python benchmarks/grid.py [--small] [--check] [--out docs/benchmarks.md]
 
-Ratios are to plain PyTorch without distribution objects, as in `backends.py`; one thread. Cells whose plain step would
-take too long are left out. Proppo and Storchastic take part where they are installed, as in `peers.py`.
+Ratios are to plain PyTorch without distribution objects, as in `by_backend.py`; one thread. Cells whose plain step
+would take too long are left out. Proppo and Storchastic take part where they are installed, as in `peers.py`.
 """
 
 from __future__ import annotations

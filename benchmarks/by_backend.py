@@ -1,6 +1,6 @@
 """Time and memory of one training step on the chaotic RNN, by backend, over plain PyTorch at its fastest.
 
-    python benchmarks/backends.py [--small] [--check] [--out docs/benchmarks.md]
+    python benchmarks/by_backend.py [--small] [--check] [--out docs/benchmarks.md]
 
 The reference draws with `mu + sigma * torch.randn_like(mu)`, without distribution objects. `torch.compile` of it is
 measured too: of one step, called in a loop, and of the whole rollout where it is short. One thread.
@@ -76,7 +76,7 @@ def main() -> int:
     results = [measure(case, clock) for case in (SMALL if arguments.small else FULL)]
     times = timing.ratio_table(f"step time / {REFERENCE}", {str(r.case): r.time for r in results})
     peaks = timing.ratio_table(f"peak memory / {REFERENCE}", {str(r.case): r.memory for r in results})
-    timing.show([times, peaks], arguments.out, "backends")
+    timing.show([times, peaks], arguments.out, "by_backend")
     return timing.check(bounds(results), strict=arguments.check)
 
 
