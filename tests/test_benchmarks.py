@@ -87,7 +87,7 @@ def test_bounds_on_a_gpu() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would run")
 def test_without_a_gpu_it_says_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
-    with pytest.raises(SystemExit, match=r"needs a CUDA device.*backends\.py"):
+    with pytest.raises(SystemExit, match=r"needs a CUDA device.*by_backend\.py"):
         gpu.main()
 
 
