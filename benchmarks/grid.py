@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 ESTIMATORS = ("rp", "lr", "tp")
 BACKENDS = ("eager", "inductor")
-LONGEST = 0.25  # seconds of a plain step, as estimated; cells beyond are left out
+LONGEST = 0.1  # seconds of a plain step, as estimated; cells beyond are left out
 LONGEST_STORCHASTIC = 10  # its time grows with the cube of the horizon
 WORST = {"eager tp": 4.0, "inductor tp": 2.0}  # targets in the worst cell of the grid
 
