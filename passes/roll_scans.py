@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch.fx
 import torch.utils._pytree as pytree
 
-from propc.errors import EstimatorError, ScanError, message
+from propc.errors import ScanError, StepError, message
 from propc.graph import PropagationGraph
 from propc.influence import Reach
 from propc.ir import (
@@ -32,6 +32,7 @@ from propc.passes.scan_tokens import Sums
 from propc.propagators import InverseVariance
 from propc.stages import structure
 
+FEW = 32  # steps of a scan, where what they are copied for grows with their square
 _MASKS = ("any", "smooth", "rough", "parents", "near")
 
 
@@ -51,7 +52,7 @@ class RollScans(Pass):
 
     Raises:
         ScanError: it does not hold; traced with more steps, it may.
-        EstimatorError: something that needs every step to be a node of its own.
+        StepError: something that needs every step to be a node of its own.
     """
 
     name: ClassVar[str] = "roll-scans"
@@ -109,7 +110,7 @@ class Steps:
     def error(self, finding: str, node: Node | None = None) -> ScanError:
         """The error of steps that cannot be one node."""
         at = f"scan {self.turn.scan!r}" if node is None else f"{node.kind.value} {node.name!r}"
-        return ScanError(
+        error = ScanError(
             message(
                 f"its steps cannot be one node: {finding}"
                 if node is None
@@ -119,6 +120,8 @@ class Steps:
                 where=None if node is None else node.where,
             )
         )
+        error.length = self.turn.last
+        return error
 
 
 def reads(node: Node) -> tuple[Ref, ...]:
@@ -133,32 +136,32 @@ def _refuse(graph: PropagationGraph, turn: Turn) -> None:
     """Refuse what needs every step to be a node of its own."""
     if graph.general:
         vertex = next((graph[name] for name in graph.wiring.vertices), graph.output)
-        raise _alone(vertex, "its messages are more than cotangents, which nodes receive one by one")
+        raise _alone(vertex, turn, "its messages are more than cotangents, which nodes receive one by one")
     inside = {node.name: node for node in graph if node.turn is not None and node.turn.scan == turn.scan}
     for node in graph:
         if node.copy_of in inside:
-            raise _alone(inside[node.copy_of], "an estimator before it copies all that is behind it")
+            raise _alone(inside[node.copy_of], turn, "an estimator before it copies all that is behind it", FEW)
     for node in inside.values():
         rule = node.propagator
         if isinstance(rule, InverseVariance) and (rule.donor is not None or rule.weighting.k_interval > 1):
-            raise _alone(node, "k_interval= lets it take the weights of another step")
+            raise _alone(node, turn, "k_interval= lets it take the weights of another step")
         if isinstance(node, Site) and node.plate in inside and graph.plate(node.plate).kind != "samples":
-            raise _alone(node, f"estimator {node.estimator!r} gives it a plate of its own in every step")
+            raise _alone(node, turn, f"estimator {node.estimator!r} gives it a plate of its own in every step", FEW)
         if node.turn != turn or rule is None:
             continue
         if isinstance(node, Site) and node.rule is not None and node.rule.state(node.spec) is not None:
-            raise _alone(node, f"estimator {node.estimator!r} keeps something for it from call to call")
+            raise _alone(node, turn, f"estimator {node.estimator!r} keeps something for it from call to call")
         if not isinstance(node, Site) and rule.keeps:
-            raise _alone(node, f"propagator {rule.name!r} keeps something for it from call to call")
+            raise _alone(node, turn, f"propagator {rule.name!r} keeps something for it from call to call")
     for route in graph.routes:
         source = inside.get(route.source)
         if source is not None and source.turn == turn and route.baseline is not None and route.baseline.stateful:
             what = f"baseline {type(route.baseline).__name__} keeps something for it from call to call"
-            raise _alone(source, what)
+            raise _alone(source, turn, what)
 
 
-def _alone(node: Node, why: str) -> EstimatorError:
-    return EstimatorError(
+def _alone(node: Node, turn: Turn, why: str, longest: int = StepError.longest) -> StepError:
+    error = StepError(
         message(
             f"{why}; in a long propc.scan many steps are one node",
             "Choose another estimator there, or write a Python loop in place of the scan.",
@@ -166,6 +169,8 @@ def _alone(node: Node, why: str) -> EstimatorError:
             where=node.where,
         )
     )
+    error.length, error.longest = turn.last, longest
+    return error
 
 
 # -- that steps are alike -------------------------------------------------------------------
@@ -277,7 +282,7 @@ def check_steady(graph: PropagationGraph, longer: PropagationGraph) -> None:
         for name in (low, high or low):
             other = longer.nodes.get(name)
             if other is None or _role(other) != _role(node):
-                raise ScanError(
+                error = ScanError(
                     message(
                         "a pass tells the steps of its scan apart by how many there are, and only some are traced",
                         "Let it go by names, or write a Python loop in place of propc.scan.",
@@ -285,6 +290,8 @@ def check_steady(graph: PropagationGraph, longer: PropagationGraph) -> None:
                         where=node.where,
                     )
                 )
+                error.length = max(each.turn.last for each in graph if each.turn is not None)
+                raise error
 
 
 def _role(node: Node) -> tuple[object, ...]:

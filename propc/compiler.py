@@ -21,7 +21,7 @@ from torch import Tensor
 
 from propc import passes
 from propc.cut import cut
-from propc.errors import PropcTypeError, PropcWarning, ScanError, message
+from propc.errors import PropcTypeError, PropcWarning, ScanError, StepError, message
 from propc.graph import PropagationGraph
 from propc.ir import Scan, Source
 from propc.laps import Laps, Seconds
@@ -351,13 +351,22 @@ class Compiler:
 
 
 def _with_room(attempt: Callable[[int], R]) -> R:
-    """What `attempt` gives, with as many steps of long scans traced as are needed."""
-    for room in ROOMS[:-1]:
+    """What `attempt` gives, with as many steps of long scans traced as are needed; at worst all of them."""
+    failed = ScanError()
+    for room in ROOMS:
         try:
             return attempt(room)
-        except ScanError:
-            continue
-    return attempt(ROOMS[-1])
+        except StepError as error:
+            failed = error
+            break
+        except ScanError as error:
+            failed = error
+    if failed.length > failed.longest:
+        raise failed
+    found = attempt(failed.length)
+    said = f"{failed} All its steps, more than {failed.length - 1}, were traced one by one, as in a loop."
+    warnings.warn(said, PropcWarning, stacklevel=_outside())
+    return found
 
 
 def _reference(fn: Any) -> Any:

@@ -38,7 +38,19 @@ class GraphError(PropcValueError):
 
 
 class ScanError(GraphError):
-    """Steps of a long `propc.scan` that are not alike, so that they cannot be one node."""
+    """Steps of a long `propc.scan` that are not alike, so that they cannot be one node.
+
+    Attributes:
+        length: how many steps the scan has.
+        longest: scans up to this length are traced step by step instead, with a warning.
+    """
+
+    length: int = 0
+    longest: int = 1000
+
+
+class StepError(ScanError, EstimatorError):
+    """Something in a long `propc.scan` that needs every step to be a node of its own."""
 
 
 class MessageError(PropcValueError):

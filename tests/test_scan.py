@@ -447,7 +447,13 @@ def test_passes_that_count(steps: int) -> None:
 
 
 def test_a_pass_that_counts_far() -> None:
-    refused(program(walk, both, 100, scanned=True), ScanError, "by how many there are", passes=[RpAtTheEnd(30)])
+    """All steps of a scan that is not too long; an error for a longer one."""
+    theta = torch.tensor([0.5, 0.3, 0.2], requires_grad=True)
+    compiled = propc.compile(program(walk, both, 100, scanned=True), estimator="lr", passes=[RpAtTheEnd(30)])
+    with pytest.warns(propc.PropcWarning, match="traced one by one"):
+        late = [site.name for site in compiled.graph(theta).sites if site.estimator == "rp"]
+    assert late == [f"x{i}" for i in range(70, 100)]
+    refused(program(walk, both, 5000, scanned=True), ScanError, "by how many there are", passes=[RpAtTheEnd(30)])
 
 
 def test_without_a_gradient() -> None:
@@ -666,7 +672,10 @@ NEEDS_NODES = {
 
 @pytest.mark.parametrize(("estimator", "words"), NEEDS_NODES.values(), ids=NEEDS_NODES)
 def test_what_needs_every_step(estimator: Any, words: str) -> None:
-    refused(program(walk, whole, 30, scanned=True), EstimatorError, f"{words}.*Python loop", estimator)
+    """The numbers of the loop, as every step is traced, with a warning; an error where there are too many."""
+    with pytest.warns(propc.PropcWarning, match=f"{words}.*traced one by one"):
+        assert assert_same(walk, whole, estimator, length=30) is None
+    refused(program(walk, whole, 5000, scanned=True), EstimatorError, f"{words}.*Python loop", estimator)
 
 
 @pytest.mark.parametrize("estimator", ["local", "enumerate", "arm"])
@@ -711,7 +720,9 @@ def test_steps_that_never_become_alike() -> None:
 
     PARTS[swap] = 3
     assert_same(swap, whole, "lr", length=12)
-    refused(program(swap, whole, 100, scanned=True), ScanError, "settled.*Python loop")
+    with pytest.warns(propc.PropcWarning, match=r"settled.*traced one by one"):
+        assert assert_same(swap, whole, "lr", length=60) is None
+    refused(program(swap, whole, 5000, scanned=True), ScanError, "settled.*Python loop")
 
 
 def test_a_register_that_is_too_deep() -> None:
@@ -750,7 +761,10 @@ def test_steps_that_count_or_collect() -> None:
     refused(counts, PropcValueError, "changes 'index', which it closes over")
 
 
-def test_values_that_leave_the_step_by_another_way() -> None:
+@pytest.mark.parametrize("length", [40, 5000])
+def test_values_that_leave_the_step_by_another_way(length: int) -> None:
+    """All steps are traced, where these are not too many."""
+
     def leaks(theta: Tensor) -> Tensor:
         log: dict[str, list[Tensor]] = {"x": []}
 
@@ -758,10 +772,17 @@ def test_values_that_leave_the_step_by_another_way() -> None:
             log["x"].append(x)
             return propc.sample(Normal(theta[0] * x, 1.0), "x")
 
-        propc.scan(step, torch.zeros(BATCH), 100)
+        propc.scan(step, torch.zeros(BATCH), length)
+        assert len(log["x"]) <= length
         return torch.stack(log["x"]).sum(0)
 
-    refused(leaks, PropcValueError, "behind the scan, reads a value of a step in the middle")
+    words = "behind the scan, reads a value of a step in the middle"
+    if length > 1000:
+        refused(leaks, PropcValueError, words)
+    else:
+        theta = torch.tensor([0.5, 0.3, 0.2], requires_grad=True)
+        with pytest.warns(propc.PropcWarning, match=f"{words}.*traced one by one"):
+            assert len(propc.compile(leaks, estimator="lr").graph(theta).sites) == length
 
 
 def test_a_long_scan_inside_another() -> None:
@@ -783,7 +804,9 @@ def test_messages_visit_every_node() -> None:
         x, total = walk(theta, state, name)
         return x, total + propc.cost(x.square(), name("cost"), propagator="loss")
 
-    refused(program(step, whole, 30, scanned=True), PropcValueError, "Python loop")
+    with pytest.warns(propc.PropcWarning, match="messages are more than cotangents.*traced one by one"):
+        assert assert_same(step, whole, "lr", length=30) is None
+    refused(program(step, whole, 5000, scanned=True), PropcValueError, "Python loop")
 
 
 def test_rows_that_mix_are_found() -> None:
