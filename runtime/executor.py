@@ -147,10 +147,14 @@ class Executable:
         return [values[slot] for slot in self.returned]
 
     def _use(self, plan: Sequence[tuple[Node, Call]]) -> None:
-        """Run this plan from now on, scans as loops, block by block where the schedule has blocks."""
+        """Run this plan from now on."""
+        self.straight = self.line(plan)
+
+    def line(self, plan: Sequence[tuple[Node, Call]]) -> Line:
+        """A plan as it is run: scans as loops, block by block where the schedule has blocks."""
         plan = rolled(self.graph, plan, self.loops, self.returned, keep=False)
         blocks = with_blocks(self.graph, plan, self.returned)
-        self.straight = Line(self.graph, blocks, last_reads([call for _, call in blocks], self.returned))
+        return Line(self.graph, blocks, last_reads([call for _, call in blocks], self.returned))
 
     @property
     def labelled(self) -> dict[str, tuple[Node, ...]]:

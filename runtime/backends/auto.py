@@ -17,9 +17,9 @@ from propc.ir import Node, Opaque
 from propc.runtime.backends.base import Backend, Report
 from propc.runtime.backends.cudagraphs import CudaGraphs
 from propc.runtime.backends.inductor import Inductor
-from propc.runtime.blocks import last_reads
+from propc.runtime.lines import Line
 from propc.runtime.noise import from_state, state_of
-from propc.runtime.straight import Call, Straight, Values
+from propc.runtime.straight import Call, Values
 
 if TYPE_CHECKING:
     from propc.runtime.executor import Executable
@@ -68,8 +68,7 @@ def seconds(executable: Executable, plan: Plan, values: Values) -> float:
     Args:
         values: all values of a call; inputs and held tensors are taken from there.
     """
-    calls = [call for _, call in plan]
-    line = Straight(list(zip(calls, last_reads(calls, executable.returned))))
+    line = executable.line(plan)
     places = (*executable.inputs, *executable.held)
     found = []
     with _without_trace(executable):
@@ -81,7 +80,7 @@ def seconds(executable: Executable, plan: Plan, values: Values) -> float:
     return min(found)
 
 
-def _step(executable: Executable, line: Straight, given: dict[int, Tensor]) -> None:
+def _step(executable: Executable, line: Line, given: dict[int, Tensor]) -> None:
     executable.begin()
     table: Values = [given.get(place) for place in range(len(executable.slots))]
     line.run(table)
