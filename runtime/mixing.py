@@ -135,9 +135,10 @@ def mix(
     """
     how = rule.weighting
     if how.quick and rule.donor is None and len(grads[0]) == 2:
-        even = not len(grads[0][0]) % how.groups and not _too_few(how, len(grads[0][0]))
         if traced():
-            mixed = mix_traced(grads, how.groups) if even and target is None else None
+            batch = grads[0][0].shape[0]
+            even = target is None and not batch % how.groups and not _too_few(how, batch)
+            mixed = mix_traced(grads, how.groups) if even else None
         else:
             mixed = mix_two(grads, how.groups, None if target is None else partial(_quickly, rule, target))
         if mixed is not None:

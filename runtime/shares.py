@@ -14,6 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+FEW = 16  # numbers in a row that Python takes the norm of sooner than torch
+
 
 def mix_two(
     grads: Sequence[tuple[Tensor, ...]],
@@ -34,10 +36,11 @@ def mix_two(
     first, count = grads[0][0], len(grads)
     shape, half = first.shape, count * groups
     batch = shape[0]
-    even = batch >= 2 * groups and not batch % groups
-    if not even or not first.is_cpu or (count > 1 and any(path.shape != shape for path, _ in grads)):
+    if batch < 2 * groups or batch % groups or not first.is_cpu:
         return None
-    both = torch.cat([part for k in (0, 1) for part in (g[k] for g in grads)] if count > 1 else grads[0])
+    if count > 1 and any(path.shape != shape for path, _ in grads):
+        return None
+    both = torch.cat(grads[0] if count == 1 else [g[k] for k in (0, 1) for g in grads])
     rows = both.view(2 * half, -1)
     if variances is None:
         found = quick_variances(rows.detach() if both.requires_grad else rows, batch // groups)
@@ -46,12 +49,13 @@ def mix_two(
     weights = None if found is None else _weights(found, groups, both.dtype)
     if weights is None:
         return None
+    each = rows.unbind()
     if both.requires_grad:
-        mixed = [torch.lerp(rows[i], rows[half + i], weights[i % groups]) for i in range(half)]
+        mixed = [torch.lerp(each[i], each[half + i], weights[i % groups]) for i in range(half)]
         return list(torch.cat(mixed).view(count, *shape).unbind())
     for i in range(half):
-        rows[i].lerp_(rows[half + i], weights[i % groups])
-    return [both[i * batch : (i + 1) * batch] for i in range(count)]
+        each[i].lerp_(each[half + i], weights[i % groups])
+    return [both[:batch]] if count == 1 else list(both[: count * batch].split(batch))
 
 
 def quick_variances(seen: Tensor, size: int) -> list[float] | None:
@@ -62,8 +66,9 @@ def quick_variances(seen: Tensor, size: int) -> list[float] | None:
         size: of a group.
     """
     try:
-        norms = torch.linalg.vector_norm(seen, 2, 1).tolist()
-        means = torch.linalg.vector_norm(seen.view(len(norms), size, -1).sum(1), 2, 1).tolist()
+        norms = _norms(seen)
+        sums = seen.view(len(norms), size, -1).sum(1)
+        means: list[float] = [math.hypot(*each) for each in sums.tolist()] if sums.shape[1] < FEW else _norms(sums)
     except RuntimeError:  # under vmap, or on fake tensors
         return None
     share, _ = _limits(seen.dtype, size)
@@ -82,9 +87,14 @@ def _weights(found: list[float], groups: int, dtype: torch.dtype) -> list[float]
     if not math.isfinite(sum(found)):
         return None
     _, tiny = _limits(dtype, 1)
-    path, score = ([max(each, tiny) for each in part] for part in (found[:groups], found[groups:]))
-    shares = [a / (a + b) for a, b in zip(path, score)]
+    least = [each if each > tiny else tiny for each in found]
+    shares = [path / (path + score) for path, score in zip(least, least[groups:])]
     return [*shares[1:], shares[0]]
+
+
+def _norms(rows: Tensor) -> list[float]:
+    found: list[float] = torch.linalg.vector_norm(rows, 2, 1).tolist()
+    return found
 
 
 @cache
