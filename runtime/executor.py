@@ -92,6 +92,8 @@ class Executable:
         probe: Probe | None = None,
         backend: Backend | None = None,
     ) -> None:
+        meta = any(kind.device.type == "meta" for node in graph for kind in node.outputs)  # no values to look at
+        validate = validate and not meta
         self.graph, self.state, self.validate = graph, state, validate
         self.backend = backend if probe is None else None
         self.report: Report | None = None

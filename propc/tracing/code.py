@@ -1,17 +1,22 @@
-"""What names the code of a user's functions and classes mentions."""
+"""What names the code of a user's functions and classes mentions, and what their classes hold."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import os
+import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 LIBRARIES = ("torch", "propc", "numpy", "builtins", "functools")
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
+_STANDARD = sys.stdlib_module_names - {"__main__"}
+# Code with one of these may read an attribute that it does not name.
+LOOKUPS = frozenset({"getattr", "vars", "__dict__", "attrgetter", "asdict", "astuple", "fields"})
 PRIMITIVE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -22,16 +27,36 @@ def names_in(code: CodeType) -> frozenset[str]:
     return frozenset(code.co_names).union(*inner)
 
 
+@functools.lru_cache(maxsize=4096)
+def is_installed(name: str) -> bool:
+    """Whether a module comes with Python or a package; its own state is taken to stay as it is."""
+    if name.split(".")[0] in (*LIBRARIES, *_STANDARD):
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return not _PACKAGES.isdisjoint(file.split(os.sep))
+
+
 @functools.lru_cache(maxsize=1024)
 def class_values(kind: Any) -> frozenset[str]:
-    """Names of plain values and tensors among a user class's own attributes."""
-    kinds = [k for k in kind.__mro__ if k.__module__.split(".")[0] not in LIBRARIES]
+    """Names of the values, which are no methods, properties or the like, among a user class's own attributes."""
     return frozenset(
         name
-        for k in kinds
+        for k in _users(kind)
         for name, value in vars(k).items()
-        if isinstance(value, (*PRIMITIVE, Tensor, list, dict)) and not name.startswith("__")
+        if not hasattr(type(value), "__get__") and not name.startswith("__")
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def slots(kind: Any) -> tuple[str, ...]:
+    """Names of the attributes of a user class that stand in no ``__dict__``."""
+    own = (vars(k).get("__slots__", ()) for k in _users(kind))
+    return tuple(name for names in own for name in ((names,) if isinstance(names, str) else names))
+
+
+def _users(kind: Any) -> list[Any]:
+    """A class and its parents, without those of libraries."""
+    return [k for k in kind.__mro__ if k.__module__.split(".")[0] not in LIBRARIES]
 
 
 def _is_operator(name: str) -> bool:
@@ -39,14 +64,13 @@ def _is_operator(name: str) -> bool:
     return name.startswith("__") and name not in ("__init__", "__new__", "__del__", "__repr__", "__getstate__")
 
 
-def methods(kind: type, names: frozenset[str]) -> Iterator[CodeType]:
-    """Code of the methods and properties of a class that a program can call."""
+def methods(kind: Any, names: frozenset[str]) -> Iterator[tuple[type, str, Any]]:
+    """Class, name and function of the methods and properties of a class that a program can call."""
     for parent in kind.__mro__:
         library = parent.__module__.split(".")[0] in LIBRARIES
-        for name, member in vars(parent).items():
+        for name, member in list(vars(parent).items()):
             if name not in names and name != "forward" and (library or not _is_operator(name)):
                 continue
-            for part in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
-                for each in (part, inspect.unwrap(part) if callable(part) else None):
-                    if isinstance(each, FunctionType):
-                        yield each.__code__
+            for part in (member, *(getattr(member, key, None) for key in ("__func__", "fget", "func"))):
+                if callable(part) and isinstance(inspect.unwrap(part), FunctionType):
+                    yield parent, name, part

@@ -20,7 +20,7 @@ from torch.distributions import Distribution, Transform
 
 from propc.errors import TraceError, message
 from propc.ir import Source
-from propc.tracing.held import Place, changes
+from propc.tracing.held import Place, Surroundings, changes
 
 _LOCK = threading.RLock()
 _SEEDED = "torch"
@@ -40,11 +40,11 @@ def without_collection() -> Iterator[None]:
 
 
 @contextmanager
-def isolated(places: Iterable[Place], recorded_apply: Any, where: Source) -> Iterator[None]:
+def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterator[None]:
     """Run a trace with validation off and custom autograd functions visible; restore everything after.
 
     Args:
-        places: where the program could write.
+        around: where the program could write, and its caches.
         recorded_apply: stands for `torch.autograd.Function.apply`, also where a program calls an
             alias of it (``clip = Clip.apply``).
         where: the user's function.
@@ -56,6 +56,7 @@ def isolated(places: Iterable[Place], recorded_apply: Any, where: Source) -> Ite
     with _LOCK:
         validate, grad, dtype = Distribution._validate_args, torch.is_grad_enabled(), torch.get_default_dtype()
         states, silent = random_states(), _FAKE_LOG.disabled
+        misses = [cache.cache_info().misses for cache in around.caches]
         _FAKE_LOG.disabled = True
         Distribution._validate_args = False
         _SingleLevelFunction.apply = classmethod(recorded_apply)  # type: ignore[attr-defined]
@@ -63,11 +64,12 @@ def isolated(places: Iterable[Place], recorded_apply: Any, where: Source) -> Ite
             yield
             _check_random(states, where)
         except BaseException:
-            _restore(places)
+            _restore(around.places)
             raise
         else:
-            _check_places(_restore(places), where)
+            _check_places(_restore(around.places), where)
         finally:
+            _clear(around.caches, misses)
             del _SingleLevelFunction.apply  # type: ignore[attr-defined]
             _FAKE_LOG.disabled = silent
             Distribution._validate_args = validate
@@ -128,6 +130,13 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple):
         return all(map(_same, a, b))
     return bool((a == b).all()) if hasattr(a, "shape") else bool(a == b)
+
+
+def _clear(caches: Iterable[Any], misses: Iterable[int]) -> None:
+    """Empty each `lru_cache` that the trace has filled: what it holds may be traced tensors."""
+    for cache, before in zip(caches, misses):
+        if cache.cache_info().misses != before:
+            cache.cache_clear()
 
 
 # -- what the program wrote ------------------------------------------------------------------

@@ -11,17 +11,19 @@ program's code mentions; a counter that it never reads costs no new graph.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from propc.runtime.state import EstimatorState
-from propc.tracing.code import LIBRARIES, PRIMITIVE, class_values, methods, names_in
-from propc.tracing.watch import ClassAttributes, State, Watch
+from propc.tracing.code import LIBRARIES, LOOKUPS, PRIMITIVE, class_values, is_installed, methods, names_in, slots
+from propc.tracing.watch import Attributes, State, Watch
 
 Fetch = Callable[[Any], Any]
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
@@ -66,6 +68,7 @@ class Surroundings:
         tensors: name and look-up (of the owner) of each tensor, by ``id``.
         places: where a program could write.
         codes, types: of the functions and objects met.
+        caches: functions with ``lru_cache`` that were met.
     """
 
     state: list[Any] = field(default_factory=list)
@@ -73,6 +76,7 @@ class Surroundings:
     places: list[Place] = field(default_factory=list)
     codes: set[CodeType] = field(default_factory=set)
     types: set[type] = field(default_factory=set)
+    caches: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -118,10 +122,10 @@ def mentioned_names(roots: Roots) -> frozenset[str]:
     names: frozenset[str] = frozenset()
     while True:
         found = look_around(roots, Attention(names))
-        codes = set(found.codes)
-        for kind in found.types:
-            codes.update(methods(kind, names))
-        grown = names.union(*map(names_in, codes)) if codes else names
+        grown = names.union(*map(names_in, found.codes))
+        for parent, _, function in (each for kind in found.types for each in methods(kind, names)):
+            mentioned = names_in(inspect.unwrap(function).__code__)
+            grown |= mentioned - LOOKUPS if is_installed(parent.__module__) else mentioned
         if grown == names:
             return names
         names = grown
@@ -134,8 +138,9 @@ class _Walk:
         self.found, self.detailed, self.watch = Surroundings(), detailed, Watch()
         self.names, self.written = attention.names, attention.written
         self.wanted = self.names.union(["__wrapped__"])
-        self.of_modules = self.wanted - _MODULE_INTERNALS
+        self.looks_up = not self.names.isdisjoint(LOOKUPS)
         self.seen: set[int] = set()
+        self.classes: set[type] = set()
         self.pinned = False  # tensors count by identity: those of arguments, which are not looked up again
 
     def run(self, roots: Roots) -> Surroundings:
@@ -158,8 +163,12 @@ class _Walk:
             state.append(type(value))
             state.append(value)
             return
-        if isinstance(value, (type, ModuleType, EstimatorState)):
+        if isinstance(value, EstimatorState):
             return
+        if isinstance(value, (type, ModuleType)):
+            state.append(value)
+            if is_installed(value.__name__ if isinstance(value, ModuleType) else value.__module__):
+                return
         if id(value) in self.seen or depth > _DEEPEST:
             return
         self.seen.add(id(value))
@@ -180,20 +189,64 @@ class _Walk:
         if isinstance(value, functools.partial):
             inside = (("func", value.func), ("args", value.args), ("keywords", value.keywords))
             return ((_joined(path, key) if key != "func" else path, child, _attribute(key)) for key, child in inside)
-        if isinstance(value, dict):
+        if isinstance(value, (dict, MappingProxyType)):
             return self.items(value, path, value.items())
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, (list, tuple, deque)):
             return self.items(value, path, enumerate(value))
+        if isinstance(value, (set, frozenset)):
+            return self.content(functools.partial(frozenset, value))
+        if _is_array(value) and value.size <= _WIDEST and value.dtype.kind != "O":
+            return self.content(value.tobytes)
         if isinstance(value, nn.Module):
             return self.module(value, path)
+        if isinstance(value, (type, ModuleType)):
+            return self.scope(value, path)
+        if isinstance(value, functools._lru_cache_wrapper):
+            self.found.caches.append(value)
+            return iter([(path, value.__wrapped__, _attribute("__wrapped__"))])
         if callable(value) and type(value).__module__ in LIBRARIES:
             self.found.state.append(id(value))
             return iter(())
         return self.attributes(value, path)
 
+    def content(self, read: Callable[[], Any]) -> Iterator[tuple[str, Any, Fetch]]:
+        """What counts by its content, which is read anew at every call."""
+        known = read()
+        self.found.state.append(known)
+        self.watch.contents.append((read, known))
+        return iter(())
+
+    def scope(self, scope: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
+        """What a program mentions of a module, or of a class that it calls or reads."""
+        if isinstance(scope, type):
+            yield from self.of_class(scope, path, ())
+            return
+        for name, child in list(vars(scope).items()):
+            if name in self.names and not self.ignores(vars(scope), name, child):
+                self.watch.entries.append((vars(scope), name, child))
+                yield _joined(path, name), child, _attribute(name)
+
+    def of_class(self, kind: Any, path: str, own: Container[str]) -> Iterator[tuple[str, Any, Fetch]]:
+        """The plain values of a class that `own` does not hide, and the functions behind its methods."""
+        if self.detailed:
+            self.found.types.add(kind)
+        for name in class_values(kind):
+            if name in self.names and name not in own:
+                self.watch.entries.append((Attributes(kind), name, getattr(kind, name)))
+                yield _joined(path, name), getattr(kind, name), _attribute(name)
+        if kind not in self.classes:
+            self.classes.add(kind)
+            for parent, name, function in methods(kind, self.names):
+                if not is_installed(parent.__module__):
+                    self.watch.entries.append((vars(parent), name, vars(parent)[name]))
+                    yield "", function, _always(function)
+
     def function(self, fn: FunctionType, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         self.found.state.append(fn.__code__)
-        if (fn.__module__ or "").split(".")[0] in LIBRARIES:
+        if (fn.__globals__.get("__name__") or "").split(".")[0] in LIBRARIES:  # `wraps` writes over `__module__`
+            inner = getattr(fn, "__wrapped__", None)
+            if inner is not None:
+                yield path, inner, _attribute("__wrapped__")
             return
         self.found.codes.add(fn.__code__)
         prefix = f"{path}." if path else ""
@@ -247,24 +300,24 @@ class _Walk:
         yield from self.attributes(module, path)
 
     def attributes(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
-        if self.detailed:
-            self.found.types.add(type(value))
-        own = getattr(value, "__dict__", None)
-        if own is None:
+        kind: Any = type(value)
+        own = getattr(value, "__dict__", {})
+        if not (own or slots(kind) or hasattr(value, "__dict__")):
             self.found.state.append(id(value))
             return
         self.place(path, own, owner=value)
         self.watch.sizes.append((own, len(own)))
-        wanted = self.of_modules if isinstance(value, nn.Module) else self.wanted
-        for name, child in own.items():
-            if name in wanted and not self.ignores(own, name, child):
-                self.watch.entries.append((own, name, child))
+        for container, name, child in (*((own, *item) for item in own.items()), *_slotted(value)):
+            if self.wants(value, name) and not self.ignores(container, name, child):
+                self.watch.entries.append((container, name, child))
                 yield _joined(path, name), child, _attribute(name)
-        kind: Any = type(value)
-        for name in class_values(kind):
-            if name in self.names and name not in own:
-                self.watch.entries.append((ClassAttributes(kind), name, getattr(kind, name)))
-                yield _joined(path, name), getattr(kind, name), _attribute(name)
+        yield from self.of_class(kind, path, own)
+
+    def wants(self, owner: Any, name: str) -> bool:
+        """Whether an attribute counts: the program's code mentions it, or looks attributes up by other names."""
+        if (isinstance(owner, nn.Module) and name in _MODULE_INTERNALS) or name.startswith("_propc"):
+            return False
+        return name in self.wanted or (self.looks_up and not type(owner).__module__.startswith("propc."))
 
     def ignores(self, container: Any, key: Any, value: Any) -> bool:
         """Whether the program itself writes here; a tensor counts all the same."""
@@ -275,6 +328,18 @@ class _Walk:
         if self.detailed and isinstance(container, (list, dict, CellType)):
             copy = content if isinstance(container, CellType) else container.copy()
             self.found.places.append(Place(path, container, copy, owner))
+
+
+def _is_array(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
+
+
+def _slotted(value: Any) -> Iterator[tuple[Attributes, str, Any]]:
+    """The attributes of an object that stand in slots."""
+    kind: Any = type(value)
+    for name in slots(kind):
+        if hasattr(value, name):
+            yield Attributes(value), name, getattr(value, name)
 
 
 def _joined(path: str, name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.fx
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -204,11 +204,13 @@ class Recorder(torch.fx.Tracer):
         return fake
 
     def _fake(self, tensor: Tensor) -> Any:
-        if tensor.is_leaf:
-            return self._mode.from_tensor(tensor)
-        with _disable_current_modes():  # the gradients of the tensor's own history are not looked at
-            leaf = tensor.detach().requires_grad_()
-        return self._mode.from_tensor(leaf).clone()
+        """A fake twin of its own, also where one tensor is passed twice, or passed and held: next time they differ."""
+        with _disable_current_modes():  # nor are the gradients of the tensor's own history looked at
+            alias = tensor.detach().requires_grad_(tensor.requires_grad)
+        fake = self._mode.from_tensor(alias)
+        if isinstance(tensor, nn.Parameter):
+            fake._is_param = True
+        return fake if tensor.is_leaf else fake.clone()
 
     def _first_operation(self) -> torch.fx.Node:
         last = self._leaves[-1].node if self._leaves else self.graph._root
@@ -221,7 +223,9 @@ class Recorder(torch.fx.Tracer):
                 raise _unseen()
             unnamed = f"tensor{len(self._held)}", lambda _: tensor
             path, fetch = self._surroundings.tensors.get(id(tensor), unnamed)
-            self._held[id(tensor)] = (tensor, self._placeholder(tensor, path, fetch))
+            fake = self._placeholder(tensor, path, fetch)
+            self._mode.fake_tensor_converter.set_tensor_memo(tensor, fake)  # torch.from_numpy makes fakes by itself
+            self._held[id(tensor)] = (tensor, fake)
         return self._held[id(tensor)][1]
 
     def _data_dependent(self, func: Any, args: Any, error: Exception) -> Any:

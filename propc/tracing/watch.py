@@ -7,6 +7,7 @@ are unchanged, its outcome is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import CellType
 from typing import Any
@@ -35,12 +36,14 @@ class Watch:
         entries: (dictionary or list, key, value) for each item read.
         sizes: (dictionary or list, length).
         cells: (closure cell, content).
+        contents: (reader, what it read) for each set and array, which are compared by content.
         state: what the walk found.
     """
 
     entries: list[tuple[Any, Any, Any]] = field(default_factory=list)
     sizes: list[tuple[Any, int]] = field(default_factory=list)
     cells: list[tuple[CellType, Any]] = field(default_factory=list)
+    contents: list[tuple[Callable[[], Any], Any]] = field(default_factory=list)
     state: State = field(default_factory=lambda: State(()))
 
     def holds(self) -> bool:
@@ -52,16 +55,18 @@ class Watch:
             for container, size in self.sizes:
                 if len(container) != size:
                     return False
+            if any(read() != content for read, content in self.contents):
+                return False
             return all(cell.cell_contents is value for cell, value in self.cells)
         except (LookupError, ValueError):  # a key is gone, a cell is empty
             return False
 
 
-class ClassAttributes:
-    """The attributes of a class, inherited ones too, read like a dictionary."""
+class Attributes:
+    """The attributes of a class, inherited ones too, or of an object with slots, read like a dictionary."""
 
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
 
     def __getitem__(self, name: str) -> Any:
-        return getattr(self.kind, name, None)
+        return getattr(self.owner, name, None)
