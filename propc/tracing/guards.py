@@ -13,14 +13,14 @@ from types import CellType
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import nn
 from torch.autograd.function import _SingleLevelFunction
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution
 
 from propc.errors import TraceError, message
 from propc.ir import Source
 from propc.tracing.held import Place, Surroundings, changes
+from propc.tracing.kept import is_traced, kept
 
 _LOCK = threading.RLock()
 _SEEDED = "torch"
@@ -143,19 +143,20 @@ def _clear(caches: Iterable[Any], misses: Iterable[int]) -> None:
 
 
 def _restore(places: Iterable[Place]) -> list[str]:
-    """Take traced tensors out of the user's objects; names of the places that held some."""
-    written = []
+    """Take traced tensors out of the user's objects; names of the places where a later call cannot put its own."""
+    places = list(places)
+    fixed = [each.name for each in kept(places) if not each.renewable]
+    moved = set()
     for place in places:
-        kept = [key for key, value in changes(place) if _is_traced(value)]
-        if kept:
-            _put_back(place, kept)
-        if not isinstance(place.owner, (Distribution, Transform)):  # their lazy properties and caches
-            written += [_place_name(place, key) for key in kept]
-    return written
-
-
-def _is_traced(value: Any) -> bool:
-    return any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves(value))
+        keys = [key for key, value in changes(place) if is_traced(value)]
+        if keys:
+            _put_back(place, keys)
+            moved.update((id(place.owner), key) for key in keys)
+    for place in places:
+        if isinstance(place.owner, nn.Module):  # which moves what was None among its parameters or modules
+            gone = [key for key in place.copy if (id(place.owner), key) in moved and key not in place.container]
+            place.container.update({key: place.copy[key] for key in gone})
+    return fixed
 
 
 def _put_back(place: Place, keys: list[Any]) -> None:
@@ -169,21 +170,14 @@ def _put_back(place: Place, keys: list[Any]) -> None:
         place.container.update({key: place.copy[key] for key in keys if key in place.copy})
 
 
-def _place_name(place: Place, key: Any) -> str:
-    if key is None:
-        return place.path
-    if place.owner is None and place.path:
-        return f"{place.path}[{key!r}]"
-    return f"{place.path}.{key}".strip(".")
-
-
 def _check_places(written: list[str], where: Source) -> None:
     if written:
         raise TraceError(
             message(
                 f"the function keeps a traced tensor in {', '.join(map(repr, written))}, where a later call would not "
                 "renew it",
-                "Return it, or write into a tensor that is there already: 'buffer.copy_(value)', 'values[t] = value'.",
+                "Return it, keep it in an attribute, or write into a tensor that is there already: "
+                "'buffer.copy_(value)', 'values[t] = value'. Make layers and parameters before the first call.",
                 where=where,
             )
         )

@@ -141,6 +141,7 @@ class _Walk:
         self.looks_up = not self.names.isdisjoint(LOOKUPS)
         self.seen: set[int] = set()
         self.classes: set[type] = set()
+        self.numbers: dict[int, int] = {}
         self.pinned = False  # tensors count by identity: those of arguments, which are not looked up again
 
     def run(self, roots: Roots) -> Surroundings:
@@ -157,7 +158,8 @@ class _Walk:
         state = self.found.state
         if isinstance(value, Tensor):
             self.found.tensors.setdefault(id(value), (path, fetch))
-            state.append(id(value) if self.pinned else Tensor)
+            number = self.numbers.setdefault(id(value), len(self.numbers))  # which places hold one and the same
+            state += (Tensor, id(value) if self.pinned else number)
             return
         if isinstance(value, PRIMITIVE):
             state.append(type(value))
@@ -291,9 +293,7 @@ class _Walk:
             self.watch.sizes.append((own[group], len(own[group])))
             for name, child in own[group].items():
                 self.watch.entries.append((own[group], name, child))
-                # A parameter of another type is found out when it is looked up: the key can do without.
-                if self.detailed or self.pinned or group == "_modules":
-                    yield _joined(path, name), child, _member(group, name)
+                yield _joined(path, name), child, _member(group, name)
         self.found.state.extend((own["training"], *own["_forward_hooks"], *own["_forward_pre_hooks"]))
         self.watch.entries.append((own, "training", own["training"]))
         self.watch.sizes += [(own[hooks], len(own[hooks])) for hooks in ("_forward_hooks", "_forward_pre_hooks")]

@@ -19,11 +19,16 @@ def take_apart_returned(leaf: Any, path: str) -> tuple[list[Tensor], list[str], 
     return tensors, [f"{path}.{name}" for name in names], build
 
 
-def assembler(pieces: list[tuple[int, Callable[..., Any]]], spec: pytree.TreeSpec) -> Callable[..., Any]:
-    """From returned tensors to the returned value."""
+def assembler(
+    pieces: list[tuple[int, Callable[..., Any]]], spec: pytree.TreeSpec, put: Sequence[Callable[[Any], None]] = ()
+) -> Callable[..., Any]:
+    """From returned tensors to the returned value; what stands behind it is put where the program keeps it."""
 
     def assemble(tensors: Sequence[Tensor]) -> Any:
         remaining = iter(tensors)
-        return pytree.tree_unflatten([build([next(remaining) for _ in range(n)]) for n, build in pieces], spec)
+        values = [build([next(remaining) for _ in range(n)]) for n, build in pieces]
+        for keep, value in zip(put, values[spec.num_leaves :]):
+            keep(value)
+        return pytree.tree_unflatten(values[: spec.num_leaves], spec)
 
     return assemble

@@ -29,6 +29,7 @@ from propc.ir import Source
 from propc.tracing import operations, scans
 from propc.tracing.guards import isolated
 from propc.tracing.held import Surroundings
+from propc.tracing.kept import kept
 from propc.tracing.program import Mark, Program
 from propc.tracing.recorder import Listener, Recorder, tensor_type
 from propc.tracing.returned import assembler, take_apart_returned
@@ -229,10 +230,11 @@ class Tracer(Recorder):
         inner: set[int] = set()
         pieces: list[tuple[int, Callable[..., Any]]] = []
         flat, spec = pytree.tree_flatten_with_path(result)
-        for place, leaf in flat:
-            path = pytree.keystr(place)
+        left = [each for each in kept(self._surroundings.places) if each.renewable]
+        leaves = [(leaf, pytree.keystr(place), isinstance(leaf, Tensor)) for place, leaf in flat]
+        for leaf, path, own in (*leaves, *((each.value, f"kept.{each.name}", False) for each in left)):
             parts, fields, build = take_apart_returned(leaf, path)
-            if not isinstance(leaf, Tensor):
+            if not own:
                 inner.update(range(len(outputs), len(outputs) + len(parts)))
             outputs += [self._node(self._lift(part)) for part in parts]
             paths += fields
@@ -245,7 +247,7 @@ class Tracer(Recorder):
             outputs=tuple(outputs),
             paths=tuple(paths),
             inner=frozenset(inner),
-            assemble=assembler(pieces, spec),
+            assemble=assembler(pieces, spec, [each.put for each in left]),
             mutates=self._mutates,
             where=where,
             plates=self.plates.plates(),
