@@ -22,6 +22,7 @@ from torch.distributions import (
     Independent,
     MultivariateNormal,
     Normal,
+    RelaxedOneHotCategorical,
     TransformedDistribution,
 )
 from torch.distributions.transforms import AffineTransform
@@ -132,6 +133,32 @@ def test_transforms_that_a_trace_cannot_see() -> None:
         return torch.vmap(lambda row: propc.sample(Normal(row, 1.0), "x"))(theta.expand(B))
 
     refused(propc.TraceError, run(inside), "vmap")
+
+    def tangent(theta: Tensor) -> Tensor:
+        x = normal(theta)
+        return torch.func.jvp(torch.sin, (x,), (x,))[1]
+
+    refused(propc.TraceError, run(tangent), "torch.func", program=tangent, at="jvp")
+
+
+def test_a_lazy_layer_without_a_shape() -> None:
+    layer = nn.LazyLinear(3)
+
+    def program(theta: Tensor) -> Tensor:
+        return normal(layer(theta * torch.ones(B, 3)).sum())
+
+    refused(propc.TraceError, run(program), "layer.weight", "lazy", "plain module once")
+
+
+def test_one_temperature_under_weights_for_each_sample() -> None:
+    temperature = torch.tensor(0.5, requires_grad=True)
+
+    @propc.compile(estimator="tp")
+    def program(theta: Tensor) -> Tensor:
+        law = RelaxedOneHotCategorical(temperature, logits=theta * torch.ones(B, 3))
+        return propc.sample(law, "x")[:, 0]
+
+    refused(propc.PropcError, lambda: program(leaf()), "temperature", "'rp'")
 
 
 def test_backward_inside() -> None:

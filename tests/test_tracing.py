@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import threading
 import time
 import weakref
 from collections import namedtuple
@@ -55,6 +56,7 @@ from torch.distributions import (
     Uniform,
     VonMises,
     Weibull,
+    Wishart,
     constraints,
     kl_divergence,
 )
@@ -860,6 +862,7 @@ LAWS: dict[str, Callable[[Tensor], Distribution]] = {
     "logistic-normal": lambda a: LogisticNormal(a[:, None].expand(-1, 2), torch.ones(2)),
     "mvn": lambda a: MultivariateNormal(a[:, None].expand(-1, 2), torch.eye(2) * 2),
     "mvn-tril": lambda a: MultivariateNormal(torch.zeros(2), scale_tril=a[:, None, None] * torch.eye(2)),
+    "mvn-checked": lambda a: MultivariateNormal(a[:, None].expand(-1, 2), torch.eye(2) * 2, validate_args=True),
     "mvn-precision": lambda a: MultivariateNormal(a[:, None].expand(-1, 2), precision_matrix=torch.eye(2)),
     "low-rank": lambda a: LowRankMultivariateNormal(torch.zeros(3), a[:, None, None].expand(-1, 3, 1), torch.ones(3)),
     "relaxed-bernoulli": lambda a: RelaxedBernoulli(torch.tensor(0.5), logits=a),
@@ -1076,3 +1079,48 @@ def test_a_trace_keeps_no_tensor_alive() -> None:
     alive = weakref.ref(a)
     del a
     assert alive() is None
+
+
+@pytest.mark.filterwarnings("ignore:Singular sample")
+def test_a_law_that_asks_whether_any_parameter_is_wrong() -> None:
+    def program(a: Tensor) -> Tensor:
+        x = propc.sample(Wishart(torch.tensor(5.0), scale_tril=torch.eye(2) * a[:, None, None]), "x")
+        return x.diagonal(dim1=1, dim2=2).sum(1)
+
+    same(program, param(B))
+
+
+def test_without_values_on_the_meta_device() -> None:
+    compiled = propc.compile(Zoo(), estimator="tp").to("meta")
+    cost = compiled(torch.zeros(B, 6, dtype=torch.long, device="meta"))
+    cost.sum().backward()
+    assert cost.shape == (B,)
+    assert compiled.embed.weight.grad.shape == (7, 8)
+
+
+def test_a_function_for_torch_compile_inside() -> None:
+    scaled = torch.compile(lambda x: torch.tanh(x) * 2, backend="eager")
+
+    def program(a: Tensor) -> Tensor:
+        return propc.sample(Normal(scaled(a), 1.0), "x").square()
+
+    same(program, param(B))
+
+
+def test_other_threads_may_draw() -> None:
+    compiled = propc.compile(lambda a: propc.sample(Normal(a, 1.0), "x").square(), estimator="lr")
+    errors: list[BaseException] = []
+
+    def step(rows: int) -> None:
+        try:
+            for extra in range(5):
+                compiled(param(rows + 10 * extra)).sum().backward()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=step, args=(rows,)) for rows in (3, 4, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors

@@ -126,6 +126,14 @@ def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:
     """φ with one row for each sample, so that its cotangent is per sample."""
     if spec.batched(index, phi.shape):
         return phi
+    if spec.fields[index].endswith("temperature") and "ExpRelaxedCategorical" in spec.text:
+        raise EstimatorError(
+            message(
+                "inverse-variance weights need a temperature for each sample, and this family takes one for all",
+                "Detach it where it is not learned, or use estimator='rp' here.",
+                at=f"{spec}",
+            )
+        )
     event = phi.shape[phi.dim() - spec.event_dims[index] :] if spec.event_dims[index] else ()
     for shape in (spec.batch_shape + tuple(event), spec.sample_shape, spec.batch_shape[:1] + tuple(phi.shape)):
         try:

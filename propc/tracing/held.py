@@ -19,6 +19,7 @@ from operator import itemgetter
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from propc.runtime.state import EstimatorState
@@ -199,14 +200,14 @@ class _Walk:
             return self.content(functools.partial(frozenset, value))
         if _is_array(value) and value.size <= _WIDEST and value.dtype.kind != "O":
             return self.content(value.tobytes)
-        if isinstance(value, nn.Module):
+        if isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
             return self.module(value, path)
         if isinstance(value, (type, ModuleType)):
             return self.scope(value, path)
         if isinstance(value, functools._lru_cache_wrapper):
             self.found.caches.append(value)
             return iter([(path, value.__wrapped__, _attribute("__wrapped__"))])
-        if callable(value) and type(value).__module__ in LIBRARIES:
+        if isinstance(value, torch.jit.ScriptModule) or (callable(value) and type(value).__module__ in LIBRARIES):
             self.found.state.append(id(value))
             return iter(())
         return self.attributes(value, path)

@@ -237,7 +237,7 @@ def in_argument_check() -> bool:
     frame = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("propc."):
         frame = frame.f_back  # type: ignore[assignment]
-    checks = frame is not None and frame.f_code.co_name in ("__init__", "_validate_sample")
+    checks = frame is not None and frame.f_code.co_name in ("__init__", "_validate_sample", "check")
     return checks and frame.f_globals.get("__name__", "").startswith("torch.distributions")
 
 

@@ -223,6 +223,14 @@ class Recorder(torch.fx.Tracer):
                 raise _unseen()
             unnamed = f"tensor{len(self._held)}", lambda _: tensor
             path, fetch = self._surroundings.tensors.get(id(tensor), unnamed)
+            if nn.parameter.is_lazy(tensor):
+                raise TraceError(
+                    message(
+                        f"{path!r} belongs to a lazy layer that has not seen an input yet, so it has no shape",
+                        "Call the plain module once before the compiled one.",
+                        where=user_source(),
+                    )
+                )
             fake = self._placeholder(tensor, path, fetch)
             self._mode.fake_tensor_converter.set_tensor_memo(tensor, fake)  # torch.from_numpy makes fakes by itself
             self._held[id(tensor)] = (tensor, fake)
@@ -230,7 +238,7 @@ class Recorder(torch.fx.Tracer):
 
     def _data_dependent(self, func: Any, args: Any, error: Exception) -> Any:
         if operations.name_of(func) == "__bool__" and operations.in_argument_check():
-            return True  # ours runs with the site's name
+            return args[0]._propc_node.target != "any"  # all are valid, none is not: ours runs later
         raise self._needs_value(func, args) from error
 
     def _needs_value(self, func: Any, args: Any) -> TraceError:
@@ -280,7 +288,10 @@ def _version(tensor: Tensor) -> int:
 
 
 def _memory(tensor: Any) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # a wrapper of torch.func
+        raise _unseen() from None
 
 
 def _flat(value: Any) -> list[Any]:
