@@ -40,6 +40,7 @@ from propc.tracing import Tracer
 from propc.tracing.code import PRIMITIVE
 from propc.tracing.guards import without_collection
 from propc.tracing.held import Attention, Roots, changes, look_around, mentioned_names, watch
+from propc.tracing.kept import counters
 from propc.tracing.operations import default_device, region
 from propc.tracing.program import Leaf, Program
 from propc.tracing.scans import ROOMS
@@ -287,9 +288,25 @@ class Compiler:
                 self._where(),
             )
             written = {(id(place.container), key) for place in around.places for key, _ in changes(place)}
+            self._warn_of(counters(around.places))
             self.attention.written |= written
             self.watched = None
             return simplify(program)
+
+    def _warn_of(self, counters: list[tuple[str, Any]]) -> None:
+        """Python code runs when it is traced, and not at later calls."""
+        if counters:
+            changed = " and ".join(f"{name!r} to {value}" for name, value in counters)
+            warnings.warn(
+                message(
+                    f"{self.name!r} sets {changed} when it is traced; later calls neither change the number nor see "
+                    "it change",
+                    "Count in a tensor that is written in place (a buffer, self.step += 1), or outside.",
+                    where=self._where(),
+                ),
+                PropcWarning,
+                stacklevel=_outside(),
+            )
 
     def _count(self) -> None:
         self.traces += 1

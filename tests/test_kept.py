@@ -165,3 +165,58 @@ def test_one_tensor_in_two_places_becomes_two() -> None:
             cost = each(x)
             found.append((cost, *torch.autograd.grad(cost.sum(), list(plain.parameters()))))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+class Initialized(nn.Module):
+    """Centres on the first batch that it sees, as ActNorm does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(3))
+        self.ready = False
+        self.hint: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.loc.copy_(x.mean(0))
+            self.ready = True
+        x = x if self.hint is None else x + self.hint
+        self.hint = None
+        return draw(x - self.loc)
+
+
+def test_flags_are_turned_at_the_call_and_not_when_it_is_traced() -> None:
+    plain, model = Initialized(), Initialized()
+    compiled = propc.compile(model, estimator="lr")
+    compiled.graph(torch.zeros(B, 3))
+    assert not model.ready
+    for step in range(6):
+        x = torch.full((B, 3), float(step + 1))
+        if step in (2, 4):
+            plain.hint = model.hint = compiled.hint = torch.ones(3)
+        costs = []
+        for each in (plain, compiled):
+            torch.manual_seed(step)
+            costs.append(each(x))
+        assert torch.equal(*costs)
+        assert compiled.ready
+        assert compiled.hint is None
+    assert torch.equal(compiled.loc, torch.ones(3))
+    assert compiled._compiler().traces == 3
+
+
+def test_a_number_that_a_program_counts_up_is_warned_of() -> None:
+    class Annealed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.step += 1
+            return draw(x * 0.9**self.step)
+
+    compiled = propc.compile(Annealed(), estimator="rp")
+    with pytest.warns(propc.errors.PropcWarning, match=r"'step' to 1 when it is traced.*buffer") as caught:
+        compiled(torch.ones(B, 3))
+    assert len(caught) == 1
+    assert caught[0].filename == __file__

@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from propc.errors import TraceError, message
 from propc.ir import Source
 from propc.tracing.held import Place, Surroundings, changes
-from propc.tracing.kept import is_traced, kept
+from propc.tracing.kept import is_renewed, kept
 
 _LOCK = threading.RLock()
 _SEEDED = "torch"
@@ -146,12 +146,16 @@ def _clear(caches: Iterable[Any], misses: Iterable[int]) -> None:
 
 
 def _restore(places: Iterable[Place]) -> list[str]:
-    """Take traced tensors out of the user's objects; names of the places where a later call cannot put its own."""
+    """Put back what the trace has left in the user's objects.
+
+    Returns:
+        names of the places where a later call cannot put its own.
+    """
     places = list(places)
     fixed = [each.name for each in kept(places) if not each.renewable]
     moved: set[tuple[int, Any]] = set()
     for place in places:
-        keys = [key for key, value in changes(place) if is_traced(value)]
+        keys = [key for key, value in changes(place) if is_renewed(value)]
         if keys:
             _put_back(place, keys)
             moved.update((id(place.owner), key) for key in keys)
@@ -169,8 +173,10 @@ def _put_back(place: Place, keys: list[Any]) -> None:
         place.container[:] = place.copy
     else:
         for key in keys:
-            del place.container[key]
-        place.container.update({key: place.copy[key] for key in keys if key in place.copy})
+            if key in place.copy:
+                place.container[key] = place.copy[key]
+            else:
+                del place.container[key]
 
 
 def _check_places(written: list[str], where: Source) -> None:

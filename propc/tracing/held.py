@@ -259,7 +259,8 @@ class _Walk:
                 self.place(prefix + name, cell, cell.cell_contents)
                 self.watch.cells.append((cell, cell.cell_contents))
                 yield prefix + name, cell.cell_contents, _cell(cell)
-        self.place("", fn.__globals__)
+        if not is_installed(fn.__globals__.get("__name__") or ""):
+            self.place("", fn.__globals__)
         for name in names_in(fn.__code__):
             if name in fn.__globals__ and not self.ignores(fn.__globals__, name, fn.__globals__[name]):
                 self.watch.entries.append((fn.__globals__, name, fn.__globals__[name]))

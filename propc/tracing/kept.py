@@ -1,4 +1,4 @@
-"""Values with traced tensors that a program keeps in its objects: at every call they are put there anew."""
+"""Tensors and flags that a program keeps in its objects: at every call they are put there anew."""
 
 from __future__ import annotations
 
@@ -56,8 +56,23 @@ def kept(places: Iterable[Place]) -> list[Kept]:
         for place in places
         if not isinstance(place.owner, (Distribution, Transform))
         for key, value in changes(place)
-        if is_traced(value)
+        if is_renewed(value)
     ]
+
+
+def counters(places: Iterable[Place]) -> list[tuple[str, Any]]:
+    """Name and value of the numbers that a trace has changed, which no later call will."""
+    return [
+        (place_name(place, key), value)
+        for place in places
+        for key, value in changes(place)
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
+
+
+def is_renewed(value: Any) -> bool:
+    """Whether it is put back after a trace, and there again by every call: a traced tensor, or a flag."""
+    return isinstance(value, (bool, str, type(None))) or is_traced(value)
 
 
 def is_traced(value: Any) -> bool:
