@@ -24,6 +24,7 @@ from torch.distributions import (
     Normal,
     RelaxedOneHotCategorical,
     TransformedDistribution,
+    VonMises,
 )
 from torch.distributions.transforms import AffineTransform
 
@@ -139,6 +140,13 @@ def test_transforms_that_a_trace_cannot_see() -> None:
         return torch.func.jvp(torch.sin, (x,), (x,))[1]
 
     refused(propc.TraceError, run(tangent), "torch.func", program=tangent, at="jvp")
+
+
+def test_an_unmarked_draw_by_rejection() -> None:
+    def program(theta: Tensor) -> Tensor:
+        return normal(theta) + VonMises(theta, 1.0).sample()
+
+    refused(propc.TraceError, run(program), "Mark the draw", program=program, at="VonMises")
 
 
 def test_a_lazy_layer_without_a_shape() -> None:

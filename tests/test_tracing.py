@@ -1090,6 +1090,36 @@ def test_a_law_that_asks_whether_any_parameter_is_wrong() -> None:
     same(program, param(B))
 
 
+LOOKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "ctc": lambda x: F.ctc_loss(
+        x[None].expand(4, B, 3).log_softmax(-1),
+        torch.ones(B, 2, dtype=torch.long),
+        torch.full((B,), 4),
+        torch.full((B,), 2),
+        reduction="none",
+    ),
+    "least squares": lambda x: torch.linalg.lstsq(x[:, :, None] * x[:, None] + torch.eye(3), x[:, :, None])[0].sum(
+        (1, 2)
+    ),
+    "covariance": lambda x: torch.cov(x[0].expand(2, 3).cumsum(1)).sum() + x[:, 0],
+    "inverse short-time Fourier": lambda x: (
+        torch.istft(torch.stft(x.repeat(1, 8), 8, return_complex=True, window=torch.ones(8)), 8, window=torch.ones(8))
+        .square()
+        .sum(1)
+    ),
+    "negative log-likelihood": lambda x: F.gaussian_nll_loss(x, x * 2, torch.ones(B, 3), reduction="none").sum(1),
+    "sparse": lambda x: torch.sparse.mm(torch.eye(3).to_sparse(), x.T).square().sum(0),
+}
+
+
+@pytest.mark.parametrize("case", LOOKS)
+def test_operations_that_look_at_values_and_those_without_strides(case: str) -> None:
+    def program(a: Tensor) -> Tensor:
+        return LOOKS[case](propc.sample(Normal(a, 1.0), "x"))
+
+    same(program, param(B, 3))
+
+
 def test_without_values_on_the_meta_device() -> None:
     compiled = propc.compile(Zoo(), estimator="tp").to("meta")
     cost = compiled(torch.zeros(B, 6, dtype=torch.long, device="meta"))

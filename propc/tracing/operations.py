@@ -263,6 +263,33 @@ def run_on_zeros(fn: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTenso
     return pytree.tree_map_only(Tensor, mode.from_tensor, result)
 
 
+# These look at values, in order to check them, and give a shape that does not depend on them.
+_LOOKS = frozenset({"ctc_loss", "lstsq", "linalg_lstsq", "istft", "cov", "corrcoef", "gaussian_nll_loss"})
+
+
+def only_looks(func: Any) -> bool:
+    """Whether a call needs values, but not for the shape of what it gives."""
+    return name_of(func) in _LOOKS
+
+
+def run_on_ones(func: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
+    """What such a call gives, as fake tensors."""
+
+    def one(tensor: Tensor) -> Tensor:
+        made = torch.ones(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        return made.requires_grad_(tensor.requires_grad)
+
+    def fake(tensor: Tensor) -> Tensor:
+        made = mode.from_tensor(tensor)
+        return made.clone() if tensor.requires_grad else made
+
+    with _disable_current_modes():
+        real = pytree.tree_map_only(Tensor, one, (args, kwargs))
+        result = func(*real[0], **real[1])
+        leaves = pytree.tree_map_only(Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), result)
+    return pytree.tree_map_only(Tensor, fake, leaves)
+
+
 _INSTEAD = {
     "tensor": "Use torch.stack to put traced tensors into one.",
     "as_tensor": "Use torch.stack to put traced tensors into one.",
@@ -284,6 +311,15 @@ _CALLED = {
     "__getitem__": "indexing with a mask",
     "__contains__": "'in'",
 }
+
+
+def in_sampler() -> bool:
+    """Whether the innermost Python frame outside propc is a distribution's own way of drawing."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("propc."):
+        frame = frame.f_back  # type: ignore[assignment]
+    own = frame is not None and frame.f_globals.get("__name__", "").startswith("torch.distributions")
+    return own and "sample" in frame.f_code.co_name
 
 
 def called(func: Any) -> str:

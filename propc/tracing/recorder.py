@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -89,7 +90,9 @@ class Recorder(torch.fx.Tracer):
             with self._unrecorded():
                 result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            return self._data_dependent(func, args, error)
+            if not operations.only_looks(func):
+                return self._data_dependent(func, args, error)
+            result = operations.run_on_ones(func, args, kwargs, self._mode)
         written = [t for t, v in zip(touched, versions) if _version(t) != v]
         if not written and not operations.has_effect(func) and not _has_tensor(result):
             return result
@@ -249,7 +252,7 @@ class Recorder(torch.fx.Tracer):
             message(
                 f"{operations.called(func)} needs the value of a traced tensor, which is only known when the compiled "
                 "function runs",
-                operations.instead(func),
+                operations.instead(Distribution.sample if operations.in_sampler() else func),
                 at=f"a value that depends on site {sites}" if sites else "",
                 where=user_source(),
             )
@@ -288,6 +291,8 @@ def _version(tensor: Tensor) -> int:
 
 
 def _memory(tensor: Any) -> int:
+    if tensor.layout != torch.strided:
+        return id(tensor)
     try:
         return int(tensor.untyped_storage()._cdata)
     except NotImplementedError:  # a wrapper of torch.func
