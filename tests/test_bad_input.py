@@ -124,12 +124,6 @@ def test_control_flow_on_a_traced_value(case: str) -> None:
 
 
 def test_transforms_that_a_trace_cannot_see() -> None:
-    def program(theta: Tensor) -> Tensor:
-        x = normal(theta)
-        return torch.vmap(lambda row: row * theta)(x)
-
-    refused(propc.TraceError, run(program), "vmap", "propc.opaque", program=program, at="torch.vmap")
-
     def inside(theta: Tensor) -> Tensor:
         return torch.vmap(lambda row: propc.sample(Normal(row, 1.0), "x"))(theta.expand(B))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +11,14 @@ import torch
 import torch.fx
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
+    FakeTensorDeviceMismatchError,
     FakeTensorMode,
+    UnsupportedOperatorException,
 )
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
@@ -22,7 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from propc.errors import TraceError, message
 from propc.ir import Source, TensorType
-from propc.tracing import operations
+from propc.tracing import operations, transforms
 from propc.tracing.held import Surroundings
 from propc.tracing.plates import Declared
 from propc.tracing.program import Leaf, Mark
@@ -42,6 +46,8 @@ class Listener(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.recorder.captured is not None:
+            return self.recorder.inside(func, args, kwargs or {})
         return self.recorder.record(func, args, kwargs or {})
 
 
@@ -71,6 +77,7 @@ class Recorder(torch.fx.Tracer):
         self._mutates = False
         self._steps = 0
         self._inside = False  # a torch call, whose parts are not recorded
+        self.captured: dict[int, tuple[Tensor, Any]] | None = None  # by the transform that runs: the tensor, its twin
 
     # -- recording ------------------------------------------------------------------
 
@@ -104,6 +111,56 @@ class Recorder(torch.fx.Tracer):
         for tensor in written:
             self._mark_written(tensor, node)
         return given[0] if written and args and result is args[0] else result  # the user's own object, if it is one
+
+    def transform(self, run: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a transformed function on fake tensors and write it into the graph as one operation."""
+        with torch._C.DisableTorchFunction():
+            args, kwargs = self._lift(args), self._lift(kwargs)
+        captured: dict[int, tuple[Tensor, Any]] = {}
+        self.captured = captured
+        try:
+            with self._unrecorded(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", r"The \.grad attribute")  # of what torch makes fakes of by itself
+                result = run(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise self._needs_value(run, args) from error
+        except (FakeTensorDeviceMismatchError, UnsupportedOperatorException) as error:
+            raise TraceError(
+                message(
+                    f"torch cannot tell the shapes of what 'torch.{name}' gives here ({error})",
+                    "Take derivatives in reverse mode: jacrev for jacfwd, jacrev(jacrev(f)) for hessian(f).",
+                    where=user_source(),
+                )
+            ) from error
+        finally:
+            self.captured = None
+        with torch._C.DisableTorchFunction():
+            leaves, tree = pytree.tree_flatten(result)
+            call = transforms.Transformed(run, name, [tensor for tensor, _ in captured.values()])
+            node = self._emit(call, ([twin for _, twin in captured.values()], args, kwargs), {})
+            self._bind(tuple(leaves), node)
+            return pytree.tree_unflatten(leaves, tree)
+
+    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A torch call inside a transformed function, which is not written; notes which tensors it reaches."""
+        assert self.captured is not None
+        if operations.is_static(func):
+            return func(*args, **kwargs)
+        captured = self.captured
+
+        def twin(tensor: Tensor) -> Any:
+            if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+                return tensor
+            if isinstance(tensor, FakeTensor) and not hasattr(tensor, "_propc_node"):
+                return tensor  # made inside
+            if id(tensor) not in captured:
+                with temporarily_clear_interpreter_stack():
+                    captured[id(tensor)] = tensor, self._lift(tensor)
+            return captured[id(tensor)][1]
+
+        with torch._C.DisableTorchFunction():
+            args, kwargs = pytree.tree_map_only(Tensor, twin, (args, kwargs))
+        return func(*args, **kwargs)
 
     @contextmanager
     def _unrecorded(self) -> Iterator[None]:
@@ -277,8 +334,8 @@ def _marks_before(nodes: Iterable[torch.fx.Node]) -> list[Mark]:
 def _unseen() -> TraceError:
     return TraceError(
         message(
-            "a tensor came from code that a trace cannot see (a torch.func transform such as vmap, a scripted "
-            "function, or a tensor kept from an earlier trace)",
+            "a tensor came from code that a trace cannot see (a torch.func transform, such as jvp or jacrev outside "
+            "of vmap, a scripted function, or a tensor kept from an earlier trace)",
             "Write it with ordinary operations on the whole batch, or wrap it in propc.opaque if no gradient has to "
             "pass.",
             where=user_source(),

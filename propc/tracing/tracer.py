@@ -34,6 +34,7 @@ from propc.tracing.program import Mark, Program
 from propc.tracing.recorder import Listener, Recorder, tensor_type
 from propc.tracing.returned import assembler, take_apart_returned
 from propc.tracing.source import user_source
+from propc.tracing.transforms import recorded_transforms
 
 _ACTIVE = threading.local()
 
@@ -71,6 +72,7 @@ class Tracer(Recorder):
         """Trace ``fn`` on flattened arguments; tensors among `leaves` are traced, the rest is static."""
         with ExitStack() as stack:
             stack.enter_context(isolated(self._surroundings, _recorded_apply, where))
+            stack.enter_context(recorded_transforms(_recorded_transform))
             with torch._C.DisableTorchFunction():
                 values = [
                     self._placeholder(leaf, path) if isinstance(leaf, Tensor) else leaf
@@ -273,3 +275,11 @@ def _recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     with torch._C.DisableTorchFunction():
         return tracer.record(function, args, kwargs)
+
+
+def _recorded_transform(run: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call of a function under `torch.vmap` or `torch.func.grad` as one traced operation, with all inside."""
+    tracer = active_tracer()
+    if tracer is None or tracer._inside:
+        return run(*args, **kwargs)
+    return tracer.transform(run, name, args, kwargs)
