@@ -70,7 +70,7 @@ class LeaveOneOut(Baseline):
         if rest:
             ends = [size * i for i in range(1, self.groups)]
             return torch.cat([_centered(group.unsqueeze(0)).squeeze(0) for group in cost.tensor_split(ends)])
-        return _centered(cost.unflatten(0, (self.groups, size))).flatten(0, 1)
+        return _centered(cost.view(self.groups, size, *cost.shape[1:])).reshape(cost.shape)
 
     def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
         return bound - _or_nothing(_log_sum_of_others(log_weights) - math.log(log_weights.shape[0] - 1))
@@ -115,7 +115,7 @@ def _others(values: Tensor, run: Run, nothing: float, join: Callable[[Tensor, Te
 def _centered(costs: Tensor) -> Tensor:
     """[groups, samples, ...] minus the mean of the other samples in the group."""
     count = costs.shape[1]
-    return (costs - costs.mean(1, keepdim=True)).mul_(count / (count - 1))
+    return torch.sub(costs, costs.sum(1, keepdim=True), alpha=1 / count).mul_(count / (count - 1))
 
 
 @dataclass(frozen=True)

@@ -397,14 +397,14 @@ class Executable:
         centers = []
         for (baseline, state), route in zip(self.baselines(node, routes), routes):
             each = center(self.graph, route, baseline, state)
+            each = each if baseline.traceable else torch.no_grad()(each)
             centers.append(_once(each) if baseline.stateful or isinstance(baseline, Custom) else each)
         inlets = [self._join(route.through, self.graph.meeting(route), node, route.along) for route in routes]
 
         def send(cost: Tensor, tokens: Sequence[Tensor], given: Sequence[Tensor] = ()) -> Tensor:
             fixed = cost.detach()
-            with torch.no_grad():
-                centered = tuple(center(fixed, *given) for center in centers)
-            return attach(cost, centered, tuple(inlet.fit(token) for inlet, token in zip(inlets, tokens)))
+            centered = tuple([center(fixed, *[each.detach() for each in given]) for center in centers])
+            return attach(cost, centered, tuple([inlet.fit(token) for inlet, token in zip(inlets, tokens)]))
 
         return _Sender(tuple(inlet.read for inlet in inlets), send)
 
