@@ -82,7 +82,7 @@ class Compiled:
     def messenger(self) -> Messenger:
         """The graph ready to run by messages."""
         run = self.executable
-        return run if isinstance(run, Messenger) else Messenger(self.graph, run.state, run.validate)
+        return run if isinstance(run, Messenger) else Messenger(self.graph, run.state, run.mode.validate)
 
     def fetch(self, owner: Any) -> list[Tensor] | None:
         """The held tensors as they are now; None if one of them is of another type than when traced."""
@@ -146,7 +146,7 @@ class Compiler:
         cotangents, starts = messenger.starts(sent, direction)
         session = messenger.forward(call.tensors, held, starts if direction == FORWARD else {})
         post = session.forward if direction == FORWARD else messenger.backward(session, cotangents, starts)
-        returned = [session.tape.values[slot] for slot in messenger.executable.returned]
+        returned = [session.tape.values[slot] for slot in messenger.executable.places.returned]
         return Propagation(messenger.messages(post), session.views, compiled.program.assemble(returned))
 
     def graph(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PropagationGraph:

@@ -808,7 +808,7 @@ def test_out_of_memory_in_messages() -> None:
 
 
 def test_out_of_memory_in_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("propc.runtime.executor.check_independence", lambda *_: torch.zeros(TOO_MANY))
+    monkeypatch.setattr("propc.runtime.replay.check_independence", lambda *_: torch.zeros(TOO_MANY))
     words = "in the checks of the first call", "validate=False"
     refused(propc.OutOfMemoryError, run(lambda theta: normal(theta).square()), *words)
     assert run(lambda theta: normal(theta).square(), validate=False)().shape == (B,)
