@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from propc.propagators.site import SiteContext
 
 
+REHEARSED = "rehearsed"
+
+
 @dataclass(frozen=True)
 class Weighting(Configurable):
     """Which variance decides, and over which samples.
@@ -38,7 +41,8 @@ class Weighting(Configurable):
         target: name of the parameter, argument or node where the variance is taken; None is φ itself.
         per_coordinate: one weight for each coordinate of φ instead of one for the site.
         weights: ``same`` batch, ``past`` batches (moving moments), or ``crossfit``: the weights of
-            each group of rows come from the next group, those of the last from the first.
+            each group of rows come from the next group, those of the last from the first; ``rehearsed`` is
+            crossfit whose weights come from a rehearsal of the reverse pass (`propc.runtime.rehearsing`).
         folds: how many groups crossfit has.
         k_interval: weights are computed at every k_interval-th site and reused between.
         decay: of the moving moments.
@@ -55,11 +59,18 @@ class Weighting(Configurable):
     decay: float = 0.9
 
     def __post_init__(self) -> None:
-        one_of("weights", self.weights, ("same", "past", "crossfit"))
+        one_of("weights", self.weights, ("same", "past", "crossfit", REHEARSED))
         if not isinstance(self.k_interval, int) or self.k_interval < 1:
             raise PropcValueError(message(f"option k_interval={self.k_interval!r} must be a positive integer"))
         if not isinstance(self.folds, int) or self.folds < 2:
             raise PropcValueError(message(f"option folds={self.folds!r} must be an integer, two or more"))
+        if self.weights == REHEARSED and self.k_interval > 1:
+            raise PropcValueError(
+                message(
+                    f"weights={REHEARSED!r} are taken at every site; got k_interval={self.k_interval}",
+                    "Leave out k_interval=, or use weights='crossfit'.",
+                )
+            )
         if self.per_coordinate and self.target is not None:
             raise PropcValueError(
                 message(
@@ -71,12 +82,12 @@ class Weighting(Configurable):
     @cached_property
     def groups(self) -> int:
         """In how many groups of rows a batch is weighed."""
-        return self.folds if self.weights == "crossfit" else 1
+        return self.folds if self.weights in ("crossfit", REHEARSED) else 1
 
     @cached_property
     def quick(self) -> bool:
         """Whether each site is weighed as a whole, by this batch alone."""
-        return not self.per_coordinate and self.weights != "past" and self.k_interval == 1
+        return not self.per_coordinate and self.weights in ("same", "crossfit") and self.k_interval == 1
 
 
 class PastVariances(nn.Module):
@@ -122,13 +133,18 @@ def at_target(rule: InverseVariance, live: Sequence[int], saved: Sequence[Any]) 
 
 
 def mix(
-    rule: InverseVariance, site: SiteContext, grads: Sequence[tuple[Tensor, ...]], target: Target | None = None
+    rule: InverseVariance,
+    site: SiteContext,
+    grads: Sequence[tuple[Tensor, ...]],
+    target: Target | None = None,
+    memo: Any = None,
 ) -> list[Tensor]:
     """Combine the parts' cotangents.
 
     Args:
         grads: for each φ the cotangents of the parts, each [batch, ...].
         target: where the variances are taken; None is here.
+        memo: what stays from a rehearsal of the reverse pass to the pass itself, and takes attributes.
 
     Returns:
         one cotangent for each φ, [batch, ...].
@@ -143,6 +159,9 @@ def mix(
             mixed = mix_two(grads, how.groups, None if target is None else partial(_quickly, rule, target))
         if mixed is not None:
             return mixed
+    if rule.rehearses:
+        noted, seen = _rehearsed(how, site, _measure(rule, [torch.stack(parts) for parts in grads], target), memo)
+        return [_combine(noted[min(i, len(noted) - 1)], parts, seen) for i, parts in enumerate(grads)]
     with torch.no_grad():
         weights = site.weights.get(rule.donor) if rule.donor is not None else None
         seen = weights is None and how.target is None and not _too_few(how, grads[0][0].shape[0])
@@ -232,6 +251,31 @@ def _weights(how: Weighting, site: SiteContext, measure: Measure) -> list[Tensor
     return [_inverse(v, n) for v, n in zip(known, now)]
 
 
+@torch.no_grad()
+def _rehearsed(how: Weighting, site: SiteContext, measure: Measure, memo: Any) -> tuple[list[Tensor], bool]:
+    """Weights, and whether they have seen what they weigh: in the rehearsal those of each group, which are noted for
+    the next one; afterwards those that were noted.
+
+    Raises:
+        EstimatorError: there was no rehearsal.
+    """
+    if site.rehearsal is None or not (site.rehearsal.running or hasattr(memo, "noted")):
+        raise site.error(
+            f"weights={REHEARSED!r} need one reverse pass of autograd that runs twice, which there was not",
+            "Use weights='crossfit' or 'past' in graphs with messages of their own, under propc.passes.Checkpoint and "
+            "in plates with chunk=.",
+        )
+    if not site.rehearsal.running:
+        return memo.noted, False
+    parts, batch = measure.grads[0].shape[:2]
+    if _too_few(how, batch):
+        memo.noted = [measure.grads[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
+        return memo.noted, False
+    now = measure.take(how.groups)
+    memo.noted = [_inverse(each, each) for each in now]
+    return [_inverse(each, each, own=True) for each in now], how.target is None
+
+
 def _too_few(how: Weighting, batch: int) -> bool:
     """Whether a batch, or a group of it, is too small to take a variance; then all weights are equal."""
     return batch < 2 * how.groups
@@ -243,14 +287,14 @@ def _variances(grads: Sequence[Tensor], groups: int, per_coordinate: bool) -> li
     return found if per_coordinate or len(found) == 1 else [torch.stack(found).sum(0)]
 
 
-def _inverse(variances: Tensor, now: Tensor) -> Tensor:
+def _inverse(variances: Tensor, now: Tensor, own: bool = False) -> Tensor:
     """Weights ∝ 1/variance over the parts, by their logarithms; equal for equal ones, also for zeros.
 
-    Each group takes the weights of the next one. A part whose variance is not finite, in these
+    Each group takes the weights of the next one, or its `own`. A part whose variance is not finite, in these
     or `now`, has weight zero; if no part has a finite one, the weights are NaN, and so is the gradient.
     """
     logits = variances.clamp(min=torch.finfo(variances.dtype).tiny).log_().neg_()
-    if logits.shape[1] > 1:
+    if logits.shape[1] > 1 and not own:
         logits = logits.roll(-1, 1)
     logits = torch.add(logits, now, alpha=0.0)  # 0·∞ is NaN
     return torch.softmax(logits.nan_to_num_(-torch.inf, neginf=-torch.inf), 0)
@@ -308,5 +352,5 @@ class Mix(Function):
             )
         count = len(ctx.live)
         target = at_target(ctx.rule, ctx.live, ctx.saved_tensors)
-        mixed = mix(ctx.rule, ctx.site, [grads[j::count] for j in range(count)], target)
+        mixed = mix(ctx.rule, ctx.site, [grads[j::count] for j in range(count)], target, ctx)
         return (None, None, None, *mixed, *([None] * ctx.given))

@@ -86,15 +86,16 @@ class NormalTotal(Function):
         offset = value - loc
         if not wants_scale:
             target = at_target(rule, (i,), (saved[0], *saved[2:])) if saved else None
-            (mixed,) = mix(rule, site, [(grad, offset * _lifted(sent, scale))], target)
+            (mixed,) = mix(rule, site, [(grad, offset * _lifted(sent, scale))], target, ctx)
             return None, None, mixed, None, *none
         z = offset / scale
         score = _rows(sent, z) / scale
         of_scale = grad * z, score * (z * z - 1)
         if not wants_loc:
-            (mixed,) = mix(rule, site, [of_scale], at_target(rule, (j,), saved[1:]))
+            (mixed,) = mix(rule, site, [of_scale], at_target(rule, (j,), saved[1:]), ctx)
             return None, None, None, mixed, *none
-        return None, None, *mix(rule, site, [(grad, score * z), of_scale], at_target(rule, (i, j), saved)), *none
+        target = at_target(rule, (i, j), saved)
+        return None, None, *mix(rule, site, [(grad, score * z), of_scale], target, ctx), *none
 
 
 score, total = applied(NormalScore), applied(NormalTotal)

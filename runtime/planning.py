@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from propc.ir import (
     Site,
     Token,
 )
-from propc.propagators import Draw, SiteContext, SitePropagator
+from propc.propagators import Draw, InverseVariance, SiteContext, SitePropagator
 from propc.propagators.base import Propagator
 from propc.propagators.gated import through
 from propc.runtime import checks
@@ -44,6 +44,7 @@ from propc.runtime.once import once, once_of
 from propc.runtime.places import Places
 from propc.runtime.placing import Placing
 from propc.runtime.reducing import reduced
+from propc.runtime.rehearsing import Rehearsal, rehearsed
 from propc.runtime.rows import ByRows
 from propc.runtime.scanning import Loop, fitted_last, nothing
 from propc.runtime.sending import Sender, sender
@@ -82,7 +83,9 @@ class Planner:
         self.copies = Copies(graph)
         self.lift = Lifting(graph)
         self.boxes = {box.name: Box(graph, box) for box in graph.of(Opaque)}
-        self.shares_weights = any(getattr(s.rule, "donor", None) is not None for s in graph.sites)
+        mixing = [s.rule for s in graph.sites if isinstance(s.rule, InverseVariance)]
+        self.shares_weights = any(rule.donor is not None for rule in mixing)
+        self.rehearsal = Rehearsal() if any(rule.rehearses for rule in mixing) else None
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
         on_cpu = (s for s in graph.sites if s.outputs[0].device.type == "cpu")  # elsewhere a check would wait for it
         found = {s.name: checks.bounds(s, graph) for s in on_cpu} if mode.validate else {}
@@ -96,10 +99,13 @@ class Planner:
             self._add(graph[name])
 
     def begin(self) -> None:
-        """Forget the mixing weights of the last call."""
+        """Forget the mixing weights of the last call, and its rehearsal."""
         if self.shares_weights:
             shared: dict[str, list[Tensor]] = {}
             self.contexts.update({k: replace(c, weights=shared) for k, c in self.contexts.items()})
+        if self.rehearsal is not None:
+            self.rehearsal = new = Rehearsal()
+            self.contexts.update({k: replace(c, rehearsal=new) for k, c in self.contexts.items()})
 
     def _add(self, node: Node) -> None:
         """Append a node's step to the plan, after those of the joins that it is the first to read."""
@@ -141,18 +147,30 @@ class Planner:
         return self._call(node, torch.no_grad()(node.code.forward))
 
     def _output(self, node: Output) -> Call:
-        asides = (i for i, aside in enumerate(node.guarded) if aside)
-        guards = {i: words for i in asides if (words := self._guard_words(node, i)) is not None}
+        if self.rehearsal is not None:
+            return self._rehearsing(node)
+        guards = self._guards(node)
+
+        return self._call(node, partial(_guarded, guards) if guards else same)
+
+    def _rehearsing(self, node: Output) -> Call:
+        """Returned costs, whose reverse pass is rehearsed."""
+        count, guards = len(node.inputs), self._guards(node)
+        costs = [i for i, aside in enumerate(node.guarded) if not aside]
 
         def call(*given: Tensor) -> Sequence[Tensor]:
-            returned = list(given)
-            for i, words in guards.items():
-                value = returned[i]
-                if value.is_floating_point():
-                    returned[i] = guard(value if value.requires_grad else value.detach().requires_grad_(), *words)
+            assert self.rehearsal is not None
+            returned, leaves = _guarded(guards, *given[:count]), given[count:]
+            for i, cost in zip(costs, rehearsed(self.rehearsal, leaves, [returned[i] for i in costs])):
+                returned[i] = cost
             return returned
 
-        return self._call(node, call if guards else same)
+        return self._call(node, call, *self.places.inputs, *self.places.held)
+
+    def _guards(self, node: Output) -> dict[int, tuple[str, str, str]]:
+        """For each returned value that is no cost what to say when a gradient arrives there."""
+        asides = (i for i, aside in enumerate(node.guarded) if aside)
+        return {i: words for i in asides if (words := self._guard_words(node, i)) is not None}
 
     def _guard_words(self, node: Output, index: int) -> tuple[str, str, str] | None:
         """What to say when a gradient arrives at a returned value that is no cost."""
@@ -298,6 +316,16 @@ class Planner:
         begin, end = self._begins[node.name], Call(nothing, tuple(again), ())
         self.plan.append((node, end))
         self.loops.append(Loop(node, begin, end, tuple(begin.writes)))
+
+
+def _guarded(guards: Mapping[int, tuple[str, str, str]], *given: Tensor) -> list[Tensor]:
+    """Returned values, some of which take no gradient."""
+    returned = list(given)
+    for i, words in guards.items():
+        value = returned[i]
+        if value.is_floating_point():
+            returned[i] = guard(value if value.requires_grad else value.detach().requires_grad_(), *words)
+    return returned
 
 
 def _through(rule: Propagator, memory: Memory, node: Named, value: Tensor) -> tuple[Tensor]:

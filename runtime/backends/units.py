@@ -141,6 +141,8 @@ def obstacle(executable: Executable, node: Node) -> str:
     if isinstance(node, (Resample, Compare)):
         return LOOKS
     if isinstance(node, Output):
+        if executable.planner.rehearsal is not None:
+            return "its reverse pass is rehearsed"
         return "it returns a value that must not take a gradient"
     if node.copy_of in executable.planner.copies.repeated or node.name in executable.planner.copies.repeated:
         return "it draws from the random numbers of another site"
@@ -163,6 +165,8 @@ def _site_obstacle(executable: Executable, site: Site) -> str:
         return "a propagator that is not known to be traceable"
     if executable.planner.contexts[site.name].state is not None:
         return "its estimator keeps something from call to call"
+    if isinstance(rule, InverseVariance) and rule.rehearses:
+        return "its weights come from a rehearsal of the reverse pass"
     if isinstance(rule, InverseVariance) and (rule.donor is not None or rule.weighting.k_interval > 1):
         return "sites share their weights"
     if site.name in executable.planner.placings and executable.planner.placings[site.name].shared:
