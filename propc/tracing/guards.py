@@ -7,20 +7,20 @@ import logging
 import random
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CellType
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import _SingleLevelFunction
 from torch.distributions import Distribution, Transform
 
 from propc.errors import TraceError, message
 from propc.ir import Source
 from propc.tracing.held import Place, changes
+from propc.tracing.reach import reaches_traced
 
 _LOCK = threading.RLock()
 _SEEDED = "torch"
@@ -137,7 +137,7 @@ def _restore(places: Iterable[Place]) -> list[str]:
     """Take traced tensors out of the user's objects; names of the places that held some."""
     written = []
     for place in places:
-        kept = [key for key, value in changes(place) if _is_traced(value)]
+        kept = [key for key, value in changes(place) if reaches_traced(value)]
         if kept:
             _put_back(place, kept)
         if not isinstance(place.owner, (Distribution, Transform)):  # their lazy properties and caches
@@ -145,15 +145,14 @@ def _restore(places: Iterable[Place]) -> list[str]:
     return written
 
 
-def _is_traced(value: Any) -> bool:
-    return any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves(value))
-
-
 def _put_back(place: Place, keys: list[Any]) -> None:
     if isinstance(place.container, CellType):
         place.container.cell_contents = place.copy
     elif isinstance(place.container, list):
         place.container[:] = place.copy
+    elif isinstance(place.container, (set, deque)):
+        place.container.clear()
+        (place.container.update if isinstance(place.container, set) else place.container.extend)(place.copy)
     else:
         for key in keys:
             del place.container[key]
