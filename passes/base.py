@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from propc.errors import PropcTypeError, PropcValueError, message, nearest
 from propc.graph import PropagationGraph
+from propc.registering import check_entry, check_name
 
 
 class Pass(ABC):
@@ -42,13 +43,13 @@ def register(name: str) -> Callable[[P], P]:
     """Class decorator: make a pass known by `name` in ``compile(passes=[...])``.
 
     Raises:
+        PropcTypeError: a name that is no string; no pass class.
         PropcValueError: the name is taken by another class.
     """
+    check_name(name, "a pass", "propc.passes.register")
 
     def add(cls: P) -> P:
-        known = _TABLE.get(name)
-        if known is not None and known.__qualname__ != cls.__qualname__:
-            raise PropcValueError(message(f"the pass name {name!r} is taken", "Choose another."))
+        check_entry(_TABLE, name, cls, "a pass", Pass)
         _TABLE[name] = cls
         cls.name = name
         return cls

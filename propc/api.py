@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, overload
 
+import torch
 from torch import nn
 
 from propc.comparing.signal_to_noise import measured
@@ -16,9 +18,11 @@ from propc.explain import Explanation
 from propc.graph import PropagationGraph
 from propc.messages import Message
 from propc.options import Options
+from propc.outside import breaks_graph
 from propc.profiling.profile import Profile
 from propc.profiling.run import profiled
 from propc.propagation import Propagation
+from propc.runtime.state import STATE, without_state
 from propc.tracing import active_tracer
 
 
@@ -129,6 +133,7 @@ class CompiledFunction(CompiledMethods, nn.Module):
         self._propc_plain = compiler.fn
         functools.update_wrapper(self, compiler.fn, updated=())
 
+    @breaks_graph
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         compiler: Compiler = self.__dict__["compiler"]
         if active_tracer() is not None:  # inside another compiled function: a part of its program
@@ -169,6 +174,7 @@ class CompiledMethod(CompiledMethods):
     def __init__(self, function: CompiledFunction, owner: Any) -> None:
         self.function, self.__self__ = function, owner
 
+    @breaks_graph
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         compiler = self._compiler()
         if active_tracer() is not None:
@@ -272,6 +278,7 @@ def compile(
 def _compile(options: Options, target: Any) -> Any:
     if isinstance(target, CompiledFunction):
         return CompiledFunction(Compiler(target.compiler.fn, options, target.compiler.name))
+    _check_traceable(target)
     if isinstance(target, nn.Module):
         return _with_options(target, Compiler(_plain_forward(type(target)), options, type(target).__name__))
     if isinstance(target, type) and issubclass(target, nn.Module):
@@ -283,6 +290,20 @@ def _compile(options: Options, target: Any) -> Any:
     raise PropcTypeError(message(f"propc.compile takes a function or an nn.Module; got {target!r}"))
 
 
+def _check_traceable(target: Any) -> None:
+    """Refuse what calls to a function cannot be traced of."""
+    plain = inspect.unwrap(target) if callable(target) else target
+    if isinstance(target, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        finding, fix = "a scripted module or function hides its operations", "Compile the plain one."
+    elif inspect.iscoroutinefunction(plain) or inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        finding, fix = "its body runs after the call has returned", "Return the values: no 'yield', no 'async'."
+    elif inspect.isbuiltin(plain):
+        finding, fix = "it is written in C and has no signature", "Wrap it: lambda x: fn(x)."
+    else:
+        return
+    raise PropcTypeError(message(f"propc.compile cannot trace {target!r}: {finding}", fix))
+
+
 def _plain_forward(cls: type[nn.Module]) -> Callable[..., Any]:
     """The user's own forward, also of a class that is compiled already."""
     return getattr(cls.forward, "_propc_plain", cls.forward)
@@ -292,10 +313,12 @@ def _compile_class(cls: type[nn.Module], options: Options) -> type[nn.Module]:
     """Compile `forward` in place; every instance has a compiler of its own."""
     plain = _plain_forward(cls)
 
+    @breaks_graph
     @functools.wraps(plain)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if active_tracer() is not None:
-            return plain(self, *args, **kwargs)
+            with without_state(self):
+                return plain(self, *args, **kwargs)
         return _compiler_of(self)(self, args, kwargs)
 
     plain_load = cls._load_from_state_dict
@@ -337,8 +360,8 @@ def _compiler_of(module: Any) -> Compiler:
 
 def _set_compiler(module: nn.Module, compiler: Compiler) -> None:
     module.__dict__[_KEY] = compiler
-    module._modules.pop("estimator_state", None)
-    module.add_module("estimator_state", compiler.state)
+    module._modules.pop(STATE, None)
+    module.add_module(STATE, compiler.state)
 
 
 def _with_options(module: nn.Module, compiler: Compiler) -> nn.Module:

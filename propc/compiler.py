@@ -27,6 +27,7 @@ from propc.ir import Scan, Source
 from propc.laps import Laps, Seconds
 from propc.messages import Message
 from propc.options import Options
+from propc.outside import breaks_graph, refuse_transforms, run
 from propc.passes.base import Record, make_pass
 from propc.passes.roll_scans import check_steady
 from propc.propagation import Propagation, check_call
@@ -34,11 +35,11 @@ from propc.runtime.backends import EAGER, Report, backend
 from propc.runtime.executor import Executable
 from propc.runtime.messenger import Messenger
 from propc.runtime.probe import Probe
-from propc.runtime.state import EstimatorState
+from propc.runtime.state import EstimatorState, without_state
 from propc.terms import aside, returned_costs, with_terms
 from propc.tracing import Tracer
 from propc.tracing.code import PRIMITIVE
-from propc.tracing.guards import without_collection
+from propc.tracing.guards import TRACING, without_collection
 from propc.tracing.held import Attention, Roots, changes, look_around, mentioned_names, watch
 from propc.tracing.operations import default_device, region
 from propc.tracing.program import Leaf, Program
@@ -125,7 +126,11 @@ class Compiler:
         self.traces = 0
         self.probe: Probe | None = None
 
+    @breaks_graph
     def __call__(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return run(self._call, owner, args, kwargs)
+
+    def _call(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.take_apart(owner, args, kwargs)
         compiled, held = self._find(call)
         return compiled.program.assemble(compiled.executable.run(call.tensors, held))
@@ -192,7 +197,12 @@ class Compiler:
         return new
 
     def take_apart(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Flatten the arguments and make the key of their graph."""
+        """Flatten the arguments and make the key of their graph.
+
+        Raises:
+            PropcTypeError: the call is under a `torch.func` transform.
+        """
+        refuse_transforms(self.name)
         leaves, tree, form = _flatten(args, kwargs)
         tensors, kinds, statics = [], [], []
         for leaf in leaves:
@@ -209,8 +219,9 @@ class Compiler:
     def _reached(self, owner: Any, statics: list[tuple[str, Any]]) -> State:
         """What the program reaches besides its arguments; looked through anew only where something has changed."""
         objects = [leaf for _, leaf in statics if not isinstance(leaf, PRIMITIVE)]
-        if self.watched is not None:
-            known, before, seen = self.watched
+        watched = self.watched  # another thread may set it
+        if watched is not None:
+            known, before, seen = watched
             same = known() is owner and len(before) == len(objects) and all(map(operator.is_, before, objects))
             if same and seen.holds():
                 return seen.state
@@ -220,6 +231,15 @@ class Compiler:
 
     def _find(self, call: Call) -> tuple[Compiled, list[Tensor]]:
         """The compiled graph of a call, and the tensors that its program holds as they are now."""
+        for compiled in self.cache.get(call.key, ()):
+            held = compiled.fetch(call.owner)
+            if held is not None:
+                return compiled, held
+        with TRACING:
+            return self._found_or_made(call)
+
+    def _found_or_made(self, call: Call) -> tuple[Compiled, list[Tensor]]:
+        """The same, one thread after the other."""
         for compiled in self.cache.get(call.key, ()):
             held = compiled.fetch(call.owner)
             if held is not None:
@@ -276,7 +296,7 @@ class Compiler:
     def _trace(self, call: Call, room: int) -> Program:
         paths = self._paths(call)
         fn = self.fn if call.owner is None else self.fn.__get__(call.owner)
-        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()), without_state(call.owner):
             around = look_around(self._roots(call, paths), self.attention)
             program = Tracer(around, room).run(
                 fn,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from propc.configure import Configurable, one_of
-from propc.errors import EstimatorError, PropcValueError, message
+from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message
 from propc.runtime.norms import variance
 from propc.runtime.shares import mix_two, quick_variances
 from propc.runtime.traced import mix_traced, traced
@@ -64,6 +64,10 @@ class Weighting(Configurable):
             raise PropcValueError(message(f"option k_interval={self.k_interval!r} must be a positive integer"))
         if not isinstance(self.folds, int) or self.folds < 2:
             raise PropcValueError(message(f"option folds={self.folds!r} must be an integer, two or more"))
+        if not isinstance(self.decay, (int, float)) or not 0 <= self.decay < 1:
+            raise PropcValueError(message(f"option decay={self.decay!r} must be a number from 0 to below 1"))
+        if not isinstance(self.target, (str, type(None))):
+            raise PropcTypeError(message(f"option target={self.target!r} must be a name", "Such as target='beta'."))
         if self.weights == REHEARSED and self.k_interval > 1:
             raise PropcValueError(
                 message(

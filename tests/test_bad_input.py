@@ -6,6 +6,7 @@ import copy
 import inspect
 import random
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -105,6 +106,12 @@ CONTROL: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "numpy function": (lambda x: np.sin(x.detach()), "NumPy"),
     "numpy": (lambda x: x.detach().numpy(), "'.numpy()'"),
     "tolist": (lambda x: x.tolist(), ".item()"),
+    "complex": (lambda x: x * complex(x[0]).real, "complex()"),
+    "format": (lambda x: f"{x[0]:.2f}", "format"),
+    "slice": (lambda x: x[: x[0].long()], "a bound of a slice"),
+    "one element": (lambda x: torch.ones(3)[x[0].long()], "table[index[None]][0]"),
+    "new_tensor": (lambda x: x.new_tensor([x[0]]), "torch.stack"),
+    "a number of torch": (lambda x: torch.full((B,), x[0]), "fill_value"),
 }
 
 
@@ -117,7 +124,7 @@ def test_control_flow_on_a_traced_value(case: str) -> None:
 
     error = refused(propc.TraceError, run(program), word, "known when the compiled function runs", "se ")
     assert line_of(error) in str(error)
-    if "NumPy" not in str(error):
+    if "NumPy" not in str(error) and "fill_value" not in str(error):
         assert "'site'" in str(error)
 
 
@@ -172,6 +179,8 @@ class Keeper(nn.Module):
         self.register_buffer("last", torch.zeros(B))
         self.history: list[Tensor] = []
         self.table: dict[str, Tensor] = {}
+        self.recent: deque[Tensor] = deque()
+        self.bag: set[Tensor] = set()
 
     def forward(self, theta: Tensor, how: str) -> Tensor:
         x = normal(theta)
@@ -181,12 +190,18 @@ class Keeper(nn.Module):
             self.history.append(x)
         elif how == "table":
             self.table["x"] = x
+        elif how == "recent":
+            self.recent.append(x)
+        elif how == "bag":
+            self.bag.add(x)
+        elif how == "late":
+            self.late = lambda: x
         else:
             self.new = x
         return x
 
 
-@pytest.mark.parametrize("how", ["last", "history", "table", "new"])
+@pytest.mark.parametrize("how", ["last", "history", "table", "new", "recent", "bag", "late"])
 def test_keeping_a_traced_tensor(how: str) -> None:
     model = propc.compile(Keeper(), estimator="lr")
     last = model.last
@@ -195,7 +210,23 @@ def test_keeping_a_traced_tensor(how: str) -> None:
     assert model.last is last
     assert model.history == []
     assert model.table == {}
+    assert not model.recent
+    assert not model.bag
     assert not hasattr(model, "new")
+    assert not hasattr(model, "late")
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [lambda x: {x}, lambda x: lambda: x, lambda x: (v for v in [x]), lambda x: iter([x]), lambda x: [x.sum(), {x}]],
+    ids=["set", "closure", "generator", "iterator", "in a list"],
+)
+def test_returning_a_traced_tensor_where_it_cannot_be_renewed(hide: Callable[[Tensor], Any]) -> None:
+    def program(theta: Tensor) -> Any:
+        return hide(normal(theta))
+
+    refused(propc.TraceError, run(program, estimator="rp"), "returns a", "attributes", program=program, at="def")
+    assert run(lambda theta: deque([normal(theta)]))()[0].shape == (B,)
 
 
 def test_a_global_or_closed_over_variable_keeps_no_traced_tensor() -> None:

@@ -1076,3 +1076,19 @@ def test_a_trace_keeps_no_tensor_alive() -> None:
     alive = weakref.ref(a)
     del a
     assert alive() is None
+
+
+def test_numbers_of_numpy_in_operations() -> None:
+    @propc.compile(estimator="lr")
+    def program(theta: torch.Tensor) -> torch.Tensor:
+        x = propc.sample(Normal(theta.expand(4), 1.0), "x")
+        return (np.float64(2) * x * np.sqrt(2.0)).clamp(min=np.float32(-1)).reshape(np.prod(x.shape)) * torch.tensor(
+            np.float64(1)
+        )
+
+    theta = torch.tensor(0.3, requires_grad=True)
+    torch.manual_seed(1)
+    found = program(theta)
+    torch.manual_seed(1)
+    x = Normal(theta.detach().expand(4), 1.0).sample()
+    assert torch.allclose(found, (2 * 2.0**0.5 * x).clamp(min=-1))

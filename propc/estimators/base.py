@@ -17,6 +17,7 @@ from propc.propagators.gated import Gated
 from propc.propagators.plain import Plain
 from propc.propagators.registry import find, known_propagators
 from propc.propagators.site import SitePropagator
+from propc.registering import check_entry, check_name
 
 if TYPE_CHECKING:
     from propc.passes.base import Pass
@@ -119,13 +120,13 @@ def register_estimator(name: str) -> Callable[[E], E]:
     """Class decorator: make an estimator known by `name` in ``estimator=``.
 
     Raises:
+        PropcTypeError: a name that is no string; no estimator class.
         PropcValueError: the name is taken by another class.
     """
+    check_name(name, "an estimator", "propc.register_estimator")
 
     def register(cls: E) -> E:
-        known = _TABLE.get(name)
-        if known is not None and getattr(known, "__qualname__", "") != cls.__qualname__:
-            raise PropcValueError(message(f"the estimator name {name!r} is taken", "Choose another."))
+        check_entry(_TABLE, name, cls, "an estimator", Estimator)
         _TABLE[name] = cls
         return cls
 
@@ -169,7 +170,8 @@ def resolve(choice: Any) -> Estimator:
         return choice()
     raise PropcTypeError(
         message(
-            f"an estimator is a name, an Estimator, a mapping or a function of the site; got {choice!r}",
-            f"Known names: {', '.join(map(repr, known_estimators()))}.",
+            f"an estimator is a name or an Estimator; got {choice!r}",
+            f"Known names: {', '.join(map(repr, known_estimators()))}. To choose by site, give propc.compile a mapping "
+            "from patterns of site names, or a function of the site.",
         )
     )

@@ -7,22 +7,23 @@ import logging
 import random
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CellType
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import _SingleLevelFunction
 from torch.distributions import Distribution, Transform
 
 from propc.errors import TraceError, message
 from propc.ir import Source
+from propc.outside import others_ran, runs
 from propc.tracing.held import Place, changes
+from propc.tracing.reach import reaches_traced
 
-_LOCK = threading.RLock()
+TRACING = threading.RLock()  # one thread at a time
 _SEEDED = "torch"
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")  # prints errors that the user gets anyway
 
@@ -53,15 +54,16 @@ def isolated(places: Iterable[Place], recorded_apply: Any, where: Source) -> Ite
         TraceError: the traced code seeded a generator, drew from Python's or NumPy's global one,
             whose numbers would freeze into constants, or kept a traced tensor.
     """
-    with _LOCK:
+    with TRACING:
         validate, grad, dtype = Distribution._validate_args, torch.is_grad_enabled(), torch.get_default_dtype()
-        states, silent = random_states(), _FAKE_LOG.disabled
+        states, silent, before = random_states(), _FAKE_LOG.disabled, runs()
         _FAKE_LOG.disabled = True
         Distribution._validate_args = False
         _SingleLevelFunction.apply = classmethod(recorded_apply)  # type: ignore[attr-defined]
         try:
-            yield
-            _check_random(states, where)
+            with _without_dynamo():
+                yield
+            _check_random(_ours(states, before), where)
         except BaseException:
             _restore(places)
             raise
@@ -73,7 +75,12 @@ def isolated(places: Iterable[Place], recorded_apply: Any, where: Source) -> Ite
             Distribution._validate_args = validate
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(dtype)
-            restore_random(states)
+            restore_random(_ours(states, before))
+
+
+def _without_dynamo() -> AbstractContextManager[Any]:
+    """Let functions and modules that the user gave to `torch.compile` run as they were written."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def random_states() -> dict[str, Any]:
@@ -84,9 +91,15 @@ def random_states() -> dict[str, Any]:
     return states
 
 
+def _ours(states: Mapping[str, Any], before: Mapping[int, int]) -> Mapping[str, Any]:
+    """The states without that of torch's generator if another thread has drawn from it in a compiled call."""
+    return {name: state for name, state in states.items() if name != _SEEDED} if others_ran(before) else states
+
+
 def restore_random(states: Mapping[str, Any]) -> None:
     """Set the global generators back."""
-    torch.set_rng_state(states[_SEEDED])
+    if _SEEDED in states:
+        torch.set_rng_state(states[_SEEDED])
     random.setstate(states["Python's random module"])
     if "numpy.random" in states:
         sys.modules["numpy"].random.set_state(states["numpy.random"])
@@ -137,7 +150,7 @@ def _restore(places: Iterable[Place]) -> list[str]:
     """Take traced tensors out of the user's objects; names of the places that held some."""
     written = []
     for place in places:
-        kept = [key for key, value in changes(place) if _is_traced(value)]
+        kept = [key for key, value in changes(place) if reaches_traced(value)]
         if kept:
             _put_back(place, kept)
         if not isinstance(place.owner, (Distribution, Transform)):  # their lazy properties and caches
@@ -145,15 +158,14 @@ def _restore(places: Iterable[Place]) -> list[str]:
     return written
 
 
-def _is_traced(value: Any) -> bool:
-    return any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves(value))
-
-
 def _put_back(place: Place, keys: list[Any]) -> None:
     if isinstance(place.container, CellType):
         place.container.cell_contents = place.copy
     elif isinstance(place.container, list):
         place.container[:] = place.copy
+    elif isinstance(place.container, (set, deque)):
+        place.container.clear()
+        (place.container.update if isinstance(place.container, set) else place.container.extend)(place.copy)
     else:
         for key in keys:
             del place.container[key]

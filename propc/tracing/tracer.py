@@ -26,7 +26,7 @@ from torch.distributions import Distribution
 from propc.distributions import DistributionSpec, hidden_tensors, take_apart
 from propc.errors import PropcTypeError, PropcValueError, message
 from propc.ir import Source
-from propc.tracing import operations, scans
+from propc.tracing import operations, scans, unknown
 from propc.tracing.guards import isolated
 from propc.tracing.held import Surroundings
 from propc.tracing.program import Mark, Program
@@ -78,7 +78,7 @@ class Tracer(Recorder):
             args, kwargs = rebuild(values)
             stack.enter_context(self._mode)
             with _activated(self), Listener(self):
-                result = fn(*args, **kwargs)
+                result = _run(fn, args, kwargs)
             with torch._C.DisableTorchFunction():
                 return self._program(result, name, where)
 
@@ -231,7 +231,7 @@ class Tracer(Recorder):
         flat, spec = pytree.tree_flatten_with_path(result)
         for place, leaf in flat:
             path = pytree.keystr(place)
-            parts, fields, build = take_apart_returned(leaf, path)
+            parts, fields, build = take_apart_returned(leaf, path, where)
             if not isinstance(leaf, Tensor):
                 inner.update(range(len(outputs), len(outputs) + len(parts)))
             outputs += [self._node(self._lift(part)) for part in parts]
@@ -262,6 +262,16 @@ def _activated(tracer: Tracer | None) -> Iterator[None]:
         yield
     finally:
         _ACTIVE.tracer = before
+
+
+def _run(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    try:
+        return fn(*args, **kwargs)
+    except TypeError as error:
+        told = unknown.as_number(error)
+        if told is None:
+            raise
+        raise told.with_traceback(error.__traceback__) from error
 
 
 def _recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
