@@ -22,6 +22,7 @@ from torch.distributions import (
     Normal,
     SigmoidTransform,
     TransformedDistribution,
+    Uniform,
     constraints,
     kl_divergence,
 )
@@ -460,6 +461,23 @@ def test_transformed(estimator: str) -> None:
 
     theta = vector(0.4, 0.9)
     exact = gradient(lambda p: expect(Normal(p[0], p[1]), lambda z: torch.cos(3 * torch.sigmoid(z))), theta)
+    check(gradient_draws(propc.compile(program, estimator=estimator), theta), exact)
+
+
+@pytest.mark.parametrize("estimator", ["lr", "tp"])
+def test_a_draw_shifted_and_scaled_in_place_of_its_law(estimator: str) -> None:
+    """What is to be done where a support moves. Its score alone would be a biased twin, with mean zero."""
+
+    def program(theta: Tensor, batch: int) -> Tensor:
+        p = theta.expand(batch, -1)
+        u = p[..., 0] + p[..., 1] * sample(Uniform(torch.zeros(batch), torch.ones(batch)), "u")
+        return torch.cos(sample(Normal(u, 0.5), "x"))
+
+    def expectation(p: Tensor) -> Tensor:
+        return torch.exp(torch.tensor(-0.125)) * (torch.sin(p[0] + p[1]) - torch.sin(p[0])) / p[1]
+
+    theta = vector(0.4, 0.9)
+    exact = gradient(expectation, theta)
     check(gradient_draws(propc.compile(program, estimator=estimator), theta), exact)
 
 
