@@ -13,6 +13,7 @@ from propc.estimators.base import at_site
 from propc.graph import PropagationGraph
 from propc.ir import LOG_MEAN_EXP, Cost, Resample, Site
 from propc.passes.base import Pass, register
+from propc.passes.fixed_support import refuse_moving_support
 from propc.patterns import matches, same_for_all
 from propc.propagators import InverseVariance, Plain, SitePropagator
 
@@ -36,7 +37,9 @@ class AssignPropagators(Pass):
         if not chosen:
             return graph.with_nodes(*_only_values(graph, self.estimator, views))
         sites = [self._assigned(graph, site, views[site.name], chosen.get(site.name)) for site in graph.sites]
-        return graph.with_nodes(*_with_donors(sites))
+        assigned = graph.with_nodes(*_with_donors(sites))
+        refuse_moving_support(assigned)
+        return assigned
 
     def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView, choice: Estimator | None) -> Site:
         if choice is None:

@@ -705,7 +705,7 @@ def test_a_gradient_into_what_is_no_cost() -> None:
     assert theta.grad is not None
 
 
-@pytest.mark.parametrize("estimator", ["rp", "lr"])
+@pytest.mark.parametrize("estimator", ["rp", "infer"])
 def test_bounds_that_are_parameters_are_checked(estimator: str) -> None:
     """low < high of a Uniform, at every call."""
     from torch.distributions import Uniform

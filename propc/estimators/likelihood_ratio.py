@@ -20,8 +20,8 @@ class LikelihoodRatio(Estimator):
 
     Approximates: ∇_φ E_{x~p(x;φ)} f(x)
     With:         (f(x) − b) ∇_φ log p(x; φ), log p summed over everything but the batch
-    Requires:     log p differentiable in φ; costs of shape [batch]. f need not be smooth,
-                  nor known (`propc.opaque`).
+    Requires:     log p differentiable in φ, on a support that does not move with φ; costs of shape
+                  [batch]. f need not be smooth, nor known (`propc.opaque`).
     Message:      cost minus baseline, [batch] → cotangent on φ
     Unbiased:     yes, if the baseline does not see its own sample
     Reference:    Williams (1992), doi:10.1007/BF00992696; Kool et al. (2019) for the baseline
