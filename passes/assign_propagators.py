@@ -28,6 +28,7 @@ class AssignPropagators(Pass):
     """
 
     name: ClassVar[str] = "assign-propagators"
+    needed: ClassVar[bool] = True
     estimator: Any = "infer"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:

@@ -16,7 +16,9 @@ from propc.passes import (
     Fuse,
     IntroducePlates,
     MergePlates,
+    PassChoice,
     Pipeline,
+    PipelineChange,
     PrepareEstimators,
     Prune,
     ReducePlates,
@@ -34,16 +36,15 @@ class Options:
     """What `propc.compile` was told."""
 
     estimator: Any = "infer"
-    passes: Iterable[Any] = ()
+    passes: Iterable[PassChoice | PipelineChange] = ()
     backend: str = "eager"
     validate: bool = True
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.passes, str):
-            raise PropcTypeError(
-                message(f"passes= takes a list of passes; got {self.passes!r}", f"Write passes=[{self.passes!r}].")
-            )
+        if isinstance(self.passes, str) or not isinstance(self.passes, Iterable):
+            given = getattr(self.passes, "__name__", repr(self.passes))
+            raise PropcTypeError(message(f"passes= takes a list of passes; got {given}", f"Write passes=[{given}]."))
         object.__setattr__(self, "passes", tuple(self.passes))
         if self.backend not in BACKENDS:
             raise PropcValueError(message(f"unknown backend {self.backend!r}", nearest(str(self.backend), BACKENDS)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import inspect
 import io
 import pickle
 import weakref
@@ -154,6 +155,13 @@ def test_methods_belong_to_their_object() -> None:
     assert Agent.free(leaf()).shape == (B,)
     assert Agent.loss(one, x).mean() > 0.9
     assert propc.compile(one.loss, estimator="lr")(x).shape == (B,)
+
+
+def test_a_compiled_method_looks_like_one() -> None:
+    method = Agent(1.0).loss
+    assert str(inspect.signature(method)) == "(x: 'Tensor') -> 'Tensor'"
+    assert (method.__name__, method.__doc__) == ("loss", Agent.loss.__doc__)
+    assert repr(method).startswith("<<propc.compile(loss, estimator='rp')> of <")
 
 
 def test_a_compiled_method_keeps_no_object_alive() -> None:

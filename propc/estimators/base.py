@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -102,6 +102,13 @@ class Given(Estimator):
 
     def propagator(self, site: SiteView) -> tuple[Propagator, str]:
         return at_site(self.rule, site), "asked for"
+
+
+SiteChoice = str | Estimator | type[Estimator] | Propagator
+"""What a user can give for one site: a name, an estimator or its class, a propagator."""
+
+EstimatorChoice = SiteChoice | Mapping[str, SiteChoice] | Callable[[SiteView], SiteChoice]
+"""What ``estimator=`` takes: one for all sites, one for each pattern of site names, or a function of the site."""
 
 
 def at_site(rule: Propagator, site: SiteView) -> SitePropagator:
