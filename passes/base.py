@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeGuard, TypeVar
 
+from propc.configure import printed
 from propc.errors import PropcTypeError, PropcValueError, message, nearest
 from propc.graph import PropagationGraph
 
@@ -19,7 +20,7 @@ class Pass(ABC):
     Subclass it as a frozen dataclass; options are fields with defaults.
 
     Attributes:
-        name: printed name.
+        name: printed name; by default the registered one, or that of the class.
         after: name of the pass behind which a user's pass runs in the default pipeline.
         needed: whether later passes or the runtime rely on what it sets; then it can be replaced, and not left out.
     """
@@ -27,6 +28,11 @@ class Pass(ABC):
     name: ClassVar[str] = "pass"
     after: ClassVar[str] = "find-influence"
     needed: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = printed(cls)
 
     @abstractmethod
     def apply(self, graph: PropagationGraph) -> PropagationGraph:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from propc.baselines import NoBaseline
-from propc.configure import Configurable
+from propc.configure import Configurable, printed
 from propc.distributions import DistributionSpec
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
 from propc.ir import Source, TensorType
@@ -63,15 +64,21 @@ class SiteView:
 class Estimator(Configurable, ABC):
     """How gradients pass a site: the user's choice. Options are dataclass fields.
 
-    An estimator turns into a `SitePropagator` at each site; it refuses, with the site's name,
+    An estimator turns into a propagator at each site; it refuses, with the site's name,
     where its mathematics does not hold.
 
     Attributes:
+        name: printed name; by default the registered one, or that of the class.
         keeps_name: print its own name also where its rule has that of another estimator.
     """
 
     name: ClassVar[str] = "estimator"
     keeps_name: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = printed(cls)
 
     @abstractmethod
     def propagator(self, site: SiteView) -> tuple[Propagator, str]:
@@ -104,10 +111,10 @@ class Given(Estimator):
         return at_site(self.rule, site), "asked for"
 
 
-SiteChoice = str | Estimator | type[Estimator] | Propagator
-"""What a user can give for one site: a name, an estimator or its class, a propagator."""
+SiteChoice = str | Estimator | Propagator | type[Estimator] | type[Propagator]
+"""What a user can give for one site: a name, an estimator or a propagator, the class of one."""
 
-EstimatorChoice = SiteChoice | Mapping[str, SiteChoice] | Callable[[SiteView], SiteChoice]
+EstimatorChoice = SiteChoice | Mapping[str, SiteChoice] | Callable[[SiteView], SiteChoice | None]
 """What ``estimator=`` takes: one for all sites, one for each pattern of site names, or a function of the site."""
 
 
@@ -120,6 +127,26 @@ def at_site(rule: Propagator, site: SiteView) -> SitePropagator:
 
 E = TypeVar("E", bound=type[Estimator])
 _TABLE: dict[str, Callable[..., Estimator]] = {}
+_ELSEWHERE = {  # names that other libraries and papers use
+    "reinforce": "lr",
+    "score": "lr",
+    "scorefunction": "lr",
+    "likelihoodratio": "lr",
+    "pathwise": "rp",
+    "reparam": "rp",
+    "reparameterization": "rp",
+    "reparametrization": "rp",
+    "rsample": "rp",
+    "totalpropagation": "tp",
+    "straightthrough": "st",
+    "gumbel": "gumbel_softmax",
+    "concrete": "gumbel_softmax",
+    "marginalize": "enumerate",
+    "exact": "enumerate",
+    "measurevalued": "mvd",
+    "leg": "local",
+    "auto": "infer",
+}
 
 
 def register_estimator(name: str) -> Callable[[E], E]:
@@ -134,6 +161,8 @@ def register_estimator(name: str) -> Callable[[E], E]:
         if known is not None and getattr(known, "__qualname__", "") != cls.__qualname__:
             raise PropcValueError(message(f"the estimator name {name!r} is taken", "Choose another."))
         _TABLE[name] = cls
+        if cls.name == printed(cls):
+            cls.name = name
         return cls
 
     return register
@@ -151,7 +180,9 @@ def estimator(name: str, **options: Any) -> Estimator:
         PropcValueError: unknown name, option or value; the message lists the known ones and the nearest.
     """
     if name not in _TABLE:
-        raise PropcValueError(message(f"unknown estimator {name!r}", nearest(str(name), _TABLE)))
+        plain = re.sub(r"[^a-z]", "", str(name).lower())
+        hint = f"That is {_ELSEWHERE[plain]!r} here. " if plain in _ELSEWHERE else ""
+        raise PropcValueError(message(f"unknown estimator {name!r}", hint or nearest(str(name), _TABLE)))
     make = _TABLE[name]
     known = [f.name for f in fields(make)] if isinstance(make, type) else []
     for option in options:
@@ -172,8 +203,8 @@ def resolve(choice: Any) -> Estimator:
         return Given(choice)
     if isinstance(choice, str):
         return Given(find(choice)) if choice not in _TABLE and choice in known_propagators() else estimator(choice)
-    if isinstance(choice, type) and issubclass(choice, Estimator):
-        return choice()
+    if isinstance(choice, type) and issubclass(choice, (Estimator, Propagator)):
+        return resolve(choice())
     raise PropcTypeError(
         message(
             f"an estimator is a name, an Estimator, a mapping or a function of the site; got {choice!r}",
