@@ -192,6 +192,12 @@ def test_what_is_missing_is_missing() -> None:
     assert not there, f"the README says that there is no {', '.join(there)}"
 
 
+@pytest.mark.parametrize("module", [propc, propc.estimators, propc.passes, propc.propagators])
+def test_every_public_name_is_in_the_reference(module: types.ModuleType) -> None:
+    words = set(re.findall(r"\w+", prose(ROOT / "docs" / "reference.md")))
+    assert [name for name in module.__all__ if name not in words] == []
+
+
 def test_every_estimator_is_documented() -> None:
     """In the README's table, under a heading of its own, and no more than there are."""
     known = {name for name in propc.estimators.known_estimators() if is_builtin(name)}
