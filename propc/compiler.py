@@ -7,10 +7,12 @@ import functools
 import importlib
 import inspect
 import operator
+import sys
 import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -18,10 +20,11 @@ from typing import Any, TypeVar
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from propc import passes
 from propc.cut import cut
-from propc.errors import PropcTypeError, PropcWarning, ScanError, StepError, message
+from propc.errors import PropcTypeError, PropcWarning, ScanError, StepError, TraceError, message
 from propc.graph import PropagationGraph
 from propc.ir import Scan, Source
 from propc.laps import Laps, Seconds
@@ -126,6 +129,8 @@ class Compiler:
         self.probe: Probe | None = None
 
     def __call__(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():  # inside a function under torch.compile, which goes on behind the call
+            return _apart_from_dynamo(self, owner, args, kwargs)
         call = self.take_apart(owner, args, kwargs)
         compiled, held = self._find(call)
         return compiled.program.assemble(compiled.executable.run(call.tensors, held))
@@ -245,6 +250,14 @@ class Compiler:
             self.cache.popitem(last=False)
 
     def _compile(self, call: Call) -> Compiled:
+        if any(map(torch._C._functorch.is_batchedtensor, call.tensors)):
+            raise TraceError(
+                message(
+                    f"{self.name}() is called under torch.vmap",
+                    "Give it the elements as rows of the batch, or draw several samples: estimator=propc.estimator("
+                    "'lr', samples=10).",
+                )
+            )
         self._count()
         with without_collection():
             laps, program, graph = _with_room(lambda room: self._passed(call, room))
@@ -276,7 +289,7 @@ class Compiler:
     def _trace(self, call: Call, room: int) -> Program:
         paths = self._paths(call)
         fn = self.fn if call.owner is None else self.fn.__get__(call.owner)
-        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()), _dynamo_asleep():
             around = look_around(self._roots(call, paths), self.attention)
             program = Tracer(around, room).run(
                 fn,
@@ -447,3 +460,16 @@ def _outside() -> int:
     while frame is not None and is_hidden(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
     return level
+
+
+@_disable_dynamo
+def _apart_from_dynamo(compiler: Compiler, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return compiler(owner, args, kwargs)
+
+
+def _dynamo_asleep() -> AbstractContextManager[Any]:
+    """While a program is traced, what torch.compile has made of its parts runs as it was written."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and it takes seconds to import
+        return nullcontext()
+    asleep: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return asleep

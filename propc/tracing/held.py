@@ -241,8 +241,10 @@ class _Walk:
                 # A parameter of another type is found out when it is looked up: the key can do without.
                 if self.detailed or self.pinned or group == "_modules":
                     yield _joined(path, name), child, _member(group, name)
-        self.found.state.extend((own["training"], *own["_forward_hooks"], *own["_forward_pre_hooks"]))
-        self.watch.entries.append((own, "training", own["training"]))
+        if "training" in own:  # not in what torch.compile makes of a module, which has that module's
+            self.found.state.append(own["training"])
+            self.watch.entries.append((own, "training", own["training"]))
+        self.found.state.extend((*own["_forward_hooks"], *own["_forward_pre_hooks"]))
         self.watch.sizes += [(own[hooks], len(own[hooks])) for hooks in ("_forward_hooks", "_forward_pre_hooks")]
         yield from self.attributes(module, path)
 
