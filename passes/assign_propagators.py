@@ -193,7 +193,8 @@ def _without_cost(graph: PropagationGraph, site: Site, rule: SitePropagator) -> 
                 + ", ".join(map(str, kinds)),
                 "A cost is floating point: convert the returned one by .float()."
                 if convert
-                else "Sum the returned cost over everything but the batch, or use estimator='rp'.",
+                else "Sum the returned cost over everything but the batch"
+                + (", or use estimator='rp'." if site.spec.has_rsample else "."),
                 at=f"site {site.name!r}",
                 where=site.where,
             )

@@ -151,6 +151,14 @@ def test_files_exist(page: Path) -> None:
             assert (ROOT / name).exists() or (page.parent / name).exists(), f"{by_name(page)}: {name}"
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=by_name)
+def test_files_in_commands_exist(page: Path) -> None:
+    """Also `make test ARGS="tests/test_api.py"`, and in what is typed into a shell."""
+    folders = r"\b(?:tests|docs|examples|benchmarks|propc|passes|runtime)/[\w/]*\.(?:py|md)\b"
+    for name in re.findall(folders, page.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), f"{by_name(page)}: {name}"
+
+
 def resolves(name: str) -> bool:
     """Whether `propc.a.b` can be imported and read."""
     parts = name.split(".")
