@@ -45,6 +45,7 @@ class ExpandTargets(Pass):
     """
 
     name: ClassVar[str] = "expand-targets"
+    needed: ClassVar[bool] = True
     few: int = 1
     exact_up_to: int = 64
     sketches: int = 2

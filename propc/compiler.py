@@ -27,8 +27,8 @@ from propc.ir import Scan, Source
 from propc.laps import Laps, Seconds
 from propc.messages import Message
 from propc.options import Options
-from propc.outside import breaks_graph, refuse_transforms, run
-from propc.passes.base import Record, make_pass
+from propc.outside import breaks_graph, dynamo_asleep, refuse_transforms, run
+from propc.passes.base import Record, is_change, make_pass
 from propc.passes.roll_scans import check_steady
 from propc.propagation import Propagation, check_call
 from propc.runtime.backends import EAGER, Report, backend
@@ -289,14 +289,19 @@ class Compiler:
         records = self.options.pipeline().records(first)
         laps.parts((record.name, record.seconds) for record in records)
         graph = records[-1].graph
-        if graph.of(Scan) and any(not isinstance(each, _OWN) for each in map(make_pass, self.options.passes)):
+        if graph.of(Scan) and any(is_change(p) or not isinstance(make_pass(p), _OWN) for p in self.options.passes):
             check_steady(graph, self.options.pipeline().run(self._first(self._trace(call, 2 * ROOMS[-1]))))
         return laps, program, graph
 
     def _trace(self, call: Call, room: int) -> Program:
         paths = self._paths(call)
         fn = self.fn if call.owner is None else self.fn.__get__(call.owner)
-        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()), without_state(call.owner):
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(torch.is_grad_enabled()),
+            without_state(call.owner),
+            dynamo_asleep(),
+        ):
             around = look_around(self._roots(call, paths), self.attention)
             program = Tracer(around, room).run(
                 fn,

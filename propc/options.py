@@ -16,7 +16,9 @@ from propc.passes import (
     Fuse,
     IntroducePlates,
     MergePlates,
+    PassChoice,
     Pipeline,
+    PipelineChange,
     PrepareEstimators,
     Prune,
     ReducePlates,
@@ -34,15 +36,16 @@ class Options:
     """What `propc.compile` was told."""
 
     estimator: Any = "infer"
-    passes: Iterable[Any] = ()
+    passes: Iterable[PassChoice | PipelineChange] = ()
     backend: str = "eager"
     validate: bool = True
     chunk: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.passes, str) or not isinstance(self.passes, Iterable):
-            fix = f"Write passes=[{self.passes!r}]." if self.passes is not None else "Write passes=[] for none."
-            raise PropcTypeError(message(f"passes= takes a list of passes; got {self.passes!r}", fix))
+            given = getattr(self.passes, "__name__", repr(self.passes))
+            fix = f"Write passes=[{given}]." if self.passes is not None else "Write passes=[] for none."
+            raise PropcTypeError(message(f"passes= takes a list of passes; got {given}", fix))
         object.__setattr__(self, "passes", tuple(self.passes))
         if not isinstance(self.validate, bool):
             raise PropcTypeError(message(f"option validate={self.validate!r} must be True or False"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from threading import get_ident
 from typing import Any, TypeVar
 
@@ -37,6 +39,14 @@ def run(call: Callable[..., Any], *args: Any) -> Any:
         _RUNS[me] += 1
 
 
+def dynamo_asleep() -> AbstractContextManager[Any]:
+    """While a program is traced, what `torch.compile` has made of its parts runs as it was written."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and it takes seconds to import
+        return nullcontext()
+    asleep: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return asleep
+
+
 def runs() -> Mapping[int, int]:
     """What `others_ran` compares with."""
     return dict(_RUNS)
@@ -59,6 +69,7 @@ def refuse_transforms(name: str) -> None:
             message(
                 f"compiled function {name!r} is called under a torch.func transform (grad, vmap, jvp, jacrev), which "
                 "cannot see what its estimators do in the reverse pass",
-                "Take its gradient by .backward() or torch.autograd.grad, outside of the transform.",
+                "Take its gradient by .backward() or torch.autograd.grad, outside of the transform; in place of vmap "
+                "give it the elements as rows of the batch, or draw several samples (estimator option samples=).",
             )
         )

@@ -202,7 +202,7 @@ class Messenger:
             own = (*own, "cost")
             routes = self.routes.get(node.name, [])
             for route, (baseline, state) in zip(routes, baselines(node, routes, self.memory.state)):
-                centered = baseline.center(sent["cost"], state)
+                centered = baseline.centered(sent["cost"], state)
                 for token in route.targets:
                     arrived.add(self.slots[token], centered)
         if isinstance(node, Site) and "grad" in sent:

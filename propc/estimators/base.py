@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from propc.baselines import NoBaseline
-from propc.configure import Configurable
+from propc.configure import Configurable, printed
 from propc.distributions import DistributionSpec
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
 from propc.ir import Source, TensorType
@@ -64,15 +65,21 @@ class SiteView:
 class Estimator(Configurable, ABC):
     """How gradients pass a site: the user's choice. Options are dataclass fields.
 
-    An estimator turns into a `SitePropagator` at each site; it refuses, with the site's name,
+    An estimator turns into a propagator at each site; it refuses, with the site's name,
     where its mathematics does not hold.
 
     Attributes:
+        name: printed name; by default the registered one, or that of the class.
         keeps_name: print its own name also where its rule has that of another estimator.
     """
 
     name: ClassVar[str] = "estimator"
     keeps_name: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = printed(cls)
 
     @abstractmethod
     def propagator(self, site: SiteView) -> tuple[Propagator, str]:
@@ -105,6 +112,13 @@ class Given(Estimator):
         return at_site(self.rule, site), "asked for"
 
 
+SiteChoice = str | Estimator | Propagator | type[Estimator] | type[Propagator]
+"""What a user can give for one site: a name, an estimator or a propagator, the class of one."""
+
+EstimatorChoice = SiteChoice | Mapping[str, SiteChoice] | Callable[[SiteView], SiteChoice | None]
+"""What ``estimator=`` takes: one for all sites, one for each pattern of site names, or a function of the site."""
+
+
 def at_site(rule: Propagator, site: SiteView) -> SitePropagator:
     """A propagator as a site can have it: one written as `forward` and `backward` behind a gate of autograd."""
     if isinstance(rule, SitePropagator):
@@ -114,6 +128,26 @@ def at_site(rule: Propagator, site: SiteView) -> SitePropagator:
 
 E = TypeVar("E", bound=type[Estimator])
 _TABLE: dict[str, Callable[..., Estimator]] = {}
+_ELSEWHERE = {  # names that other libraries and papers use
+    "reinforce": "lr",
+    "score": "lr",
+    "scorefunction": "lr",
+    "likelihoodratio": "lr",
+    "pathwise": "rp",
+    "reparam": "rp",
+    "reparameterization": "rp",
+    "reparametrization": "rp",
+    "rsample": "rp",
+    "totalpropagation": "tp",
+    "straightthrough": "st",
+    "gumbel": "gumbel_softmax",
+    "concrete": "gumbel_softmax",
+    "marginalize": "enumerate",
+    "exact": "enumerate",
+    "measurevalued": "mvd",
+    "leg": "local",
+    "auto": "infer",
+}
 
 
 def register_estimator(name: str) -> Callable[[E], E]:
@@ -128,6 +162,8 @@ def register_estimator(name: str) -> Callable[[E], E]:
     def register(cls: E) -> E:
         check_entry(_TABLE, name, cls, "an estimator", Estimator)
         _TABLE[name] = cls
+        if cls.name == printed(cls):
+            cls.name = name
         return cls
 
     return register
@@ -145,7 +181,9 @@ def estimator(name: str, **options: Any) -> Estimator:
         PropcValueError: unknown name, option or value; the message lists the known ones and the nearest.
     """
     if name not in _TABLE:
-        raise PropcValueError(message(f"unknown estimator {name!r}", nearest(str(name), _TABLE)))
+        plain = re.sub(r"[^a-z]", "", str(name).lower())
+        hint = f"That is {_ELSEWHERE[plain]!r} here. " if plain in _ELSEWHERE else ""
+        raise PropcValueError(message(f"unknown estimator {name!r}", hint or nearest(str(name), _TABLE)))
     make = _TABLE[name]
     known = [f.name for f in fields(make)] if isinstance(make, type) else []
     for option in options:
@@ -166,8 +204,8 @@ def resolve(choice: Any) -> Estimator:
         return Given(choice)
     if isinstance(choice, str):
         return Given(find(choice)) if choice not in _TABLE and choice in known_propagators() else estimator(choice)
-    if isinstance(choice, type) and issubclass(choice, Estimator):
-        return choice()
+    if isinstance(choice, type) and issubclass(choice, (Estimator, Propagator)):
+        return resolve(choice())
     raise PropcTypeError(
         message(
             f"an estimator is a name or an Estimator; got {choice!r}",
