@@ -618,7 +618,5 @@ def test_parts_under_torch_compile() -> None:
 
 
 def test_under_vmap() -> None:
-    with pytest.raises(
-        propc.PropcTypeError, match=r"'plain' is called under a .*give it the elements as rows"
-    ):
+    with pytest.raises(propc.PropcTypeError, match=r"'plain' is called under a .*give it the elements as rows"):
         torch.vmap(propc.compile(plain), randomness="different")(torch.ones(3))
