@@ -26,7 +26,7 @@ class Combine(Estimator):
                   per-sample gradients; the combination is what propagates further back
     Requires:     what its parts require; a draw and costs with a batch dimension
     Unbiased:     if its parts are and k does not depend on the samples it weighs: exactly for
-                  ``weights="past"``, nearly for ``"crossfit"`` (see `TotalPropagation`),
+                  ``weights="past"`` from the second call on, nearly for ``"crossfit"`` (see `TotalPropagation`),
                   not for ``"same"``
     Reference:    Parmas et al. (2018), "PIPPS"; Graybill & Deal (1959), doi:10.2307/2527652
 

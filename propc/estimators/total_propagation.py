@@ -22,7 +22,8 @@ class TotalPropagation(Estimator):
     Requires:     what `rp` and `lr` require; four samples or more for weights from the batch
                   (with fewer, k = ½)
     Message:      cotangent on x and cost minus baseline → cotangent on φ
-    Unbiased:     for weights="past" exactly: k is independent of the samples. For "crossfit" exactly
+    Unbiased:     for weights="past" exactly, from the second call on: k is independent of the samples; at the
+                  first call to order 1/B. For "crossfit" exactly
                   at a single site: k of each group of rows, and its baseline, come from one group
                   alone; along a chain the groups couple weakly through the k of later sites. Not for
                   "same" at small batches, where k correlates with what it weighs. Chaotic RNN,
@@ -37,7 +38,7 @@ class TotalPropagation(Estimator):
             extra derivative.
         per_coordinate: one k for each coordinate of φ instead of one for the site.
         weights: ``"crossfit"`` (default), ``"past"`` (moving moments of earlier batches; the
-            first call is crossfit) or ``"same"``.
+            first call takes those of crossfit) or ``"same"``.
         folds: into how many groups of rows ``"crossfit"`` takes the batch apart; each takes k from the
             next. With more of them the weights depend less on what they weigh along a chain, and are
             noisier, as each comes from fewer rows.
