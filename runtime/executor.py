@@ -17,6 +17,7 @@ from torch import Tensor
 
 from propc.graph import PropagationGraph
 from propc.ir import Node
+from propc.passes.repeatable import beside_writes
 from propc.runtime import checks
 from propc.runtime.backends.base import Backend, Report, Violated
 from propc.runtime.blocks import last_reads
@@ -131,7 +132,9 @@ class Executable:
         with recording.running():
             values = self._forward(inputs, held, self.straight)
         with checking(self.graph), recording.repeating(recording.tensors):
-            apart = Line(self.graph, [(node, _forgetting(call)) for node, call in self.plan], [()] * len(self.plan))
+            written = beside_writes(self.graph)
+            plan = [(node, _forgetting(call, node.name in written)) for node, call in self.plan]
+            apart = Line(self.graph, plan, [()] * len(plan))
             every = self._forward([fresh(value) for value in inputs], [fresh(value) for value in held], apart)
         return values, every
 
@@ -169,13 +172,15 @@ class Executable:
             return self._forward(inputs, held, self.keeping)
 
 
-def _forgetting(call: Call) -> Call:
-    """The same without the history of what it gives."""
+def _forgetting(call: Call, written: bool) -> Call:
+    """The same without the history of what it gives; `written` says that this may be written into."""
+    again = fresh if written else _bare
 
     def function(*values: Any) -> list[Any]:
-        return [
-            value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
-            for value in call.function(*values)
-        ]
+        return [again(value) if isinstance(value, Tensor) else value for value in call.function(*values)]
 
     return replace(call, function=function)
+
+
+def _bare(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)

@@ -22,6 +22,7 @@ from torch.autograd import Function
 from propc.configure import Configurable, one_of
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message
 from propc.runtime.norms import variance
+from propc.runtime.once import once
 from propc.runtime.shares import mix_two, quick_variances
 from propc.runtime.traced import mix_traced, traced
 
@@ -97,22 +98,36 @@ class Weighting(Configurable):
 class PastVariances(nn.Module):
     """Moving variances of the parts' cotangents, a tensor for each φ or one for all; empty at first."""
 
-    def swap(self, now: Sequence[Tensor], decay: float) -> list[Tensor] | None:
-        """What earlier batches gave, None at first; the variances of this batch join them."""
-        names = [f"variance{i}" for i in range(len(now))]
-        past = [getattr(self, name, None) for name in names]
-        found = [p.to(v) for p, v in zip(past, now) if p is not None and p.shape == v.shape]
-        known = found if len(found) == len(now) else None
-        for i, (name, value) in enumerate(zip(names, now)):
+    def known(self) -> list[Tensor]:
+        """What earlier batches gave; nothing at first."""
+        return [variance for variance in self._buffers.values() if variance is not None]
+
+    def join(self, now: Sequence[Tensor], decay: float) -> None:
+        """The variances of this batch join those of earlier ones."""
+        known = fitting(self.known(), now)
+        for i, value in enumerate(now):
             limit = torch.finfo(value.dtype).max
             finite = value.nan_to_num(limit, limit).clamp(0.0, limit)
-            moved = finite if known is None else torch.lerp(finite, known[i], decay)
-            self.register_buffer(name, moved)
-        return known
+            self.register_buffer(f"variance{i}", finite if known is None else torch.lerp(finite, known[i], decay))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for key in [k for k in state_dict if k.startswith(prefix)]:
             self.register_buffer(key[len(prefix) :], state_dict[key].clone())
+
+
+def fitting(past: Sequence[Tensor], now: Sequence[Tensor]) -> list[Tensor] | None:
+    """Variances of earlier batches, if they are of what this batch has variances of."""
+    same = len(past) == len(now) and all(p.shape == v.shape for p, v in zip(past, now))
+    return [p.to(v) for p, v in zip(past, now)] if same else None
+
+
+def remembered(site: SiteContext) -> Sequence[Tensor]:
+    """What a site knows of earlier batches, read in the forward pass.
+
+    So each reverse pass through the same draws has the same weights, none of which has seen them.
+    """
+    state = site.state
+    return once(state.known, draws=False) if isinstance(state, PastVariances) else ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,7 @@ def mix(
     site: SiteContext,
     grads: Sequence[tuple[Tensor, ...]],
     target: Target | None = None,
+    past: Sequence[Tensor] = (),
     memo: Any = None,
 ) -> list[Tensor]:
     """Combine the parts' cotangents.
@@ -148,6 +164,7 @@ def mix(
     Args:
         grads: for each φ the cotangents of the parts, each [batch, ...].
         target: where the variances are taken; None is here.
+        past: what `remembered` gave in the forward pass.
         memo: what stays from a rehearsal of the reverse pass to the pass itself, and takes attributes.
 
     Returns:
@@ -170,7 +187,7 @@ def mix(
         weights = site.weights.get(rule.donor) if rule.donor is not None else None
         seen = weights is None and how.target is None and not _too_few(how, grads[0][0].shape[0])
         if weights is None:
-            weights = _weights(how, site, _measure(rule, [torch.stack(parts) for parts in grads], target))
+            weights = _weights(how, site, _measure(rule, [torch.stack(parts) for parts in grads], target), past)
             if how.k_interval > 1:
                 site.weights[site.name] = weights
     return [_combine(weights[min(i, len(weights) - 1)], parts, seen) for i, parts in enumerate(grads)]
@@ -245,13 +262,13 @@ class Measure:
     take: Callable[[int], list[Tensor]]
 
 
-def _weights(how: Weighting, site: SiteContext, measure: Measure) -> list[Tensor]:
+def _weights(how: Weighting, site: SiteContext, measure: Measure, past: Sequence[Tensor]) -> list[Tensor]:
     """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each φ."""
     parts, batch = measure.grads[0].shape[:2]
     if _too_few(how, batch):
         return [measure.grads[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
     now = measure.take(how.groups)
-    known = _with_past(how, site, now, measure) if how.weights == "past" else now
+    known = _with_past(how, site, now, measure, past) if how.weights == "past" else now
     return [_inverse(v, n) for v, n in zip(known, now)]
 
 
@@ -317,12 +334,15 @@ def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Te
     return None if found is None else found.transpose(1, 2)
 
 
-def _with_past(how: Weighting, site: SiteContext, now: list[Tensor], measure: Measure) -> list[Tensor]:
+def _with_past(
+    how: Weighting, site: SiteContext, now: list[Tensor], measure: Measure, past: Sequence[Tensor]
+) -> list[Tensor]:
     """Variances of the earlier batches; at the first call, which has none, those of crossfit."""
     assert isinstance(site.state, PastVariances)
-    past = site.state.swap(now, how.decay)
-    if past is not None:
-        return past
+    site.state.join(now, how.decay)
+    known = fitting(past, now)
+    if known is not None:
+        return known
     if measure.grads[0].shape[1] < 4:
         return [torch.ones_like(v) for v in now]
     return measure.take(2)
@@ -341,6 +361,7 @@ class Mix(Function):
     ) -> tuple[Tensor, ...]:
         phi, at_target = tensors[: len(live)], tensors[len(live) :]
         ctx.rule, ctx.site, ctx.live, ctx.given = rule, site, live, len(at_target)
+        ctx.past = remembered(site)
         ctx.save_for_backward(*at_target)
         return tuple(p.view_as(p) for _ in rule.parts for p in phi if p is not None)
 
@@ -356,5 +377,5 @@ class Mix(Function):
             )
         count = len(ctx.live)
         target = at_target(ctx.rule, ctx.live, ctx.saved_tensors)
-        mixed = mix(ctx.rule, ctx.site, [grads[j::count] for j in range(count)], target, ctx)
+        mixed = mix(ctx.rule, ctx.site, [grads[j::count] for j in range(count)], target, ctx.past, ctx)
         return (None, None, None, *mixed, *([None] * ctx.given))

@@ -26,8 +26,8 @@ class Combine(Estimator):
                   per-sample gradients; the combination is what propagates further back
     Requires:     what its parts require; a draw and costs with a batch dimension
     Unbiased:     if its parts are and k does not depend on the samples it weighs: exactly for
-                  ``weights="past"`` and ``"rehearsed"``, nearly for ``"crossfit"`` (see
-                  `TotalPropagation`), not for ``"same"``
+                  ``weights="rehearsed"``, and ``"past"`` from the second call on; nearly for
+                  ``"crossfit"`` (see `TotalPropagation`), not for ``"same"``
     Reference:    Parmas et al. (2018), "PIPPS"; Graybill & Deal (1959), doi:10.2307/2527652
 
     Args:

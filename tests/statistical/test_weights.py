@@ -25,7 +25,7 @@ def batches_of_four(weights: str, per_coordinate: bool) -> Tensor:
         return propc.sample(Normal(theta.expand(batch, -1)[..., 0], 0.5), "x").square()
 
     estimator = propc.estimator("tp", weights=weights, per_coordinate=per_coordinate)
-    return gradient_draws(propc.compile(program, estimator=estimator), vector(0.7), rows=4, calls=4000, warmup=2)
+    return gradient_draws(propc.compile(program, estimator=estimator), vector(0.7), rows=4, calls=4000, warmup=1)
 
 
 @pytest.mark.parametrize("weights", UNBIASED)
