@@ -313,8 +313,8 @@ def compile(
 
     Args:
         fn_or_module: what to compile; without it, a decorator.
-        estimator: a name (``"infer"``, ``"rp"``, ``"lr"``, ``"tp"``), an estimator object
-            (`propc.estimator`), a mapping from site-name patterns to either, or a function of the
+        estimator: a name (`propc.estimators.known_estimators`: ``"infer"``, ``"rp"``, ``"lr"``, ``"tp"``, …), an
+            estimator object (`propc.estimator`), a mapping from site-name patterns to either, or a function of the
             site (a `propc.estimators.SiteView`) that gives one.
         passes: further compiler passes: names, `Pass` classes or objects; or functions that change the pipeline, such
             as ``lambda pipeline: pipeline.without("split-costs")``.

@@ -156,6 +156,10 @@ class MovingAverage(Baseline):
 
     decay: float = 0.95
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.decay, (int, float)) or not 0 <= self.decay < 1:
+            raise PropcValueError(message(f"option decay={self.decay!r} must be a number from 0 to below 1"))
+
     def state(self) -> nn.Module:
         return RunningMean(self.decay)
 

@@ -573,7 +573,7 @@ def test_moving_averages_of_two_paces_keep_apart() -> None:
     assert weights == pytest.approx([0.1, 0.5])
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch, about itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which Dynamo looks at
 def test_inside_torch_compile() -> None:
     """Dynamo does not look inside: the program runs as it is, and what is around it is compiled."""
     compiled, model = propc.compile(plain, estimator="lr"), CompiledModel()
@@ -595,7 +595,7 @@ def test_inside_torch_compile() -> None:
     assert 0 < sum(len(graph.graph.nodes) for graph in frames) < 40
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch, about itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which Dynamo looks at
 def test_parts_under_torch_compile() -> None:
     """They are traced as they were written."""
     layer = nn.Linear(2, 2)

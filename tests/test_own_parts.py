@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Exponential, Normal, Poisson
 
 import propc
 from propc.estimators import SiteView
@@ -141,3 +141,27 @@ def test_a_baseline_of_another_shape(baseline: type[Baseline], got: str) -> None
 def test_names_of_other_libraries(name: str, here: str) -> None:
     with pytest.raises(propc.PropcValueError, match=f"unknown estimator '{name}'. That is '{here}' here"):
         propc.estimator(name)
+
+
+def test_options_that_cannot_be() -> None:
+    for make in (
+        lambda: propc.estimator("tp", decay=1.0),
+        lambda: propc.estimators.MovingAverage(decay=2.0),
+    ):
+        with pytest.raises(propc.PropcValueError, match=r"decay=.* must be a number from 0 to below 1"):
+            make()
+    with pytest.raises(propc.PropcValueError, match="two estimators or more; got 'rp'"):
+        propc.estimator("combine", estimators="rp")
+
+
+def test_advice_fits_the_site() -> None:
+    """No `rp` where there is no `rsample`."""
+
+    def two(theta: Tensor, law: Any) -> Tensor:
+        return propc.sample(law(theta.exp().expand(B)), "x")
+
+    for law, advice in ((Poisson, "use 'lr' here"), (Exponential, "use 'lr' or 'rp' here")):
+        with pytest.raises(propc.EstimatorError, match=advice):
+            propc.compile(two, estimator="enumerate")(theta(), law)
+    with pytest.raises(propc.PropcValueError, match=r"everything but the batch\.(\n|$)"):
+        propc.compile(lambda t: propc.sample(Poisson(t.exp().expand(B, 2)), "x"), estimator="lr")(theta())

@@ -56,6 +56,11 @@ class SiteView:
         """Whether the site has a draw for each sample of the batch."""
         return self.batch is not None and self.spec.rows() == self.batch
 
+    @property
+    def elsewhere(self) -> str:
+        """Which estimators an error may advise here, where its own cannot work."""
+        return "'lr' or 'rp'" if self.spec.has_rsample else "'lr'"
+
     def error(self, finding: str, fix: str) -> EstimatorError:
         """An error at this site."""
         return EstimatorError(message(finding, fix, at=f"site {self.name!r}", where=self.where))

@@ -70,6 +70,7 @@ class LeaveOneOutRatio(LikelihoodRatio):
     Approximates: ∇_φ E_{x~p(x;φ)} f(x)
     With:         1/(K−1) Σ_k (f(x_k) − f̄) ∇_φ log p(x_k; φ)
     Requires:     what `lr` requires; K ≥ 2
+    Message:      cost minus baseline, [samples, batch]
     Unbiased:     yes
     Reference:    Kool, van Hoof & Welling (2019), "Buy 4 REINFORCE samples, get a baseline for free!"
 
