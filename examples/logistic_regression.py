@@ -105,9 +105,9 @@ def plot(runs: dict[str, Row], checkpoints: list[int], path: Path) -> None:
         elbo.plot(run["elbo"], label=name, linewidth=1)
         score.plot(run["test_accuracy"], label=name, linewidth=1)
         variance.plot(checkpoints, run["variance"], "o-", label=name)
-    elbo.set(title="ELBO", ylim=(-250, -40))
-    score.set(title="test accuracy", ylim=(0.85, 1.0))
-    variance.set(title="gradient variance at the parameters of rp", yscale="log")
+    elbo.set(title="ELBO", ylabel="nats", ylim=(-250, -40))
+    score.set(title="accuracy on held-out data", ylabel="share", ylim=(0.85, 1.0))
+    variance.set(title="gradient variance at the parameters of rp", ylabel="summed over coordinates", yscale="log")
     for axes in (elbo, score, variance):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

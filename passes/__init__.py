@@ -2,7 +2,7 @@
 
 from propc.passes.assign_propagators import AssignPropagators
 from propc.passes.attach import Attach
-from propc.passes.base import Pass, Pipeline, known_passes, register
+from propc.passes.base import Pass, PassChoice, Pipeline, PipelineChange, known_passes, register
 from propc.passes.checkpoint import Checkpoint
 from propc.passes.chunk_batch import ChunkBatch
 from propc.passes.deduplicate_stages import DeduplicateStages
@@ -39,7 +39,9 @@ __all__ = [
     "IntroducePlates",
     "MergePlates",
     "Pass",
+    "PassChoice",
     "Pipeline",
+    "PipelineChange",
     "PrepareEstimators",
     "Prune",
     "ReducePlates",

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from propc.errors import PropcError, PropcValueError, PropcWarning, message, nearest
+from propc.errors import PropcError, PropcTypeError, PropcValueError, PropcWarning, message, nearest
 from propc.estimators import Estimator, SiteView, known_estimators, resolve
 from propc.estimators.base import at_site
 from propc.graph import PropagationGraph
 from propc.ir import LOG_MEAN_EXP, Cost, Resample, Site
 from propc.passes.base import Pass, register
+from propc.passes.fixed_support import refuse_moving_support
 from propc.patterns import matches, same_for_all
-from propc.propagators import InverseVariance, Plain, SitePropagator
+from propc.propagators import InverseVariance, Plain, Propagator, SitePropagator
 
 
 @register("assign-propagators")
@@ -28,6 +29,7 @@ class AssignPropagators(Pass):
     """
 
     name: ClassVar[str] = "assign-propagators"
+    needed: ClassVar[bool] = True
     estimator: Any = "infer"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
@@ -36,14 +38,16 @@ class AssignPropagators(Pass):
         if not chosen:
             return graph.with_nodes(*_only_values(graph, self.estimator, views))
         sites = [self._assigned(graph, site, views[site.name], chosen.get(site.name)) for site in graph.sites]
-        return graph.with_nodes(*_with_donors(sites))
+        assigned = graph.with_nodes(*_with_donors(sites))
+        refuse_moving_support(assigned)
+        return assigned
 
     def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView, choice: Estimator | None) -> Site:
         if choice is None:
             return self._plain(site, view)
         if not view.costs:  # then nothing is known of the batch, and `_without_cost` says what is wrong
             view = replace(view, batch=view.spec.rows())
-        given, reason = choice.propagator(view)
+        given, reason = _ruled(choice, view)
         rule = at_site(given, view)
         if not view.costs and rule.per_sample:
             return _without_cost(graph, site, rule)
@@ -100,6 +104,21 @@ def _choice(estimator: Any, site: Site, view: SiteView | None) -> Estimator:
         return resolve("infer" if choice is None else choice)
     except PropcError as error:
         raise type(error)(message(str(error).rstrip("."), at=f"site {site.name!r}", where=site.where)) from None
+
+
+def _ruled(choice: Estimator, view: SiteView) -> tuple[Propagator, str]:
+    """What an estimator chooses, and why."""
+    made = choice.propagator(view)
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Propagator):
+        return made
+    raise PropcTypeError(
+        message(
+            f"{type(choice).__name__}.propagator returned {made!r:.80}",
+            "Return a propagator and the reason, such as (Pathwise(), 'asked for').",
+            at=f"site {view.name!r}",
+            where=view.where,
+        )
+    )
 
 
 def _chosen(function: Any, view: SiteView | None) -> Any:
@@ -177,7 +196,8 @@ def _without_cost(graph: PropagationGraph, site: Site, rule: SitePropagator) -> 
                 + ", ".join(map(str, kinds)),
                 "A cost is floating point: convert the returned one by .float()."
                 if convert
-                else "Sum the returned cost over everything but the batch, or use estimator='rp'.",
+                else "Sum the returned cost over everything but the batch"
+                + (", or use estimator='rp'." if site.spec.has_rsample else "."),
                 at=f"site {site.name!r}",
                 where=site.where,
             )

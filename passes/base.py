@@ -7,10 +7,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
+from propc.configure import printed
 from propc.errors import PropcTypeError, PropcValueError, message, nearest
 from propc.graph import PropagationGraph
+from propc.registering import check_entry, check_name
 
 
 class Pass(ABC):
@@ -19,12 +21,19 @@ class Pass(ABC):
     Subclass it as a frozen dataclass; options are fields with defaults.
 
     Attributes:
-        name: printed name.
+        name: printed name; by default the registered one, or that of the class.
         after: name of the pass behind which a user's pass runs in the default pipeline.
+        needed: whether later passes or the runtime rely on what it sets; then it can be replaced, and not left out.
     """
 
     name: ClassVar[str] = "pass"
     after: ClassVar[str] = "find-influence"
+    needed: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = printed(cls)
 
     @abstractmethod
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
@@ -42,13 +51,13 @@ def register(name: str) -> Callable[[P], P]:
     """Class decorator: make a pass known by `name` in ``compile(passes=[...])``.
 
     Raises:
+        PropcTypeError: a name that is no string; no pass class.
         PropcValueError: the name is taken by another class.
     """
+    check_name(name, "a pass", "propc.passes.register")
 
     def add(cls: P) -> P:
-        known = _TABLE.get(name)
-        if known is not None and known.__qualname__ != cls.__qualname__:
-            raise PropcValueError(message(f"the pass name {name!r} is taken", "Choose another."))
+        check_entry(_TABLE, name, cls, "a pass", Pass)
         _TABLE[name] = cls
         cls.name = name
         return cls
@@ -92,27 +101,72 @@ class Record:
 class Pipeline:
     """Passes in order. Every graph is verified after every pass.
 
+    Its methods give changed copies: ``compile(passes=[lambda p: p.without("split-costs")])``.
+
     With ``PROPC_DEBUG=1`` the text form is printed after each pass, with ``PROPC_DEBUG=2``
     a DOT file is written too.
     """
 
     passes: tuple[Pass, ...] = field(default=())
 
-    def with_passes(self, extra: Iterable[Any]) -> Pipeline:
-        """The pipeline with a user's passes, each behind the pass that its `after` names."""
-        passes = list(self.passes)
-        placed: dict[str, int] = {}
-        for added in map(make_pass, extra):
-            names = [p.name for p in passes]
-            if added.after not in names:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the passes, in order."""
+        return tuple(step.name for step in self.passes)
+
+    def before(self, name: str, *added: PassChoice) -> Pipeline:
+        """With these passes in front of the one of this name."""
+        return self._spliced(self._index(name), added)
+
+    def behind(self, name: str, *added: PassChoice) -> Pipeline:
+        """With these passes behind the one of this name."""
+        return self._spliced(self._index(name) + 1, added)
+
+    def replaced(self, name: str, *by: PassChoice) -> Pipeline:
+        """With these passes in the place of the one of this name."""
+        return self._spliced(self._index(name), by, 1)
+
+    def without(self, *names: str) -> Pipeline:
+        """Without the passes of these names.
+
+        Raises:
+            PropcValueError: there is no such pass, or others rely on it (`Pass.needed`).
+        """
+        gone = {self._index(name) for name in names}
+        for step in (self.passes[index] for index in gone if self.passes[index].needed):
+            finding = f"pass {step.name!r} cannot be left out, as others rely on it"
+            raise PropcValueError(message(finding, f"Put one of yours in its place: replaced({step.name!r}, ...)."))
+        return Pipeline(tuple(step for index, step in enumerate(self.passes) if index not in gone))
+
+    def with_passes(self, extra: Iterable[PassChoice | PipelineChange]) -> Pipeline:
+        """The pipeline with a user's passes, each behind the pass that its `after` names, and a user's changes.
+
+        Raises:
+            PropcValueError: no pass has the name.
+            PropcTypeError: something that is no pass, and no function from a pipeline to another.
+        """
+        made = self
+        placed: dict[str, int] = {}  # how many stand behind a pass, in their order
+        for added in extra:
+            if is_change(added):
+                made, placed = _changed(made, added), {}
+                continue
+            step = make_pass(added)
+            if step.after not in made.names:
                 raise PropcValueError(
-                    message(f"pass {added.name!r} wants to run after {added.after!r}", nearest(added.after, names))
+                    message(f"pass {step.name!r} wants to run after {step.after!r}", nearest(step.after, made.names))
                 )
-            index = placed.get(added.after, names.index(added.after)) + 1
-            passes.insert(index, added)
-            placed = {k: v + (v >= index) for k, v in placed.items()}
-            placed[added.after] = index
-        return Pipeline(tuple(passes))
+            made = made._spliced(made._index(step.after) + 1 + placed.get(step.after, 0), (step,))
+            placed[step.after] = placed.get(step.after, 0) + 1
+        return made
+
+    def _index(self, name: str) -> int:
+        if name not in self.names:
+            raise PropcValueError(message(f"the pipeline has no pass {name!r}", nearest(name, self.names)))
+        return self.names.index(name)
+
+    def _spliced(self, index: int, added: Iterable[PassChoice], gone: int = 0) -> Pipeline:
+        return Pipeline((*self.passes[:index], *map(make_pass, added), *self.passes[index + gone :]))
 
     def run(self, graph: PropagationGraph) -> PropagationGraph:
         """The graph after all passes."""
@@ -144,6 +198,34 @@ class Pipeline:
             records.append(Record(step.name, graph, time.perf_counter() - start))
             _debug(len(records), records[-1])
         return records
+
+
+PassChoice = str | Pass | type[Pass]
+"""A pass as ``compile(passes=[...])`` takes it: a name, an object or a class."""
+
+PipelineChange = Callable[[Pipeline], Pipeline]
+"""What ``compile(passes=[...])`` takes too: a function from the pipeline to another one."""
+
+
+def is_change(choice: object) -> TypeGuard[PipelineChange]:
+    """Whether a user gave a function of the pipeline in place of a pass."""
+    return callable(choice) and not isinstance(choice, (Pass, type))
+
+
+def _changed(pipeline: Pipeline, change: PipelineChange) -> Pipeline:
+    name = getattr(change, "__name__", repr(change))
+    try:
+        made = change(pipeline)
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(
+                f"(propc called {name}, of passes=, with the pipeline; what works on a graph is a propc.passes.Pass)"
+            )
+        raise
+    if not isinstance(made, Pipeline):
+        finding = f"{name} in passes= got the pipeline and returned {type(made).__name__}"
+        raise PropcTypeError(message(finding, "Return a Pipeline, such as pipeline.without('split-costs')."))
+    return made
 
 
 def _note(error: Exception, step: Pass, records: list[Record]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -13,6 +13,7 @@ from propc.graph import PropagationGraph
 from propc.ir import Parameter, Segment
 from propc.passes.base import Pass, register
 from propc.passes.footprint import gives, inside
+from propc.passes.repeatable import beside_writes
 from propc.propagators.samples import positive
 from propc.runtime.rows import counted
 from propc.tracing.operations import is_random
@@ -25,9 +26,9 @@ class ChunkBatch(Pass):
 
     What lies inside a segment is then held for a chunk only. Sites, costs, baselines and weights see the whole batch
     as ever, so that numbers stay as they are. Whether rows are independent is checked at the first call. A
-    segment stays whole where it draws random numbers, writes, computes nothing but what it gives, stands in plates
-    (see ``chunk=``), has a result without the batch, or was traced with the number of rows as a number elsewhere than
-    in front of a shape, as in ``x / len(x)``.
+    segment stays whole where it draws random numbers, writes, or reads what another one writes into, computes nothing
+    but what it gives, stands in plates (see ``chunk=``), has a result without the batch, or was traced with the number
+    of rows as a number elsewhere than in front of a shape, as in ``x / len(x)``.
 
     Requires: costs with a batch.
     Ensures: `Segment.rows` of the segments that run so.
@@ -59,7 +60,8 @@ class ChunkBatch(Pass):
                 )
             )
         chosen = [s for s in graph.of(Segment) if any(fnmatchcase(s.name, pattern) for pattern in self.at)]
-        whole = {s.name: why for s in chosen if (why := _obstacle(graph, s, batch))}
+        written = beside_writes(graph)
+        whole = {s.name: why for s in chosen if (why := _obstacle(graph, s, batch, written))}
         if len(whole) == len(chosen):
             _warn(graph, whole)
         if batch <= self.rows:
@@ -67,7 +69,7 @@ class ChunkBatch(Pass):
         return graph.with_nodes(*(replace(s, rows=self.rows) for s in chosen if s.name not in whole))
 
 
-def _obstacle(graph: PropagationGraph, segment: Segment, batch: int) -> str:
+def _obstacle(graph: PropagationGraph, segment: Segment, batch: int, written: Container[str]) -> str:
     """Why a segment must see the whole batch; empty if nothing is known to keep it from chunks."""
     if segment.plates:
         return "stands in plates, for which there is chunk="
@@ -75,6 +77,8 @@ def _obstacle(graph: PropagationGraph, segment: Segment, batch: int) -> str:
         return "draws random numbers, and would draw others in chunks"
     if any(step.meta.get("writes") for step in segment.body):
         return "writes into a tensor"
+    if segment.name in written:
+        return "reads or makes a tensor that is written into elsewhere"
     if any(kind.shape[:1] != (batch,) for kind in segment.outputs):
         return "has a result without the batch in front"
     if any(counted(step, batch) for step in segment.body):

@@ -18,6 +18,7 @@ class DeduplicateStages(Pass):
     """Give every segment its stage: code that is compiled once and used by every equal segment."""
 
     name: ClassVar[str] = "deduplicate-stages"
+    needed: ClassVar[bool] = True
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         stages: dict[Hashable, Stage] = {}

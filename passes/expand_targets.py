@@ -45,6 +45,7 @@ class ExpandTargets(Pass):
     """
 
     name: ClassVar[str] = "expand-targets"
+    needed: ClassVar[bool] = True
     few: int = 1
     exact_up_to: int = 64
     sketches: int = 2
@@ -81,6 +82,9 @@ class ExpandTargets(Pass):
         drawn = next(filter(is_random, found.body), None)
         if drawn is not None:
             raise _draws(site, paths.path, drawn)
+        written = _written_over(found, paths)
+        if written is not None:
+            raise _writes(site, paths.path, written)
         key = paths.path, len(rule.parts), structure(found.body, found.placeholders, found.results)
         if key not in ways:
             back = all(paths.kind(site.inputs[i]).requires_grad for i in ports)
@@ -154,6 +158,18 @@ class _Way:
     back: Pulled | None
 
 
+def _written_over(found: Slice, paths: TargetPaths) -> torch.fx.Node | None:
+    """The first step that writes what depends on the target into a tensor that does not; it would have no tangent."""
+    moved = {node for node, ref in zip(found.placeholders, found.inputs) if ref in paths.targets}
+    for step in found.body:
+        sources = step.all_input_nodes
+        if step.meta.get("writes") and sources[0] not in moved and not moved.isdisjoint(sources):
+            return step
+        if not moved.isdisjoint(sources):
+            moved.add(step)
+    return None
+
+
 def _keeping(
     along: torch.fx.GraphModule | None, count: int, reads: Sequence[torch.fx.Node], back: Pulled | None
 ) -> torch.fx.GraphModule:
@@ -205,6 +221,18 @@ def _draws(site: Site, target: str, step: torch.fx.Node) -> EstimatorError:
             f"{operation(step)!r} draws random numbers between it and its weighting target {target!r}; they cannot be "
             "drawn again",
             "Leave out target=, which weighs at the site, or mark the draw with propc.sample.",
+            at=f"site {site.name!r}",
+            where=site.where,
+        )
+    )
+
+
+def _writes(site: Site, target: str, step: torch.fx.Node) -> EstimatorError:
+    return EstimatorError(
+        message(
+            f"{operation(step)!r} ({step.meta['where']}) writes what depends on its weighting target {target!r} into a "
+            "tensor that does not",
+            "Write x = x + y in place of x += y, or leave out target=, which weighs at the site.",
             at=f"site {site.name!r}",
             where=site.where,
         )

@@ -47,6 +47,7 @@ class ExploreAlternatives(Pass):
     """
 
     name: ClassVar[str] = "explore-alternatives"
+    needed: ClassVar[bool] = True
     chunk: int | None = None
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:

@@ -20,6 +20,7 @@ class Fuse(Pass):
     """
 
     name: ClassVar[str] = "fuse"
+    needed: ClassVar[bool] = True
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         joins: list[Join] = []

@@ -22,6 +22,7 @@ class IntroducePlates(Pass):
     """
 
     name: ClassVar[str] = "introduce-plates"
+    needed: ClassVar[bool] = True
     chunk: int | None = None
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:

@@ -22,6 +22,7 @@ class MergePlates(Pass):
     """
 
     name: ClassVar[str] = "merge-plates"
+    needed: ClassVar[bool] = True
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         groups: dict[Plate, list[str]] = {}

@@ -21,6 +21,7 @@ class PrepareEstimators(Pass):
     """
 
     name: ClassVar[str] = "prepare-estimators"
+    needed: ClassVar[bool] = True
     estimator: Any = "infer"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:

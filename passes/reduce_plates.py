@@ -28,6 +28,7 @@ class ReducePlates(Pass):
     """
 
     name: ClassVar[str] = "reduce-plates"
+    needed: ClassVar[bool] = True
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         if all(plate.kind == DATA for plate in graph.plates):

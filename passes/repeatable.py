@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Named, Node, Output, Ref, Segment, Site
@@ -11,18 +11,30 @@ from propc.propagators.gated import Gated
 
 def once_only(graph: PropagationGraph) -> dict[str, str]:
     """Names of the nodes that must not run again, with the reason."""
-    memory = _memory(graph)
+    written = beside_writes(graph)
+    return {node.name: why for node in graph if (why := _why(node, written))}
+
+
+def beside_writes(graph: PropagationGraph) -> frozenset[str]:
+    """Names of the nodes that read or make a tensor into which a segment writes that did not make it.
+
+    When such a node runs again, in the reverse pass, the tensor may hold something else.
+    """
     written = set(_written(graph))
-    return {node.name: why for node in graph if (why := _why(node, memory, written))}
+    if not written:
+        return frozenset()
+    memory = _memory(graph)
+    touched = (n for n in graph if any(memory.get(ref) in written for ref in (*n.inputs, *n.made)))
+    return frozenset(node.name for node in touched)
 
 
-def _why(node: Node, memory: dict[Ref, int], written: set[int]) -> str:
+def _why(node: Node, written: Container[str]) -> str:
     """Why a node must not run again; empty if it may."""
     if isinstance(node, Output):
         return "is what is returned"
     if isinstance(node, Segment) and any("generator" in step.kwargs for step in node.body):
         return "draws from a generator of its own"
-    if any(memory.get(ref) in written for ref in (*node.inputs, *node.made)):
+    if node.name in written:
         return "has to do with a tensor that is written into"
     rule = node.propagator
     by_user = isinstance(node, (Cost, Named)) or (isinstance(node, Site) and isinstance(rule, Gated))

@@ -31,6 +31,7 @@ class RouteMessages(Pass):
     """
 
     name: ClassVar[str] = "route-messages"
+    needed: ClassVar[bool] = True
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         return replace(graph, routes=(*self._from_costs(graph), *shaped_routes(graph), *message_routes(graph)))

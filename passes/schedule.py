@@ -23,6 +23,7 @@ class Schedule(Pass):
     """
 
     name: ClassVar[str] = "schedule"
+    needed: ClassVar[bool] = True
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         sites = {n.name for n in graph.of(Site) if not isinstance(n.rule, Plain) and not n.copy_of}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
+import torch
 from torch import nn
 
 from propc.comparing.signal_to_noise import measured
@@ -16,13 +18,24 @@ from propc.explain import Explanation
 from propc.graph import PropagationGraph
 from propc.messages import Message
 from propc.options import Options
+from propc.outside import breaks_graph
 from propc.profiling.profile import Profile
 from propc.profiling.run import profiled
 from propc.propagation import Propagation
+from propc.runtime.state import STATE, without_state
 from propc.tracing import active_tracer
 
+if TYPE_CHECKING:
+    from propc.estimators import EstimatorChoice
+    from propc.passes import PassChoice, PipelineChange
 
-class CompiledMethods:
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+M = TypeVar("M", bound=nn.Module)
+
+
+class CompiledMethods(Generic[P]):
     """What compiled functions and modules offer beside being called."""
 
     def _compiler(self) -> Compiler:
@@ -32,11 +45,11 @@ class CompiledMethods:
         """The module or object that the function is called with, if it is a method."""
         return None
 
-    def graph(self, *args: Any, **kwargs: Any) -> PropagationGraph:
+    def graph(self, *args: P.args, **kwargs: P.kwargs) -> PropagationGraph:
         """The propagation graph of a call with these arguments, after all passes. Draws nothing."""
         return self._compiler().graph(self._owner(), args, kwargs)
 
-    def graphs(self, *args: Any, **kwargs: Any) -> list[tuple[str, PropagationGraph]]:
+    def graphs(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[str, PropagationGraph]]:
         """(name, graph) before all passes, as ``"traced"``, and after each pass."""
         first, records = self._compiler().records(self._owner(), args, kwargs)
         return [("traced", first), *((r.name, r.graph) for r in records)]
@@ -115,7 +128,7 @@ class CompiledMethods:
         return self._compiler().state.parameters()
 
 
-class CompiledFunction(CompiledMethods, nn.Module):
+class CompiledFunction(CompiledMethods[P], nn.Module, Generic[P, R]):
     """A compiled function. Calling it gives the function's own values; gradients are the estimator's.
 
     It is an `nn.Module` that holds only the estimators' state: ``state_dict()``, ``to()`` and
@@ -129,23 +142,30 @@ class CompiledFunction(CompiledMethods, nn.Module):
         self._propc_plain = compiler.fn
         functools.update_wrapper(self, compiler.fn, updated=())
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    @breaks_graph
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         compiler: Compiler = self.__dict__["compiler"]
-        if active_tracer() is not None:  # inside another compiled function: a part of its program
-            return compiler.fn(*args, **kwargs)
-        return compiler(None, args, kwargs)
+        # inside another compiled function: a part of its program
+        made: R = compiler(None, args, kwargs) if active_tracer() is None else compiler.fn(*args, **kwargs)
+        return made
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The same as calling."""
         return self(*args, **kwargs)
 
-    def with_estimator(self, estimator: Any) -> CompiledFunction:
+    def with_estimator(self, estimator: EstimatorChoice) -> CompiledFunction[P, R]:
         """The same program under another estimator: a compiled object of its own, with its own graphs and state.
 
         Make it once, outside a training loop: each traces anew.
         """
         return CompiledFunction(self.compiler.with_options(estimator=estimator))
 
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> CompiledFunction[P, R]: ...
+    @overload
+    def __get__(
+        self: CompiledFunction[Concatenate[Any, Q], R], instance: object, owner: type | None = None
+    ) -> CompiledMethod[Q, R]: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         binds = instance is not None and hasattr(self.compiler.fn, "__get__")
         return CompiledMethod(self, instance) if binds else self
@@ -156,28 +176,38 @@ class CompiledFunction(CompiledMethods, nn.Module):
     def __repr__(self) -> str:
         return f"<propc.compile({self.compiler.name}, estimator={self.compiler.options.estimator!r})>"
 
-    def __deepcopy__(self, memo: Any) -> CompiledFunction:
+    def __deepcopy__(self, memo: Any) -> CompiledFunction[P, R]:
         return CompiledFunction(copy.deepcopy(self.compiler, memo))
 
     def __reduce__(self) -> Any:
         return CompiledFunction, (self.compiler,)
 
 
-class CompiledMethod(CompiledMethods):
+class CompiledMethod(CompiledMethods[P], Generic[P, R]):
     """A compiled method, looked up on an object. All objects of the class share graphs and estimators' state."""
 
-    def __init__(self, function: CompiledFunction, owner: Any) -> None:
+    def __init__(self, function: CompiledFunction[..., R], owner: Any) -> None:
         self.function, self.__self__ = function, owner
+        self.__name__, self.__doc__ = function.compiler.name, function.__doc__
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        compiler = self._compiler()
-        if active_tracer() is not None:
-            return compiler.fn(self.__self__, *args, **kwargs)
-        return compiler(self.__self__, args, kwargs)
+    @property
+    def __wrapped__(self) -> Callable[P, R]:
+        """The user's own method, which has the signature."""
+        bound: Callable[P, R] = self.function.compiler.fn.__get__(self.__self__)
+        return bound
 
-    def with_estimator(self, estimator: Any) -> CompiledMethod:
+    @breaks_graph
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        compiler, owner = self._compiler(), self.__self__
+        made: R = compiler(owner, args, kwargs) if active_tracer() is None else compiler.fn(owner, *args, **kwargs)
+        return made
+
+    def with_estimator(self, estimator: EstimatorChoice) -> CompiledMethod[P, R]:
         """The same method under another estimator."""
         return CompiledMethod(self.function.with_estimator(estimator), self.__self__)
+
+    def __repr__(self) -> str:
+        return f"<{self.function!r} of {self.__self__!r}>"
 
     def _compiler(self) -> Compiler:
         return self.function.compiler
@@ -186,7 +216,7 @@ class CompiledMethod(CompiledMethods):
         return self.__self__
 
 
-class _ModuleMethods(CompiledMethods, nn.Module):
+class _ModuleMethods(CompiledMethods[...], nn.Module):
     """Methods that a compiled module class gains."""
 
     def _compiler(self) -> Compiler:
@@ -195,7 +225,7 @@ class _ModuleMethods(CompiledMethods, nn.Module):
     def _owner(self) -> Any:
         return self
 
-    def with_estimator(self, estimator: Any) -> Any:
+    def with_estimator(self, estimator: EstimatorChoice) -> Any:
         """The same module, sharing parameters and buffers, under another estimator."""
         return _with_options(self, _compiler_of(self).with_options(estimator=estimator))
 
@@ -203,31 +233,74 @@ class _ModuleMethods(CompiledMethods, nn.Module):
 _KEY = "_propc_compiler"
 
 
+class Decorator(Protocol):
+    """What `propc.compile` gives where it is called with options alone."""
+
+    @overload
+    def __call__(self, target: type[M], /) -> type[M]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, target: CompiledFunction[P, R], /) -> CompiledFunction[P, R]: ...
+    @overload
+    def __call__(self, target: nn.Module, /) -> Any: ...
+    @overload
+    def __call__(self, target: Callable[P, R], /) -> CompiledFunction[P, R]: ...
+
+
 @overload
 def compile(
     fn_or_module: None = None,
     *,
-    estimator: Any = ...,
-    passes: Iterable[Any] = ...,
+    estimator: EstimatorChoice = ...,
+    passes: Iterable[PassChoice | PipelineChange] = ...,
     backend: str = ...,
     validate: bool = ...,
     chunk: int | None = ...,
-) -> Callable[[Any], Any]: ...
+) -> Decorator: ...
+@overload
+def compile(  # type: ignore[overload-overlap]
+    fn_or_module: type[M],
+    *,
+    estimator: EstimatorChoice = ...,
+    passes: Iterable[PassChoice | PipelineChange] = ...,
+    backend: str = ...,
+    validate: bool = ...,
+    chunk: int | None = ...,
+) -> type[M]: ...
 @overload
 def compile(
-    fn_or_module: Any,
+    fn_or_module: CompiledFunction[P, R],
     *,
-    estimator: Any = ...,
-    passes: Iterable[Any] = ...,
+    estimator: EstimatorChoice = ...,
+    passes: Iterable[PassChoice | PipelineChange] = ...,
+    backend: str = ...,
+    validate: bool = ...,
+    chunk: int | None = ...,
+) -> CompiledFunction[P, R]: ...
+@overload
+def compile(
+    fn_or_module: nn.Module,
+    *,
+    estimator: EstimatorChoice = ...,
+    passes: Iterable[PassChoice | PipelineChange] = ...,
     backend: str = ...,
     validate: bool = ...,
     chunk: int | None = ...,
 ) -> Any: ...
+@overload
+def compile(
+    fn_or_module: Callable[P, R],
+    *,
+    estimator: EstimatorChoice = ...,
+    passes: Iterable[PassChoice | PipelineChange] = ...,
+    backend: str = ...,
+    validate: bool = ...,
+    chunk: int | None = ...,
+) -> CompiledFunction[P, R]: ...
 def compile(
     fn_or_module: Any = None,
     *,
-    estimator: Any = "infer",
-    passes: Iterable[Any] = (),
+    estimator: EstimatorChoice = "infer",
+    passes: Iterable[PassChoice | PipelineChange] = (),
     backend: str = "eager",
     validate: bool = True,
     chunk: int | None = None,
@@ -240,10 +313,11 @@ def compile(
 
     Args:
         fn_or_module: what to compile; without it, a decorator.
-        estimator: a name (``"infer"``, ``"rp"``, ``"lr"``, ``"tp"``), an estimator object
-            (`propc.estimator`), a mapping from site-name patterns to either, or a function of the
+        estimator: a name (`propc.estimators.known_estimators`: ``"infer"``, ``"rp"``, ``"lr"``, ``"tp"``, …), an
+            estimator object (`propc.estimator`), a mapping from site-name patterns to either, or a function of the
             site (a `propc.estimators.SiteView`) that gives one.
-        passes: further compiler passes: names, `Pass` classes or objects.
+        passes: further compiler passes: names, `Pass` classes or objects; or functions that change the pipeline, such
+            as ``lambda pipeline: pipeline.without("split-costs")``.
         backend: what runs a step: ``"eager"``, operation by operation; ``"inductor"``, every distinct stage compiled by
             TorchInductor, forward and reverse, at the first call; ``"cudagraphs"``, the whole schedule captured on a
             GPU and replayed; ``"auto"``, the quickest of those that can run here, measured at the first call. All give
@@ -272,6 +346,7 @@ def compile(
 def _compile(options: Options, target: Any) -> Any:
     if isinstance(target, CompiledFunction):
         return CompiledFunction(Compiler(target.compiler.fn, options, target.compiler.name))
+    _check_traceable(target)
     if isinstance(target, nn.Module):
         return _with_options(target, Compiler(_plain_forward(type(target)), options, type(target).__name__))
     if isinstance(target, type) and issubclass(target, nn.Module):
@@ -283,6 +358,20 @@ def _compile(options: Options, target: Any) -> Any:
     raise PropcTypeError(message(f"propc.compile takes a function or an nn.Module; got {target!r}"))
 
 
+def _check_traceable(target: Any) -> None:
+    """Refuse what calls to a function cannot be traced of."""
+    plain = inspect.unwrap(target) if callable(target) else target
+    if isinstance(target, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        finding, fix = "a scripted module or function hides its operations", "Compile the plain one."
+    elif inspect.iscoroutinefunction(plain) or inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        finding, fix = "its body runs after the call has returned", "Return the values: no 'yield', no 'async'."
+    elif inspect.isbuiltin(plain):
+        finding, fix = "it is written in C and has no signature", "Wrap it: lambda x: fn(x)."
+    else:
+        return
+    raise PropcTypeError(message(f"propc.compile cannot trace {target!r}: {finding}", fix))
+
+
 def _plain_forward(cls: type[nn.Module]) -> Callable[..., Any]:
     """The user's own forward, also of a class that is compiled already."""
     return getattr(cls.forward, "_propc_plain", cls.forward)
@@ -292,10 +381,12 @@ def _compile_class(cls: type[nn.Module], options: Options) -> type[nn.Module]:
     """Compile `forward` in place; every instance has a compiler of its own."""
     plain = _plain_forward(cls)
 
+    @breaks_graph
     @functools.wraps(plain)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if active_tracer() is not None:
-            return plain(self, *args, **kwargs)
+            with without_state(self):
+                return plain(self, *args, **kwargs)
         return _compiler_of(self)(self, args, kwargs)
 
     plain_load = cls._load_from_state_dict
@@ -337,8 +428,8 @@ def _compiler_of(module: Any) -> Compiler:
 
 def _set_compiler(module: nn.Module, compiler: Compiler) -> None:
     module.__dict__[_KEY] = compiler
-    module._modules.pop("estimator_state", None)
-    module.add_module("estimator_state", compiler.state)
+    module._modules.pop(STATE, None)
+    module.add_module(STATE, compiler.state)
 
 
 def _with_options(module: nn.Module, compiler: Compiler) -> nn.Module:

@@ -20,9 +20,16 @@ class Baseline(ABC):
     """What a cost subtracts from its value before it is sent as a message.
 
     A baseline must not see the sample that it is subtracted for, else the estimate is biased.
+
+    Attributes:
+        stateful: whether it has a `state`; follows from that.
     """
 
     stateful: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.stateful = cls.state is not Baseline.state
 
     @property
     def traceable(self) -> bool:
@@ -31,7 +38,29 @@ class Baseline(ABC):
 
     @abstractmethod
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
-        """Cost minus baseline, of the same shape: [batch], in plates of the data [batch, n]. `cost` is detached."""
+        """Cost minus baseline, of the same shape.
+
+        Args:
+            cost: detached: [batch]; [samples, batch] where the site draws several; in plates of the data [batch, n].
+            state: the module that `state` gave, or None.
+        """
+
+    def centered(self, cost: Tensor, state: nn.Module | None) -> Tensor:
+        """What `center` gives.
+
+        Raises:
+            PropcValueError: it is no tensor of the shape of `cost`.
+        """
+        made = self.center(cost, state)
+        if isinstance(made, Tensor) and made.shape == cost.shape:
+            return made
+        got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise PropcValueError(
+            message(
+                f"{type(self).__name__}.center must give the shape of the costs, {tuple(cost.shape)}; got {got}",
+                "Return cost - baseline.",
+            )
+        )
 
     def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
         """A bound minus a baseline for each sample: [batch], [samples, batch] → [samples, batch].
@@ -46,7 +75,7 @@ class Baseline(ABC):
         return self.center(bound, state).expand_as(log_weights)
 
     def state(self) -> nn.Module | None:
-        """The memory it keeps from call to call, if any."""
+        """The memory it keeps from call to call, if any; each cost has one of its own, which the program saves."""
         return None
 
 
@@ -70,7 +99,7 @@ class LeaveOneOut(Baseline):
         if rest:
             ends = [size * i for i in range(1, self.groups)]
             return torch.cat([_centered(group.unsqueeze(0)).squeeze(0) for group in cost.tensor_split(ends)])
-        return _centered(cost.unflatten(0, (self.groups, size))).flatten(0, 1)
+        return _centered(cost.view(self.groups, size, *cost.shape[1:])).reshape(cost.shape)
 
     def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
         return bound - _or_nothing(_log_sum_of_others(log_weights) - math.log(log_weights.shape[0] - 1))
@@ -115,7 +144,7 @@ def _others(values: Tensor, run: Run, nothing: float, join: Callable[[Tensor, Te
 def _centered(costs: Tensor) -> Tensor:
     """[groups, samples, ...] minus the mean of the other samples in the group."""
     count = costs.shape[1]
-    return (costs - costs.mean(1, keepdim=True)).mul_(count / (count - 1))
+    return torch.sub(costs, costs.sum(1, keepdim=True), alpha=1 / count).mul_(count / (count - 1))
 
 
 @dataclass(frozen=True)
@@ -125,8 +154,11 @@ class MovingAverage(Baseline):
     It moves at every call with gradients enabled, except in eval mode.
     """
 
-    stateful: ClassVar[bool] = True
     decay: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.decay, (int, float)) or not 0 <= self.decay < 1:
+            raise PropcValueError(message(f"option decay={self.decay!r} must be a number from 0 to below 1"))
 
     def state(self) -> nn.Module:
         return RunningMean(self.decay)
@@ -198,12 +230,14 @@ _NAMED: dict[str, type[Baseline]] = {"loo": LeaveOneOut, "moving_average": Movin
 
 
 def baseline(choice: Any) -> Baseline:
-    """A baseline from ``"loo"``, ``"moving_average"``, None, a callable or a `Baseline`.
+    """A baseline from ``"loo"``, ``"moving_average"``, None, a callable, or a `Baseline` or its class.
 
     Raises:
         PropcValueError: an unknown name.
         PropcTypeError: anything else.
     """
+    if isinstance(choice, type) and issubclass(choice, Baseline):
+        return choice()
     if isinstance(choice, Baseline):
         return choice
     if choice is None:

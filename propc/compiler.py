@@ -27,18 +27,19 @@ from propc.ir import Scan, Source
 from propc.laps import Laps, Seconds
 from propc.messages import Message
 from propc.options import Options
-from propc.passes.base import Record, make_pass
+from propc.outside import breaks_graph, dynamo_asleep, refuse_transforms, run
+from propc.passes.base import Record, is_change, make_pass
 from propc.passes.roll_scans import check_steady
 from propc.propagation import Propagation, check_call
 from propc.runtime.backends import EAGER, Report, backend
 from propc.runtime.executor import Executable
 from propc.runtime.messenger import Messenger
 from propc.runtime.probe import Probe
-from propc.runtime.state import EstimatorState
+from propc.runtime.state import EstimatorState, without_state
 from propc.terms import aside, returned_costs, with_terms
 from propc.tracing import Tracer
 from propc.tracing.code import PRIMITIVE
-from propc.tracing.guards import without_collection
+from propc.tracing.guards import TRACING, without_collection
 from propc.tracing.held import Attention, Roots, changes, look_around, mentioned_names, watch
 from propc.tracing.kept import counters
 from propc.tracing.operations import default_device, region
@@ -83,7 +84,7 @@ class Compiled:
     def messenger(self) -> Messenger:
         """The graph ready to run by messages."""
         run = self.executable
-        return run if isinstance(run, Messenger) else Messenger(self.graph, run.state, run.validate)
+        return run if isinstance(run, Messenger) else Messenger(self.graph, run.state, run.mode.validate)
 
     def fetch(self, owner: Any) -> list[Tensor] | None:
         """The held tensors as they are now; None if one of them is of another type than when traced."""
@@ -126,7 +127,11 @@ class Compiler:
         self.traces = 0
         self.probe: Probe | None = None
 
+    @breaks_graph
     def __call__(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return run(self._call, owner, args, kwargs)
+
+    def _call(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.take_apart(owner, args, kwargs)
         compiled, held = self._find(call)
         return compiled.program.assemble(compiled.executable.run(call.tensors, held))
@@ -147,7 +152,7 @@ class Compiler:
         cotangents, starts = messenger.starts(sent, direction)
         session = messenger.forward(call.tensors, held, starts if direction == FORWARD else {})
         post = session.forward if direction == FORWARD else messenger.backward(session, cotangents, starts)
-        returned = [session.tape.values[slot] for slot in messenger.executable.returned]
+        returned = [session.tape.values[slot] for slot in messenger.executable.places.returned]
         return Propagation(messenger.messages(post), session.views, compiled.program.assemble(returned))
 
     def graph(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PropagationGraph:
@@ -193,7 +198,12 @@ class Compiler:
         return new
 
     def take_apart(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Flatten the arguments and make the key of their graph."""
+        """Flatten the arguments and make the key of their graph.
+
+        Raises:
+            PropcTypeError: the call is under a `torch.func` transform.
+        """
+        refuse_transforms(self.name)
         leaves, tree, form = _flatten(args, kwargs)
         tensors, kinds, statics = [], [], []
         for leaf in leaves:
@@ -210,8 +220,9 @@ class Compiler:
     def _reached(self, owner: Any, statics: list[tuple[str, Any]]) -> State:
         """What the program reaches besides its arguments; looked through anew only where something has changed."""
         objects = [leaf for _, leaf in statics if not isinstance(leaf, PRIMITIVE)]
-        if self.watched is not None:
-            known, before, seen = self.watched
+        watched = self.watched  # another thread may set it
+        if watched is not None:
+            known, before, seen = watched
             same = known() is owner and len(before) == len(objects) and all(map(operator.is_, before, objects))
             if same and seen.holds():
                 return seen.state
@@ -221,6 +232,15 @@ class Compiler:
 
     def _find(self, call: Call) -> tuple[Compiled, list[Tensor]]:
         """The compiled graph of a call, and the tensors that its program holds as they are now."""
+        for compiled in self.cache.get(call.key, ()):
+            held = compiled.fetch(call.owner)
+            if held is not None:
+                return compiled, held
+        with TRACING:
+            return self._found_or_made(call)
+
+    def _found_or_made(self, call: Call) -> tuple[Compiled, list[Tensor]]:
+        """The same, one thread after the other."""
         for compiled in self.cache.get(call.key, ()):
             held = compiled.fetch(call.owner)
             if held is not None:
@@ -270,14 +290,19 @@ class Compiler:
         records = self.options.pipeline().records(first)
         laps.parts((record.name, record.seconds) for record in records)
         graph = records[-1].graph
-        if graph.of(Scan) and any(not isinstance(each, _OWN) for each in map(make_pass, self.options.passes)):
+        if graph.of(Scan) and any(is_change(p) or not isinstance(make_pass(p), _OWN) for p in self.options.passes):
             check_steady(graph, self.options.pipeline().run(self._first(self._trace(call, 2 * ROOMS[-1]))))
         return laps, program, graph
 
     def _trace(self, call: Call, room: int) -> Program:
         paths = self._paths(call)
         fn = self.fn if call.owner is None else self.fn.__get__(call.owner)
-        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(torch.is_grad_enabled()),
+            without_state(call.owner),
+            dynamo_asleep(),
+        ):
             around = look_around(self._roots(call, paths), self.attention)
             program = Tracer(around, room).run(
                 fn,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
@@ -35,6 +36,11 @@ class Configurable:
         for option, value in options.items():
             made = _configured(made, option, value)
         return made
+
+
+def printed(cls: type) -> str:
+    """The name of a class as it is printed: ``by-family`` for ``ByFamily``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
 
 
 def options_of(thing: Any) -> tuple[str, ...]:

@@ -96,6 +96,9 @@ def message(finding: str, fix: str = "", *, at: str = "", where: object = None) 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which names are known and which is the nearest to a misspelt one."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    plain = {each.lower(): each for each in reversed(names)}
+    close = get_close_matches(name, names, n=1, cutoff=0.5) or [
+        plain[each] for each in get_close_matches(name.lower(), plain, n=1, cutoff=0.5)
+    ]
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(map(repr, names)) or 'none'}."

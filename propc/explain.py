@@ -8,6 +8,7 @@ from html import escape
 
 from tabulate import tabulate
 
+from propc.dot import ratios
 from propc.graph import PropagationGraph
 from propc.ir import Cost, Expand, Resample, Site
 from propc.propagators import Plain
@@ -48,11 +49,17 @@ class Explanation:
         graph: after all passes.
         snr: signal-to-noise ratios by site; None to leave the column out.
         backend: what the backend has made of the program, and what it could not compile; None on `eager`.
+
+    Raises:
+        PropcValueError: a ratio of what is no site.
     """
 
     graph: PropagationGraph
     snr: Mapping[str, float] | None = None
     backend: Report | None = None
+
+    def __post_init__(self) -> None:
+        ratios(self.graph, self.snr)  # checks their names
 
     @property
     def headers(self) -> tuple[str, ...]:
@@ -121,6 +128,8 @@ class Explanation:
 
     def __str__(self) -> str:
         return self._table("simple") + (f"\n\n{self.backend}" if self.backend is not None else "")
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return self._table("html") + (f"<pre>{escape(str(self.backend))}</pre>" if self.backend is not None else "")

@@ -284,6 +284,12 @@ class PropagationGraph:
 
         return to_text(self)
 
+    def __repr__(self) -> str:
+        """In a line; `print` shows the whole."""
+        parts = {"site": self.sites, "cost": self.costs, "route": self.routes}
+        counts = (f"{len(each)} {name}{'' if len(each) == 1 else 's'}" for name, each in parts.items())
+        return f"<PropagationGraph {self.name!r}: {', '.join(counts)}>"
+
     def to_dot(self, *, fold: bool = True, snr: Mapping[str, float] | None = None) -> str:
         """The graph in DOT, the language of Graphviz.
 

@@ -358,7 +358,7 @@ def _operations(segment: Segment) -> list[str]:
     names = operations_of(segment)
     if len(names) > 14:
         names = [*names[:8], f"… {len(names) - 11} more …", *names[-3:]]
-    return textwrap.wrap(", ".join(names), 30) or ["views"]  # only taking values apart
+    return textwrap.wrap(", ".join(names), 30, break_long_words=False) or ["views"]  # only taking values apart
 
 
 def _tip(node: Node) -> str:

@@ -53,7 +53,9 @@ class Network(nn.Module):
         if name in self._records or name == "output":
             raise PropcValueError(message(f"the name {name!r} is taken", "Choose another.", where=user_source()))
         if isinstance(parents, str):
-            raise PropcTypeError(message(f"parents= takes a sequence of names; got {parents!r}", "Write [...]"))
+            raise PropcTypeError(
+                message(f"parents= takes a sequence of names; got {parents!r}", f"Write [{parents!r}].")
+            )
         for parent in parents:
             if parent not in self._records:
                 raise PropcValueError(
@@ -74,6 +76,12 @@ class Network(nn.Module):
         self._records[name] = Named(name=name, outputs=(), inputs=refs, rule=rule, where=where)
         self._ready = None
         return name
+
+    def extra_repr(self) -> str:
+        """Its name, and those of its nodes."""
+        names = list(self._records)
+        shown = names if len(names) < 12 else [*names[:8], "…", *names[-3:]]
+        return f"{self.name!r}, nodes: {', '.join(shown) or 'none'}"
 
     @property
     def graph(self) -> PropagationGraph:

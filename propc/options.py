@@ -16,7 +16,9 @@ from propc.passes import (
     Fuse,
     IntroducePlates,
     MergePlates,
+    PassChoice,
     Pipeline,
+    PipelineChange,
     PrepareEstimators,
     Prune,
     ReducePlates,
@@ -34,17 +36,19 @@ class Options:
     """What `propc.compile` was told."""
 
     estimator: Any = "infer"
-    passes: Iterable[Any] = ()
+    passes: Iterable[PassChoice | PipelineChange] = ()
     backend: str = "eager"
     validate: bool = True
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.passes, str):
-            raise PropcTypeError(
-                message(f"passes= takes a list of passes; got {self.passes!r}", f"Write passes=[{self.passes!r}].")
-            )
+        if isinstance(self.passes, str) or not isinstance(self.passes, Iterable):
+            given = getattr(self.passes, "__name__", repr(self.passes))
+            fix = f"Write passes=[{given}]." if self.passes is not None else "Write passes=[] for none."
+            raise PropcTypeError(message(f"passes= takes a list of passes; got {given}", fix))
         object.__setattr__(self, "passes", tuple(self.passes))
+        if not isinstance(self.validate, bool):
+            raise PropcTypeError(message(f"option validate={self.validate!r} must be True or False"))
         if self.backend not in BACKENDS:
             raise PropcValueError(message(f"unknown backend {self.backend!r}", nearest(str(self.backend), BACKENDS)))
         if self.chunk is not None:
@@ -79,6 +83,14 @@ def _check_estimator(choice: Any) -> None:
     """Find a misspelt estimator when the function is compiled, not when it is called."""
     from propc.estimators import resolve
 
+    for pattern in choice if isinstance(choice, Mapping) else ():
+        if not isinstance(pattern, str):
+            raise PropcTypeError(
+                message(
+                    f"a mapping in estimator= goes from patterns of site names to estimators; got {pattern!r}",
+                    "Write {'x*': 'lr'}.",
+                )
+            )
     choices: Sequence[Any] = list(choice.values()) if isinstance(choice, Mapping) else [choice]
     for each in choices:
         if not callable(each) or isinstance(each, type):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import torch
 import torch.utils._pytree as pytree
@@ -19,10 +19,14 @@ from propc.propagators.registry import at_node
 from propc.tracing import active_tracer
 from propc.tracing.source import user_source
 
+if TYPE_CHECKING:
+    from propc.estimators import SiteChoice
+
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def sample(dist: Distribution, name: str | None = None, estimator: Any = None) -> Tensor:
+def sample(dist: Distribution, name: str | None = None, estimator: SiteChoice | None = None) -> Tensor:
     """Draw from `dist` and mark the draw as a site.
 
     Inside a compiled function the draw becomes a site of the propagation graph, and the
@@ -131,9 +135,9 @@ def node(value: Tensor, name: str | None = None, propagator: Propagator | str | 
 
 
 @overload
-def opaque(fn: Callable[..., R], *, plates: str | None = ...) -> Callable[..., R]: ...
+def opaque(fn: Callable[P, R], *, plates: str | None = ...) -> Callable[P, R]: ...
 @overload
-def opaque(fn: None = None, *, plates: str | None = ...) -> Callable[[Callable[..., R]], Callable[..., R]]: ...
+def opaque(fn: None = None, *, plates: str | None = ...) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def opaque(fn: Callable[..., R] | None = None, *, plates: str | None = None) -> Any:
     """Make a black box of `fn`: it runs as it is, on real values, and no gradient goes through it.
 

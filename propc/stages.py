@@ -12,6 +12,8 @@ import torch.fx
 from propc.tracing.operations import Region
 from propc.tracing.program import type_of
 
+_WRITABLE = {*torch.fx.node.base_types, type(None), type(...), torch.Size}  # no subclasses: np.float64 is a float
+
 
 def structure(
     body: Sequence[torch.fx.Node], arguments: Sequence[torch.fx.Node], results: Sequence[torch.fx.Node]
@@ -63,7 +65,7 @@ def _hold_objects(value: Any, graph: torch.fx.Graph, held: dict[str, Any], befor
     """Replace objects that cannot be written as code (functions, generators) by attributes of the module."""
 
     def hold(leaf: Any) -> Any:
-        if isinstance(leaf, (torch.fx.Node, *torch.fx.node.base_types, type(None), type(...), torch.Size)):
+        if isinstance(leaf, torch.fx.Node) or type(leaf) in _WRITABLE:
             return leaf
         name = f"object{len(held)}"
         held[name] = leaf

@@ -1,4 +1,4 @@
-"""What is inside a distribution: its independent elements, their values and probabilities, its parameters."""
+"""What is inside a distribution: its independent elements, their values and probabilities, its parameters, its ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Binomial, Categorical, Distribution, Independent, OneHotCategorical
+from torch.distributions import (
+    Binomial,
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    OneHotCategorical,
+    SigmoidTransform,
+    TransformedDistribution,
+    constraints,
+)
+from torch.distributions.transforms import Transform, _InverseTransform
 
 from propc.distributions import DistributionSpec, Slot
 from propc.ir import TensorType
@@ -71,3 +82,44 @@ def joint(table: Tensor) -> Tensor:
     for column in rest:
         total = (total.unsqueeze(1) + column.unsqueeze(0)).flatten(0, 1)
     return total
+
+
+def moving_ends(spec: DistributionSpec, phi: Sequence[TensorType]) -> frozenset[int]:
+    """Places among φ of the tensors that move a finite end of the support, as low and high of a Uniform do."""
+    kind: Any = spec.innermost.type
+    if not constraints.is_dependent(kind.support):
+        return frozenset()
+    tensors = [torch.ones(p.shape, dtype=p.dtype, requires_grad=p.dtype.is_floating_point) for p in phi]
+    movable = [(i, tensor) for i, tensor in enumerate(tensors) if tensor.requires_grad]
+    with torch.enable_grad():
+        try:
+            ends = [end.sum() for end in _ends(spec.builder()(tensors)) if end.requires_grad]
+        except (NotImplementedError, ValueError, RuntimeError, AttributeError):  # a law that does not say
+            return frozenset()
+    if not ends:
+        return frozenset()
+    along = torch.autograd.grad(ends, [tensor for _, tensor in movable], allow_unused=True)
+    return frozenset(i for (i, _), by in zip(movable, along) if by is not None and by.nan_to_num(0.0).any())
+
+
+def _ends(dist: Distribution) -> list[Tensor]:
+    """The finite ends of a distribution's support, as functions of its parameters."""
+    if isinstance(dist, Independent):
+        return _ends(dist.base_dist)
+    if isinstance(dist, MixtureSameFamily):
+        return _ends(dist.component_distribution)
+    if isinstance(dist, TransformedDistribution) and type(dist).support is TransformedDistribution.support:
+        ends = _ends(dist.base_dist)
+        for transform in dist.transforms:
+            ends = [end for end in map(transform, ends) if not _is_logit(transform) and torch.isfinite(end).all()]
+        return ends
+    bounds: Any = dist.support
+    while hasattr(bounds, "base_constraint"):
+        bounds = bounds.base_constraint
+    found = (getattr(bounds, name, None) for name in ("lower_bound", "upper_bound"))
+    return [torch.as_tensor(end, dtype=torch.get_default_dtype()) for end in found if end is not None]
+
+
+def _is_logit(transform: Transform) -> bool:
+    """Whether a transform takes the ends of the unit interval to infinity, though torch keeps them finite."""
+    return isinstance(transform, _InverseTransform) and isinstance(transform.inv, SigmoidTransform)

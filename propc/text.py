@@ -226,7 +226,8 @@ def described(plate: Plate) -> str:
         weights = "weight 0"
     if plate.kind == DATA:
         return f"{plate.size} {plate.kind} of the data"
-    return f"{plate.size} {plate.kind}, {weights}"
+    kind = plate.kind if plate.size != 1 else plate.kind.removesuffix("s")
+    return f"{plate.size} {kind}, {weights}"
 
 
 def _site(graph: PropagationGraph, site: Site) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +18,34 @@ from propc.graph import PropagationGraph
 from propc.ir import Compare, Cost, Parameter, Ref, Site
 
 Bounds = Sequence[tuple[int, constraints.Constraint | Relative]]
+
+
+@dataclass(slots=True)
+class Mode:
+    """Whether steps look at the values that they get.
+
+    Attributes:
+        validate: whether they do at all.
+        checked: whether the first call, in which they look at all of them, is past.
+    """
+
+    validate: bool
+    checked: bool = False
+
+    @property
+    def first(self) -> bool:
+        """Whether all values are to be looked at."""
+        return self.validate and not self.checked
+
+    @contextmanager
+    def unchecked(self) -> Iterator[None]:
+        """Look at no values."""
+        before = self.validate, self.checked
+        self.validate, self.checked = False, True
+        try:
+            yield
+        finally:
+            self.validate, self.checked = before
 
 
 def bounds(site: Site, graph: PropagationGraph) -> Bounds:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from propc.graph import PropagationGraph
+from propc.ir import BATCH, DATA, Node, Site, Token
+from propc.runtime.aligning import Names, fitted
 from propc.runtime.gates import join
+from propc.runtime.places import Places
+from propc.runtime.straight import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +40,51 @@ class Joined:
 
     def __call__(self, *tokens: Tensor) -> tuple[Tensor]:
         return (join([member.fit(token) for member, token in zip(self.members, tokens)]),)
+
+
+class Inlets:
+    """Finds how the nodes of a graph read tokens.
+
+    Args:
+        graph: whose nodes they are.
+        places: of its tokens.
+        plan: takes a node, and the call that makes a join in front of it.
+    """
+
+    def __init__(self, graph: PropagationGraph, places: Places, plan: Callable[[Node, Call], None]) -> None:
+        self.graph, self.places, self.plan = graph, places, plan
+        self.joins = {join.name: join for join in graph.joins}
+
+    def joined(self, tokens: tuple[Token, ...], plates: Names, node: Node, along: Names) -> Inlet:
+        """How a node reads the token that stands for `tokens`, in plates; the first reader of a join plans it.
+
+        Args:
+            along: plates of the data along which elements stay apart.
+        """
+        (token,) = tokens
+        if token not in self.places.slots:
+            members = self.joins[token.site].members
+            inlets = tuple(self.joined((member,), plates, node, along) for member in members)
+            made = self.places.add(token)
+            self.plan(node, Call(Joined(inlets), tuple(inlet.read for inlet in inlets), range(made, made + 1)))
+        return self.single(token, plates, node, along)
+
+    def single(self, token: Token, plates: Names, node: Node, along: Names, *over: str) -> Inlet:
+        """How a node reads a token, in plates and the dimensions of the node that sends to it.
+
+        Args:
+            along: plates of the data along which elements stay apart.
+            over: a plate in front of those of both.
+        """
+        place, site = self.places.slots[token], self.graph.nodes.get(token.site)
+        have = (*over, *self.graph.lead(site)) if isinstance(site, Site) else ()
+        want = (*over, *plates, *self.graph.own(node))
+        apart = tuple(n for n in have if n in want and (n in along or self._is_leading(n)))
+        if not isinstance(site, Site) or have == want == apart:
+            return Inlet(place)
+        sizes = self.graph.sizes(want)
+        return Inlet(place, lambda token: fitted(token, have, want, apart, sizes))
+
+    def _is_leading(self, name: str) -> bool:
+        """Whether a dimension is the batch or stands in front of it."""
+        return name == BATCH or self.graph.plate(name).kind != DATA

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from propc import stages
 from propc.graph import PropagationGraph
 from propc.ir import Segment
+from propc.passes.repeatable import beside_writes
 from propc.runtime.aligning import Names, aligned
 from propc.runtime.lift_step import Step
 from propc.runtime.lift_table import write
@@ -28,23 +29,25 @@ class Lifting:
     def __init__(self, graph: PropagationGraph) -> None:
         self.graph = graph
         self.known: dict[Any, Run | None] = {}
+        self.once = beside_writes(graph)
 
     def __call__(self, segment: Segment) -> Run:
         """A segment's code for values in its plates.
 
-        One that draws random numbers takes all elements at once, also under ``chunk=``: it would draw others in chunks.
+        Some take all elements at once, also under ``chunk=``: one that draws random numbers, which would draw others
+        in chunks, and one that reads or makes what another writes into, which could not run again.
         """
         assert segment.stage is not None
         reads = [self.graph.plates_of(ref) for ref in segment.inputs]
         key = segment.stage.name, tuple(reads), segment.spread
         if key not in self.known:
             self.known[key] = rewritten(segment, reads)
-        run = self.known[key]
+        run, once = self.known[key], segment.name in self.once
         if run is not None:
-            return chunked(self.graph, run, reads, segment.spread)
+            return run if once else chunked(self.graph, run, reads, segment.spread)
         vmap = vmapping(self.graph, segment, reads)
         whole = vmap(segment.stage.module.forward)
-        if not any(map(is_random, segment.body)):
+        if not once and not any(map(is_random, segment.body)):
             whole = chunked(self.graph, whole, reads, segment.spread)
         return explained(self.graph, segment, whole, vmap)
 

@@ -30,6 +30,7 @@ from propc.runtime.executor import Executable
 from propc.runtime.kept import Memory
 from propc.runtime.post import Directory, Post, several
 from propc.runtime.probe import Probe
+from propc.runtime.sending import baselines
 from propc.runtime.shortage import explaining
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call
@@ -65,9 +66,9 @@ class Messenger:
         _refuse_scans(graph)
         self.graph, self.memory, self.probe = graph, Memory(graph, state), probe
         self.executable = Executable(_unfused(graph), state, validate, probe)
-        self.slots = self.executable.slots
+        self.slots = self.executable.places.slots
         self.directories = {d: Directory(graph, d) for d in (FORWARD, BACKWARD)}
-        self.routes = self.executable.routes
+        self.routes = self.executable.planner.routes
         own = {node.name: call for node, call in self.executable.plan}  # the last of a node: before it stand its joins
         self.pieces = [
             self._piece(node, call)
@@ -88,10 +89,10 @@ class Messenger:
 
     def forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], initial: Mapping[str, Message]) -> Session:
         """Run the program and the forward messages."""
-        self.executable.begin()
+        self.executable.planner.begin()
         session = Session(Tape(len(self.slots)), Post(self.directories[FORWARD]))
-        tape = session.tape
-        for slot, tensor in zip((*self.executable.inputs, *self.executable.held), (*inputs, *held)):
+        tape, places = session.tape, self.executable.places
+        for slot, tensor in zip((*places.inputs, *places.held), (*inputs, *held)):
             tape.values[slot], tape.wants[slot] = tensor.detach(), tensor.requires_grad
         for name, sent in (*self.memory.waiting().items(), *initial.items()):
             session.forward.deliver("the caller", session.forward.directory.checked(name, sent), (name,))
@@ -107,10 +108,10 @@ class Messenger:
 
     def _check(self, session: Session, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> None:
         run = self.executable
-        if run.validate:
+        if run.mode.validate:
             run.check_costs(session.tape.values, inputs, held, seed)
             run.check_independence(session.tape.values)
-        run.checked = True
+        run.mode.checked = True
 
     def backward(self, session: Session, cotangents: Start, initial: Mapping[str, Message]) -> Post:
         """Run the reverse pass.
@@ -155,7 +156,7 @@ class Messenger:
         view.inputs = [tape.leaf(i) for i in piece.reads]
         if not isinstance(node, Site):
             view.value = tape.values[piece.reads[0]]
-        elif self.executable.validate and (view.inputs[0].is_cpu or not self.executable.checked):
+        elif self.executable.mode.validate and (view.inputs[0].is_cpu or not self.executable.mode.checked):
             checks.site_check(node, view.inputs, node.spec.checks)
         with _named(view):
             session.forward.put(node.name, rule.forward(view, session.forward.take(node.name)))
@@ -200,8 +201,8 @@ class Messenger:
         if isinstance(node, Cost) and "cost" in sent:
             own = (*own, "cost")
             routes = self.routes.get(node.name, [])
-            for route, (baseline, state) in zip(routes, self.executable.baselines(node, routes)):
-                centered = baseline.center(sent["cost"], state)
+            for route, (baseline, state) in zip(routes, baselines(node, routes, self.memory.state)):
+                centered = baseline.centered(sent["cost"], state)
                 for token in route.targets:
                     arrived.add(self.slots[token], centered)
         if isinstance(node, Site) and "grad" in sent:
@@ -254,7 +255,7 @@ class Messenger:
     def _returned(self) -> Iterator[tuple[int, tuple[Node, TensorType]]]:
         """The returned costs."""
         output = self.graph.output
-        for slot, kind, aside in zip(self.executable.returned, output.outputs, output.guarded):
+        for slot, kind, aside in zip(self.executable.places.returned, output.outputs, output.guarded):
             if kind.dtype.is_floating_point and len(kind.shape) < 2 and not aside:
                 yield slot, (output, kind)
 
@@ -282,9 +283,9 @@ class _Propagated(Function):
         session = messenger.forward(leaves[:count], leaves[count:], {})
         ctx.messenger, ctx.session = messenger, session
         ctx.set_materialize_grads(False)
-        returned = [session.tape.values[slot] for slot in messenger.executable.returned]
+        returned = [session.tape.values[slot] for slot in messenger.executable.places.returned]
         found = tuple(value.view_as(value) for value in returned)
-        wanted = [session.tape.wants[slot] for slot in messenger.executable.returned]
+        wanted = [session.tape.wants[slot] for slot in messenger.executable.places.returned]
         ctx.mark_non_differentiable(*(value for value, wants in zip(found, wanted) if not wants))
         return found
 
@@ -299,7 +300,7 @@ class _Propagated(Function):
                 )
             )
         messenger: Messenger = ctx.messenger
-        returned = messenger.executable.returned
+        returned = messenger.executable.places.returned
         cotangents: Start = {slot: grad for slot, grad in zip(returned, grads) if grad is not None}
         post = messenger.backward(ctx.session, cotangents, {})
         left = post.left()

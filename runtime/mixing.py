@@ -20,14 +20,18 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from propc.configure import Configurable, one_of
-from propc.errors import EstimatorError, PropcValueError, message
+from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message
 from propc.runtime.norms import variance
+from propc.runtime.once import once
 from propc.runtime.shares import mix_two, quick_variances
 from propc.runtime.traced import mix_traced, traced
 
 if TYPE_CHECKING:
     from propc.propagators.inverse_variance import InverseVariance
     from propc.propagators.site import SiteContext
+
+
+REHEARSED = "rehearsed"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Weighting(Configurable):
         target: name of the parameter, argument or node where the variance is taken; None is φ itself.
         per_coordinate: one weight for each coordinate of φ instead of one for the site.
         weights: ``same`` batch, ``past`` batches (moving moments), or ``crossfit``: the weights of
-            each group of rows come from the next group, those of the last from the first.
+            each group of rows come from the next group, those of the last from the first; ``rehearsed`` is
+            crossfit whose weights come from a rehearsal of the reverse pass (`propc.runtime.rehearsing`).
         folds: how many groups crossfit has.
         k_interval: weights are computed at every k_interval-th site and reused between.
         decay: of the moving moments.
@@ -55,11 +60,22 @@ class Weighting(Configurable):
     decay: float = 0.9
 
     def __post_init__(self) -> None:
-        one_of("weights", self.weights, ("same", "past", "crossfit"))
+        one_of("weights", self.weights, ("same", "past", "crossfit", REHEARSED))
         if not isinstance(self.k_interval, int) or self.k_interval < 1:
             raise PropcValueError(message(f"option k_interval={self.k_interval!r} must be a positive integer"))
         if not isinstance(self.folds, int) or self.folds < 2:
             raise PropcValueError(message(f"option folds={self.folds!r} must be an integer, two or more"))
+        if not isinstance(self.decay, (int, float)) or not 0 <= self.decay < 1:
+            raise PropcValueError(message(f"option decay={self.decay!r} must be a number from 0 to below 1"))
+        if not isinstance(self.target, (str, type(None))):
+            raise PropcTypeError(message(f"option target={self.target!r} must be a name", "Such as target='beta'."))
+        if self.weights == REHEARSED and self.k_interval > 1:
+            raise PropcValueError(
+                message(
+                    f"weights={REHEARSED!r} are taken at every site; got k_interval={self.k_interval}",
+                    "Leave out k_interval=, or use weights='crossfit'.",
+                )
+            )
         if self.per_coordinate and self.target is not None:
             raise PropcValueError(
                 message(
@@ -71,33 +87,47 @@ class Weighting(Configurable):
     @cached_property
     def groups(self) -> int:
         """In how many groups of rows a batch is weighed."""
-        return self.folds if self.weights == "crossfit" else 1
+        return self.folds if self.weights in ("crossfit", REHEARSED) else 1
 
     @cached_property
     def quick(self) -> bool:
         """Whether each site is weighed as a whole, by this batch alone."""
-        return not self.per_coordinate and self.weights != "past" and self.k_interval == 1
+        return not self.per_coordinate and self.weights in ("same", "crossfit") and self.k_interval == 1
 
 
 class PastVariances(nn.Module):
     """Moving variances of the parts' cotangents, a tensor for each φ or one for all; empty at first."""
 
-    def swap(self, now: Sequence[Tensor], decay: float) -> list[Tensor] | None:
-        """What earlier batches gave, None at first; the variances of this batch join them."""
-        names = [f"variance{i}" for i in range(len(now))]
-        past = [getattr(self, name, None) for name in names]
-        found = [p.to(v) for p, v in zip(past, now) if p is not None and p.shape == v.shape]
-        known = found if len(found) == len(now) else None
-        for i, (name, value) in enumerate(zip(names, now)):
+    def known(self) -> list[Tensor]:
+        """What earlier batches gave; nothing at first."""
+        return [variance for variance in self._buffers.values() if variance is not None]
+
+    def join(self, now: Sequence[Tensor], decay: float) -> None:
+        """The variances of this batch join those of earlier ones."""
+        known = fitting(self.known(), now)
+        for i, value in enumerate(now):
             limit = torch.finfo(value.dtype).max
             finite = value.nan_to_num(limit, limit).clamp(0.0, limit)
-            moved = finite if known is None else torch.lerp(finite, known[i], decay)
-            self.register_buffer(name, moved)
-        return known
+            self.register_buffer(f"variance{i}", finite if known is None else torch.lerp(finite, known[i], decay))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for key in [k for k in state_dict if k.startswith(prefix)]:
             self.register_buffer(key[len(prefix) :], state_dict[key].clone())
+
+
+def fitting(past: Sequence[Tensor], now: Sequence[Tensor]) -> list[Tensor] | None:
+    """Variances of earlier batches, if they are of what this batch has variances of."""
+    same = len(past) == len(now) and all(p.shape == v.shape for p, v in zip(past, now))
+    return [p.to(v) for p, v in zip(past, now)] if same else None
+
+
+def remembered(site: SiteContext) -> Sequence[Tensor]:
+    """What a site knows of earlier batches, read in the forward pass.
+
+    So each reverse pass through the same draws has the same weights, none of which has seen them.
+    """
+    state = site.state
+    return once(state.known, draws=False) if isinstance(state, PastVariances) else ()
 
 
 @dataclass(frozen=True)
@@ -122,13 +152,20 @@ def at_target(rule: InverseVariance, live: Sequence[int], saved: Sequence[Any]) 
 
 
 def mix(
-    rule: InverseVariance, site: SiteContext, grads: Sequence[tuple[Tensor, ...]], target: Target | None = None
+    rule: InverseVariance,
+    site: SiteContext,
+    grads: Sequence[tuple[Tensor, ...]],
+    target: Target | None = None,
+    past: Sequence[Tensor] = (),
+    memo: Any = None,
 ) -> list[Tensor]:
     """Combine the parts' cotangents.
 
     Args:
         grads: for each φ the cotangents of the parts, each [batch, ...].
         target: where the variances are taken; None is here.
+        past: what `remembered` gave in the forward pass.
+        memo: what stays from a rehearsal of the reverse pass to the pass itself, and takes attributes.
 
     Returns:
         one cotangent for each φ, [batch, ...].
@@ -143,11 +180,14 @@ def mix(
             mixed = mix_two(grads, how.groups, None if target is None else partial(_quickly, rule, target))
         if mixed is not None:
             return mixed
+    if rule.rehearses:
+        noted, seen = _rehearsed(how, site, _measure(rule, [torch.stack(parts) for parts in grads], target), memo)
+        return [_combine(noted[min(i, len(noted) - 1)], parts, seen) for i, parts in enumerate(grads)]
     with torch.no_grad():
         weights = site.weights.get(rule.donor) if rule.donor is not None else None
         seen = weights is None and how.target is None and not _too_few(how, grads[0][0].shape[0])
         if weights is None:
-            weights = _weights(how, site, _measure(rule, [torch.stack(parts) for parts in grads], target))
+            weights = _weights(how, site, _measure(rule, [torch.stack(parts) for parts in grads], target), past)
             if how.k_interval > 1:
                 site.weights[site.name] = weights
     return [_combine(weights[min(i, len(weights) - 1)], parts, seen) for i, parts in enumerate(grads)]
@@ -222,14 +262,39 @@ class Measure:
     take: Callable[[int], list[Tensor]]
 
 
-def _weights(how: Weighting, site: SiteContext, measure: Measure) -> list[Tensor]:
+def _weights(how: Weighting, site: SiteContext, measure: Measure, past: Sequence[Tensor]) -> list[Tensor]:
     """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each φ."""
     parts, batch = measure.grads[0].shape[:2]
     if _too_few(how, batch):
         return [measure.grads[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
     now = measure.take(how.groups)
-    known = _with_past(how, site, now, measure) if how.weights == "past" else now
+    known = _with_past(how, site, now, measure, past) if how.weights == "past" else now
     return [_inverse(v, n) for v, n in zip(known, now)]
+
+
+@torch.no_grad()
+def _rehearsed(how: Weighting, site: SiteContext, measure: Measure, memo: Any) -> tuple[list[Tensor], bool]:
+    """Weights, and whether they have seen what they weigh: in the rehearsal those of each group, which are noted for
+    the next one; afterwards those that were noted.
+
+    Raises:
+        EstimatorError: there was no rehearsal.
+    """
+    if site.rehearsal is None or not (site.rehearsal.running or hasattr(memo, "noted")):
+        raise site.error(
+            f"weights={REHEARSED!r} need one reverse pass of autograd that runs twice, which there was not",
+            "Use weights='crossfit' or 'past' in graphs with messages of their own, under propc.passes.Checkpoint and "
+            "in plates with chunk=.",
+        )
+    if not site.rehearsal.running:
+        return memo.noted, False
+    parts, batch = measure.grads[0].shape[:2]
+    if _too_few(how, batch):
+        memo.noted = [measure.grads[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
+        return memo.noted, False
+    now = measure.take(how.groups)
+    memo.noted = [_inverse(each, each) for each in now]
+    return [_inverse(each, each, own=True) for each in now], how.target is None
 
 
 def _too_few(how: Weighting, batch: int) -> bool:
@@ -243,14 +308,14 @@ def _variances(grads: Sequence[Tensor], groups: int, per_coordinate: bool) -> li
     return found if per_coordinate or len(found) == 1 else [torch.stack(found).sum(0)]
 
 
-def _inverse(variances: Tensor, now: Tensor) -> Tensor:
+def _inverse(variances: Tensor, now: Tensor, own: bool = False) -> Tensor:
     """Weights ∝ 1/variance over the parts, by their logarithms; equal for equal ones, also for zeros.
 
-    Each group takes the weights of the next one. A part whose variance is not finite, in these
+    Each group takes the weights of the next one, or its `own`. A part whose variance is not finite, in these
     or `now`, has weight zero; if no part has a finite one, the weights are NaN, and so is the gradient.
     """
     logits = variances.clamp(min=torch.finfo(variances.dtype).tiny).log_().neg_()
-    if logits.shape[1] > 1:
+    if logits.shape[1] > 1 and not own:
         logits = logits.roll(-1, 1)
     logits = torch.add(logits, now, alpha=0.0)  # 0·∞ is NaN
     return torch.softmax(logits.nan_to_num_(-torch.inf, neginf=-torch.inf), 0)
@@ -269,12 +334,15 @@ def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Te
     return None if found is None else found.transpose(1, 2)
 
 
-def _with_past(how: Weighting, site: SiteContext, now: list[Tensor], measure: Measure) -> list[Tensor]:
+def _with_past(
+    how: Weighting, site: SiteContext, now: list[Tensor], measure: Measure, past: Sequence[Tensor]
+) -> list[Tensor]:
     """Variances of the earlier batches; at the first call, which has none, those of crossfit."""
     assert isinstance(site.state, PastVariances)
-    past = site.state.swap(now, how.decay)
-    if past is not None:
-        return past
+    site.state.join(now, how.decay)
+    known = fitting(past, now)
+    if known is not None:
+        return known
     if measure.grads[0].shape[1] < 4:
         return [torch.ones_like(v) for v in now]
     return measure.take(2)
@@ -293,6 +361,7 @@ class Mix(Function):
     ) -> tuple[Tensor, ...]:
         phi, at_target = tensors[: len(live)], tensors[len(live) :]
         ctx.rule, ctx.site, ctx.live, ctx.given = rule, site, live, len(at_target)
+        ctx.past = remembered(site)
         ctx.save_for_backward(*at_target)
         return tuple(p.view_as(p) for _ in rule.parts for p in phi if p is not None)
 
@@ -308,5 +377,5 @@ class Mix(Function):
             )
         count = len(ctx.live)
         target = at_target(ctx.rule, ctx.live, ctx.saved_tensors)
-        mixed = mix(ctx.rule, ctx.site, [grads[j::count] for j in range(count)], target)
+        mixed = mix(ctx.rule, ctx.site, [grads[j::count] for j in range(count)], target, ctx.past, ctx)
         return (None, None, None, *mixed, *([None] * ctx.given))

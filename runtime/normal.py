@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from propc.runtime.gates import applied, inlet
-from propc.runtime.mixing import at_target, mix
+from propc.runtime.mixing import at_target, mix, remembered
 from propc.runtime.once import differentiated_twice
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class NormalTotal(Function):
         ctx: Any, rule: InverseVariance, site: SiteContext, loc: Tensor, scale: Tensor, *at_target: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         value = standard_normal(loc).mul_(scale).add_(loc)
-        ctx.rule, ctx.site = rule, site
+        ctx.rule, ctx.site, ctx.past = rule, site, remembered(site)
         ctx.save_for_backward(value, loc, scale, *at_target)
         return value, inlet(loc)
 
@@ -81,20 +81,21 @@ class NormalTotal(Function):
             )
         value, loc, scale, *saved = ctx.saved_tensors
         _, _, wants_loc, wants_scale, *others = ctx.needs_input_grad
-        rule, site, none = ctx.rule, ctx.site, (None,) * len(others)
+        rule, site, past, none = ctx.rule, ctx.site, ctx.past, (None,) * len(others)
         i, j = site.normal
         offset = value - loc
         if not wants_scale:
             target = at_target(rule, (i,), (saved[0], *saved[2:])) if saved else None
-            (mixed,) = mix(rule, site, [(grad, offset * _lifted(sent, scale))], target)
+            (mixed,) = mix(rule, site, [(grad, offset * _lifted(sent, scale))], target, past, ctx)
             return None, None, mixed, None, *none
         z = offset / scale
         score = _rows(sent, z) / scale
         of_scale = grad * z, score * (z * z - 1)
         if not wants_loc:
-            (mixed,) = mix(rule, site, [of_scale], at_target(rule, (j,), saved[1:]))
+            (mixed,) = mix(rule, site, [of_scale], at_target(rule, (j,), saved[1:]), past, ctx)
             return None, None, None, mixed, *none
-        return None, None, *mix(rule, site, [(grad, score * z), of_scale], at_target(rule, (i, j), saved)), *none
+        both = [(grad, score * z), of_scale]
+        return None, None, *mix(rule, site, both, at_target(rule, (i, j), saved), past, ctx), *none
 
 
 score, total = applied(NormalScore), applied(NormalTotal)

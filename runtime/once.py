@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,11 @@ def once(call: Callable[[], T], draws: bool = True) -> T:
         draws: whether the call may draw random numbers; draws behind it see those that they saw at first.
     """
     return _through(_recordings(), call, draws)
+
+
+def once_of(call: Callable[..., T]) -> Callable[..., T]:
+    """The same function, which where the program runs again is not called again."""
+    return lambda *given: once(partial(call, *given))
 
 
 def recorded() -> bool:

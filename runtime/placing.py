@@ -77,7 +77,7 @@ class Placing:
             set_state(device, state)
             some = [p.select(dim, element) if self._carries(p, i) else p for i, p in enumerate(phi)]
             found.append(self._shared(rule, replace(context, again=True) if element else context, some, rest))
-        at = dim - sum(other < dim for other in rest) + len(self.sample_shape)
+        at = dim + len(self.sample_shape)  # the plates in `rest` are back already
         weights = [draw.weights for draw in found if draw.weights is not None]
         others = [draw.alternatives for draw in found if draw.alternatives is not None]
         behind = at + bool(others)  # alternatives stand in front of all plates

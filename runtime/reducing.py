@@ -68,7 +68,7 @@ def centering(graph: PropagationGraph, route: Route, baseline: Baseline, state: 
     """Takes a cost to cost minus baseline, along some of its dimensions: [*plates, batch] → the same."""
     dims, over = graph.lead(graph[route.source]), route.over
     if dims[:1] in ((), (BATCH,), over):
-        return lambda cost, *_: baseline.center(cost, state)
+        return lambda cost, *_: baseline.centered(cost, state)
     rows = [i for i, name in enumerate(dims) if name in over]
     order = [*rows, *(i for i in range(len(dims)) if i not in rows)]
     back = sorted(range(len(dims)), key=order.__getitem__)
@@ -77,7 +77,7 @@ def centering(graph: PropagationGraph, route: Route, baseline: Baseline, state: 
         turned = cost.permute(order)
         shape, kept = turned.shape, turned.shape[len(rows) :]
         flat = turned.reshape(math.prod(shape[: len(rows)]), *kept)
-        return baseline.center(flat, state).reshape(shape).permute(back)
+        return baseline.centered(flat, state).reshape(shape).permute(back)
 
     return center
 
@@ -91,7 +91,7 @@ def bounding(graph: PropagationGraph, route: Route, baseline: Baseline, state: n
     assert isinstance(node, Reduce)
     whole = (*graph.sizes(plates), *node.shape)
     if route.over == (BATCH,):
-        return lambda bound, *_: baseline.center(bound, state).expand(whole)
+        return lambda bound, *_: baseline.centered(bound, state).expand(whole)
     near = log_mean_exp(graph, node, tuple(name for name in node.over if name not in route.over))
 
     def center(bound: Tensor, *given: Tensor) -> Tensor:

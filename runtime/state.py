@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,3 +59,18 @@ class EstimatorState(nn.Module):
             if not any(k.startswith(f"{mine}{name}.") for k in state_dict):
                 for rest, value in self.parts[name].state_dict().items():
                     state_dict[f"{mine}{name}.{rest}"] = value
+
+
+STATE = "estimator_state"  # its name in a compiled module
+
+
+@contextmanager
+def without_state(module: Any) -> Iterator[None]:
+    """Take the estimators' state out of a compiled module while its own code runs, which may visit its children."""
+    modules = module._modules if isinstance(module, nn.Module) else {}
+    state = modules.pop(STATE, None)
+    try:
+        yield
+    finally:
+        if state is not None:
+            modules[STATE] = state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import inspect
 import io
 import pickle
 import weakref
@@ -154,6 +155,13 @@ def test_methods_belong_to_their_object() -> None:
     assert Agent.free(leaf()).shape == (B,)
     assert Agent.loss(one, x).mean() > 0.9
     assert propc.compile(one.loss, estimator="lr")(x).shape == (B,)
+
+
+def test_a_compiled_method_looks_like_one() -> None:
+    method = Agent(1.0).loss
+    assert str(inspect.signature(method)) == "(x: 'Tensor') -> 'Tensor'"
+    assert (method.__name__, method.__doc__) == ("loss", Agent.loss.__doc__)
+    assert repr(method).startswith("<<propc.compile(loss, estimator='rp')> of <")
 
 
 def test_a_compiled_method_keeps_no_object_alive() -> None:
@@ -563,3 +571,52 @@ def test_moving_averages_of_two_paces_keep_apart() -> None:
     compiled(torch.tensor(1.0, requires_grad=True))
     weights = sorted(v.item() for k, v in compiled.state_dict().items() if k.endswith("weight"))
     assert weights == pytest.approx([0.1, 0.5])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which Dynamo looks at
+def test_inside_torch_compile() -> None:
+    """Dynamo does not look inside: the program runs as it is, and what is around it is compiled."""
+    compiled, model = propc.compile(plain, estimator="lr"), CompiledModel()
+    frames = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        frames.append(graph)
+        return graph.forward
+
+    def outer(theta: Tensor, x: Tensor) -> Tensor:
+        return 3 * compiled(torch.sin(theta)).mean() + Agent(1.0).loss(theta.expand(B)).mean() + model(x).mean()
+
+    theta, x = leaf(), torch.ones(B, 2)
+    results = []
+    for run in (outer, torch.compile(outer, backend=count)):
+        torch.manual_seed(0)
+        results.append((value := run(theta, x), *torch.autograd.grad(value, theta)))
+    torch.testing.assert_close(*results)
+    assert 0 < sum(len(graph.graph.nodes) for graph in frames) < 40
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which Dynamo looks at
+def test_parts_under_torch_compile() -> None:
+    """They are traced as they were written."""
+    layer = nn.Linear(2, 2)
+    fast = torch.compile(layer, backend="eager")
+
+    @torch.compile(backend="eager")
+    def squeezed(x: Tensor) -> Tensor:
+        return torch.tanh(x).sum(-1)
+
+    def program(x: Tensor) -> Tensor:
+        return squeezed(propc.sample(Normal(fast(x), 1.0), "x"))
+
+    compiled = propc.compile(program, estimator="lr")
+    compiled(torch.ones(B, 2)).mean().backward()
+    assert layer.weight.grad is not None
+    assert "tanh" in str(compiled.graph(torch.ones(B, 2)))
+    fast.eval()
+    compiled(torch.ones(B, 2))
+    assert compiled.compiler.traces == 2  # the layer's mode is a part of its state
+
+
+def test_under_vmap() -> None:
+    with pytest.raises(propc.PropcTypeError, match=r"'plain' is called under a .*give it the elements as rows"):
+        torch.vmap(propc.compile(plain), randomness="different")(torch.ones(3))

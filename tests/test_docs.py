@@ -151,6 +151,14 @@ def test_files_exist(page: Path) -> None:
             assert (ROOT / name).exists() or (page.parent / name).exists(), f"{by_name(page)}: {name}"
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=by_name)
+def test_files_in_commands_exist(page: Path) -> None:
+    """Also `make test ARGS="tests/test_api.py"`, and in what is typed into a shell."""
+    folders = r"\b(?:tests|docs|examples|benchmarks|propc|passes|runtime)/[\w/]*\.(?:py|md)\b"
+    for name in re.findall(folders, page.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), f"{by_name(page)}: {name}"
+
+
 def resolves(name: str) -> bool:
     """Whether `propc.a.b` can be imported and read."""
     parts = name.split(".")
@@ -190,6 +198,12 @@ def test_what_is_missing_is_missing() -> None:
     assert section.startswith("What it does not do yet")
     there = {name for name in public_names(section) if resolves(name)}
     assert not there, f"the README says that there is no {', '.join(there)}"
+
+
+@pytest.mark.parametrize("module", [propc, propc.estimators, propc.passes, propc.propagators])
+def test_every_public_name_is_in_the_reference(module: types.ModuleType) -> None:
+    words = set(re.findall(r"\w+", prose(ROOT / "docs" / "reference.md")))
+    assert [name for name in module.__all__ if name not in words] == []
 
 
 def test_every_estimator_is_documented() -> None:

@@ -203,3 +203,13 @@ def test_notebooks():
     assert graph._repr_html_() == picture
     for node in graph.sites + graph.costs:
         assert f">{node.name}<" in picture
+
+
+def test_names_of_operations_stay_whole():
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    @propc.compile
+    def loss(logits, labels):
+        return binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+    assert "binary_cross_entropy_with_logits" in loss.graph(torch.zeros(3), torch.ones(3)).to_dot()

@@ -44,3 +44,16 @@ def test_notebooks_get_a_table_that_is_escaped():
     text = compiled.explain(torch.zeros(3, requires_grad=True))._repr_html_()
     assert text.startswith("<table>")
     assert "&lt;i&gt;" in text
+
+
+def test_a_prompt_shows_the_table_and_of_a_graph_a_line():
+    compiled = propc.compile(lambda m: propc.sample(Normal(m, 1.0), "x").square(), estimator="lr")
+    theta = torch.zeros(3, requires_grad=True)
+    assert repr(compiled.explain(theta)) == str(compiled.explain(theta))
+    assert repr(compiled.graph(theta)) == "<PropagationGraph '<lambda>': 1 site, 1 cost, 1 route>"
+
+
+def test_a_ratio_of_what_is_no_site():
+    compiled = propc.compile(lambda m: propc.sample(Normal(m, 1.0), "x").square(), estimator="lr")
+    with pytest.raises(propc.PropcValueError, match=r"a ratio of 'y', which is no site. Known: 'x'"):
+        compiled.explain(torch.zeros(3, requires_grad=True), snr={"y": 1.0})

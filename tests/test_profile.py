@@ -489,7 +489,7 @@ def test_before_the_first_call() -> None:
     compiled, args = propc.compile(rollout, estimator="tp"), PROGRAMS["rollout"][1]
     compiled.profile(*args, repeats=1)
     ((ready,),) = compiled.compiler.cache.values()
-    assert not ready.executable.checked
+    assert not ready.executable.mode.checked
 
 
 def test_the_profiled_graph_is_not_traced_again() -> None:
@@ -498,7 +498,7 @@ def test_the_profiled_graph_is_not_traced_again() -> None:
     apart(None, args, {})
     ready = apart.compiled(None, args, {})
     assert apart.traces == 0
-    assert ready.executable.checked
+    assert ready.executable.mode.checked
     assert ready.graph is compiled.graph(*args)
 
 

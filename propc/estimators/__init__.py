@@ -4,6 +4,8 @@ from propc.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
 from propc.estimators.antithetic import Arm, DisArm
 from propc.estimators.base import (
     Estimator,
+    EstimatorChoice,
+    SiteChoice,
     SiteView,
     estimator,
     known_estimators,
@@ -34,6 +36,7 @@ __all__ = [
     "DisArm",
     "Enumerate",
     "Estimator",
+    "EstimatorChoice",
     "GaussianResampling",
     "GaussianShaping",
     "GumbelRao",
@@ -49,6 +52,7 @@ __all__ = [
     "Pathwise",
     "ReinMax",
     "ShapedTotalPropagation",
+    "SiteChoice",
     "SiteView",
     "StraightThrough",
     "StraightThroughGumbel",

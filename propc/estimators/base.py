@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from propc.baselines import NoBaseline
-from propc.configure import Configurable
+from propc.configure import Configurable, printed
 from propc.distributions import DistributionSpec
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
 from propc.ir import Source, TensorType
@@ -17,6 +18,7 @@ from propc.propagators.gated import Gated
 from propc.propagators.plain import Plain
 from propc.propagators.registry import find, known_propagators
 from propc.propagators.site import SitePropagator
+from propc.registering import check_entry, check_name
 
 if TYPE_CHECKING:
     from propc.passes.base import Pass
@@ -54,6 +56,11 @@ class SiteView:
         """Whether the site has a draw for each sample of the batch."""
         return self.batch is not None and self.spec.rows() == self.batch
 
+    @property
+    def elsewhere(self) -> str:
+        """Which estimators an error may advise here, where its own cannot work."""
+        return "'lr' or 'rp'" if self.spec.has_rsample else "'lr'"
+
     def error(self, finding: str, fix: str) -> EstimatorError:
         """An error at this site."""
         return EstimatorError(message(finding, fix, at=f"site {self.name!r}", where=self.where))
@@ -63,15 +70,21 @@ class SiteView:
 class Estimator(Configurable, ABC):
     """How gradients pass a site: the user's choice. Options are dataclass fields.
 
-    An estimator turns into a `SitePropagator` at each site; it refuses, with the site's name,
+    An estimator turns into a propagator at each site; it refuses, with the site's name,
     where its mathematics does not hold.
 
     Attributes:
+        name: printed name; by default the registered one, or that of the class.
         keeps_name: print its own name also where its rule has that of another estimator.
     """
 
     name: ClassVar[str] = "estimator"
     keeps_name: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = printed(cls)
 
     @abstractmethod
     def propagator(self, site: SiteView) -> tuple[Propagator, str]:
@@ -104,6 +117,13 @@ class Given(Estimator):
         return at_site(self.rule, site), "asked for"
 
 
+SiteChoice = str | Estimator | Propagator | type[Estimator] | type[Propagator]
+"""What a user can give for one site: a name, an estimator or a propagator, the class of one."""
+
+EstimatorChoice = SiteChoice | Mapping[str, SiteChoice] | Callable[[SiteView], SiteChoice | None]
+"""What ``estimator=`` takes: one for all sites, one for each pattern of site names, or a function of the site."""
+
+
 def at_site(rule: Propagator, site: SiteView) -> SitePropagator:
     """A propagator as a site can have it: one written as `forward` and `backward` behind a gate of autograd."""
     if isinstance(rule, SitePropagator):
@@ -113,20 +133,42 @@ def at_site(rule: Propagator, site: SiteView) -> SitePropagator:
 
 E = TypeVar("E", bound=type[Estimator])
 _TABLE: dict[str, Callable[..., Estimator]] = {}
+_ELSEWHERE = {  # names that other libraries and papers use
+    "reinforce": "lr",
+    "score": "lr",
+    "scorefunction": "lr",
+    "likelihoodratio": "lr",
+    "pathwise": "rp",
+    "reparam": "rp",
+    "reparameterization": "rp",
+    "reparametrization": "rp",
+    "rsample": "rp",
+    "totalpropagation": "tp",
+    "straightthrough": "st",
+    "gumbel": "gumbel_softmax",
+    "concrete": "gumbel_softmax",
+    "marginalize": "enumerate",
+    "exact": "enumerate",
+    "measurevalued": "mvd",
+    "leg": "local",
+    "auto": "infer",
+}
 
 
 def register_estimator(name: str) -> Callable[[E], E]:
     """Class decorator: make an estimator known by `name` in ``estimator=``.
 
     Raises:
+        PropcTypeError: a name that is no string; no estimator class.
         PropcValueError: the name is taken by another class.
     """
+    check_name(name, "an estimator", "propc.register_estimator")
 
     def register(cls: E) -> E:
-        known = _TABLE.get(name)
-        if known is not None and getattr(known, "__qualname__", "") != cls.__qualname__:
-            raise PropcValueError(message(f"the estimator name {name!r} is taken", "Choose another."))
+        check_entry(_TABLE, name, cls, "an estimator", Estimator)
         _TABLE[name] = cls
+        if cls.name == printed(cls):
+            cls.name = name
         return cls
 
     return register
@@ -144,7 +186,9 @@ def estimator(name: str, **options: Any) -> Estimator:
         PropcValueError: unknown name, option or value; the message lists the known ones and the nearest.
     """
     if name not in _TABLE:
-        raise PropcValueError(message(f"unknown estimator {name!r}", nearest(str(name), _TABLE)))
+        plain = re.sub(r"[^a-z]", "", str(name).lower())
+        hint = f"That is {_ELSEWHERE[plain]!r} here. " if plain in _ELSEWHERE else ""
+        raise PropcValueError(message(f"unknown estimator {name!r}", hint or nearest(str(name), _TABLE)))
     make = _TABLE[name]
     known = [f.name for f in fields(make)] if isinstance(make, type) else []
     for option in options:
@@ -165,11 +209,12 @@ def resolve(choice: Any) -> Estimator:
         return Given(choice)
     if isinstance(choice, str):
         return Given(find(choice)) if choice not in _TABLE and choice in known_propagators() else estimator(choice)
-    if isinstance(choice, type) and issubclass(choice, Estimator):
-        return choice()
+    if isinstance(choice, type) and issubclass(choice, (Estimator, Propagator)):
+        return resolve(choice())
     raise PropcTypeError(
         message(
-            f"an estimator is a name, an Estimator, a mapping or a function of the site; got {choice!r}",
-            f"Known names: {', '.join(map(repr, known_estimators()))}.",
+            f"an estimator is a name or an Estimator; got {choice!r}",
+            f"Known names: {', '.join(map(repr, known_estimators()))}. To choose by site, give propc.compile a mapping "
+            "from patterns of site names, or a function of the site.",
         )
     )

@@ -25,14 +25,18 @@ class Combine(Estimator):
     With:         Σ_c k_c ĝ_c, k_c ∝ 1/V_c, V_c the summed squared deviation of part c's
                   per-sample gradients; the combination is what propagates further back
     Requires:     what its parts require; a draw and costs with a batch dimension
+    Message:      what its parts take: the cotangent on x, cost minus baseline [batch]
     Unbiased:     if its parts are and k does not depend on the samples it weighs: exactly for
-                  ``weights="past"``, nearly for ``"crossfit"`` (see `TotalPropagation`),
-                  not for ``"same"``
+                  ``weights="rehearsed"``, and ``"past"`` from the second call on; nearly for
+                  ``"crossfit"`` (see `TotalPropagation`), not for ``"same"``
     Reference:    Parmas et al. (2018), "PIPPS"; Graybill & Deal (1959), doi:10.2307/2527652
 
     Args:
         estimators: names or estimators; at most one may be pathwise.
         target, per_coordinate, weights, folds, k_interval, decay: as of `TotalPropagation`.
+
+    Raises:
+        PropcValueError: fewer than two estimators, an unknown one, or a wrong option.
     """
 
     name: ClassVar[str] = "combine"
@@ -46,8 +50,10 @@ class Combine(Estimator):
 
     def __post_init__(self) -> None:
         self._weighting()
-        if len(self.estimators) < 2:
-            raise PropcValueError(message("a combination needs two estimators or more"))
+        if isinstance(self.estimators, str) or len(self.estimators) < 2:
+            raise PropcValueError(
+                message(f"a combination needs two estimators or more; got {self.estimators!r}", "Such as ('rp', 'lr').")
+            )
         for choice in self.estimators:
             resolve(choice)
 

@@ -23,6 +23,7 @@ class Enumerate(Estimator):
     Requires:     a distribution with `enumerate_support` (Bernoulli, Categorical, OneHotCategorical, Binomial with
                   one count; inside Independent too), or a user's that has it, whose elements are independent;
                   no more than `budget` configurations for one row of the batch
+    Message:      the cotangent on the weights p(z; φ), [configurations, batch]
     Unbiased:     exact, to any order
     Costs:        one run of the program after the site for each configuration, in a plate
     Reference:    the definition of the expectation
@@ -50,7 +51,7 @@ class Enumerate(Estimator):
         if values is None:
             raise site.error(
                 f"estimator 'enumerate' needs a distribution whose values can be listed; those of {site.spec} cannot",
-                "It works on Bernoulli, Categorical and OneHotCategorical; use 'lr' or 'rp' here.",
+                f"It works on Bernoulli, Categorical and OneHotCategorical; use {site.elsewhere} here.",
             )
         where = places(site.spec, batched=site.batched)
         count = values**where

@@ -20,8 +20,8 @@ class LikelihoodRatio(Estimator):
 
     Approximates: ∇_φ E_{x~p(x;φ)} f(x)
     With:         (f(x) − b) ∇_φ log p(x; φ), log p summed over everything but the batch
-    Requires:     log p differentiable in φ; costs of shape [batch]. f need not be smooth,
-                  nor known (`propc.opaque`).
+    Requires:     log p differentiable in φ, on a support that does not move with φ; costs of shape
+                  [batch]. f need not be smooth, nor known (`propc.opaque`).
     Message:      cost minus baseline, [batch] → cotangent on φ
     Unbiased:     yes, if the baseline does not see its own sample
     Reference:    Williams (1992), doi:10.1007/BF00992696; Kool et al. (2019) for the baseline
@@ -70,6 +70,7 @@ class LeaveOneOutRatio(LikelihoodRatio):
     Approximates: ∇_φ E_{x~p(x;φ)} f(x)
     With:         1/(K−1) Σ_k (f(x_k) − f̄) ∇_φ log p(x_k; φ)
     Requires:     what `lr` requires; K ≥ 2
+    Message:      cost minus baseline, [samples, batch]
     Unbiased:     yes
     Reference:    Kool, van Hoof & Welling (2019), "Buy 4 REINFORCE samples, get a baseline for free!"
 

@@ -60,14 +60,14 @@ class MeasureValued(Estimator):
             raise site.error(
                 f"estimator 'mvd' has no measure-valued derivative of {site.spec}",
                 f"It knows {', '.join(FAMILIES)}, Bernoulli, Categorical and OneHotCategorical, inside Independent "
-                "too; use 'lr' or 'rp' here.",
+                f"too; use {site.elsewhere} here.",
             )
         wanted = tuple(name for name, i in parameters(site.spec).items() if site.phi[i].requires_grad)
         for name in wanted:
             if name not in measures:
                 raise site.error(
                     f"estimator 'mvd' has no derivative of {kind.__name__} in {name!r}, which wants a gradient",
-                    f"It knows {', '.join(measures)}; let {name!r} be fixed, or use 'lr' or 'rp' here.",
+                    f"It knows {', '.join(measures)}; let {name!r} be fixed, or use {site.elsewhere} here.",
                 )
         each = sum(measures[name].each for name in wanted)
         if not each:

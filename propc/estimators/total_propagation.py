@@ -22,12 +22,13 @@ class TotalPropagation(Estimator):
     Requires:     what `rp` and `lr` require; four samples or more for weights from the batch
                   (with fewer, k = ½)
     Message:      cotangent on x and cost minus baseline → cotangent on φ
-    Unbiased:     for weights="past" exactly: k is independent of the samples. For "crossfit" exactly
+    Unbiased:     for weights="rehearsed", and "past" from the second call on: k is independent of the
+                  samples; at the first call of "past" to order 1/B. For "crossfit" exactly
                   at a single site: k of each group of rows, and its baseline, come from one group
-                  alone; along a chain the groups couple weakly through the k of later sites. Not for
+                  alone; along a chain the groups couple through the k of later sites. Not for
                   "same" at small batches, where k correlates with what it weighs. Chaotic RNN,
-                  β=2.5, B=20, H=16, exact 0.2526: past 0.2513±0.0011, crossfit 0.2386±0.0018,
-                  same 0.2202±0.0012 (see docs/estimators.md).
+                  β=2.5, B=20, H=16, exact 0.2526: past 0.2513±0.0011, rehearsed 0.2528±0.0015,
+                  crossfit 0.2386±0.0018, same 0.2202±0.0012 (see docs/estimators.md).
     Reference:    Parmas, Rasmussen, Peters & Doya (2018), "PIPPS", arXiv:1902.01240;
                   Parmas & Seno (2022), "Proppo"
 
@@ -37,9 +38,12 @@ class TotalPropagation(Estimator):
             extra derivative.
         per_coordinate: one k for each coordinate of φ instead of one for the site.
         weights: ``"crossfit"`` (default), ``"past"`` (moving moments of earlier batches; the
-            first call is crossfit) or ``"same"``.
-        folds: into how many groups of rows ``"crossfit"`` takes the batch apart; each takes k from the
-            next. With more of them the weights depend less on what they weigh along a chain, and are
+            first call takes those of crossfit), ``"same"``, or ``"rehearsed"``: crossfit with k from a
+            rehearsal of the reverse pass, in which each group of rows keeps to itself. That takes up to
+            twice the reverse pass and gives first derivatives only; an `EstimatorError` where the reverse
+            pass does not run as one, as under `propc.passes.Checkpoint`.
+        folds: into how many groups of rows ``"crossfit"`` and ``"rehearsed"`` take the batch apart; each
+            takes k from the next. With more of them the weights depend less on what they weigh along a chain, and are
             noisier, as each comes from fewer rows.
         k_interval: k is computed at every k_interval-th site, counted from the end, and reused
             between.

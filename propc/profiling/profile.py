@@ -102,6 +102,8 @@ class Profile:
     def __str__(self) -> str:
         return "\n".join([self._title(), "", self._table("simple"), "", *self._notes()])
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
         return f"<p>{escape(self._title())}</p>{self._table('html')}{notes}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from propc.configure import Configurable
+from propc.configure import Configurable, printed
 from propc.messages import COST, GRAD, Field, Message, Target
 
 if TYPE_CHECKING:
@@ -184,7 +183,7 @@ class Propagator(Configurable):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
-            cls.name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
+            cls.name = printed(cls)
 
     def forward(self, node: NodeView, message: Message) -> Sent:
         """Called in the forward pass, when the node's value is known; hands the message on."""

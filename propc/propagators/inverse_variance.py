@@ -21,7 +21,7 @@ from propc.propagators.registry import register_propagator
 from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.runtime import normal
 from propc.runtime.gates import token
-from propc.runtime.mixing import Mix, PastVariances, Weighting
+from propc.runtime.mixing import REHEARSED, Mix, PastVariances, Weighting
 from propc.runtime.norms import Norms
 from propc.runtime.redraw import redrawn
 
@@ -46,8 +46,8 @@ class InverseVariance(SitePropagator):
     norms: Norms | None = None
 
     def __post_init__(self) -> None:
-        if self.weighting.weights == "crossfit":
-            groups = self.weighting.groups
+        groups = self.weighting.groups
+        if groups > 1:
             object.__setattr__(self, "parts", tuple(_within_groups(part, groups) for part in self.parts))
 
     def named_parts(self) -> Mapping[str, Any]:
@@ -65,6 +65,11 @@ class InverseVariance(SitePropagator):
     @property
     def traceable(self) -> bool:
         return all(part.traceable for part in self.parts)
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether its weights come from a rehearsal of the reverse pass."""
+        return self.weighting.weights == REHEARSED
 
     def state(self, node: Any) -> nn.Module | None:
         return PastVariances() if self.weighting.weights == "past" else None

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from propc.errors import PropcTypeError, PropcValueError, message, nearest
 from propc.propagators.base import Propagator
+from propc.registering import check_entry, check_name
 
 P = TypeVar("P", bound=Callable[..., Propagator])
 _TABLE: dict[str, Callable[..., Propagator]] = {}
@@ -17,13 +18,13 @@ def register_propagator(name: str) -> Callable[[P], P]:
     """Decorator of a propagator class, or of a function that makes one: known by `name` in ``propagator=``.
 
     Raises:
+        PropcTypeError: a name that is no string; neither a propagator class nor a function.
         PropcValueError: the name is taken by another.
     """
+    check_name(name, "a propagator", "propc.register_propagator")
 
     def register(make: P) -> P:
-        known = _TABLE.get(name)
-        if known is not None and getattr(known, "__qualname__", "") != getattr(make, "__qualname__", ""):
-            raise PropcValueError(message(f"the propagator name {name!r} is taken", "Choose another."))
+        check_entry(_TABLE, name, make, "a propagator", Propagator, classes=False)
         _TABLE[name] = make
         if isinstance(make, type):
             make.name = name  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from propc.propagators.base import NodeView, Propagator, Sent
 
 if TYPE_CHECKING:
     from propc.ir import Plate, Site
+    from propc.runtime.rehearsing import Rehearsal
 
 
 @dataclass
@@ -36,6 +37,7 @@ class SiteContext:
         again: whether the site has drawn in this call already, for another element of a plate.
         state: the module that `Propagator.state` gave.
         weights: mixing weights of other sites in this call, by site.
+        rehearsal: of the reverse pass of this call, where there is to be one.
         normal: places of loc and scale among φ where the distribution is a Normal.
         one_hot: place of the logits where it is a OneHotCategorical that holds them.
         view: makes the site's node as a `Propagator` sees it.
@@ -47,6 +49,7 @@ class SiteContext:
     batch: int | None
     state: nn.Module | None = None
     weights: dict[str, list[Tensor]] = field(default_factory=dict)
+    rehearsal: Rehearsal | None = None
     view: Callable[[], NodeView] | None = None
     sample_shape: tuple[int, ...] = ()
     lead: int = 1

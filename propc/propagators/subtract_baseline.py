@@ -34,4 +34,4 @@ class SubtractBaseline(Propagator):
     def backward(self, node: NodeView, message: Message) -> Sent:
         if "cost" not in message:
             return message
-        return message.replace(cost=baseline(self.baseline).center(message.cost.detach(), node.state))
+        return message.replace(cost=baseline(self.baseline).centered(message.cost.detach(), node.state))

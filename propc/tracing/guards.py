@@ -7,8 +7,9 @@ import logging
 import random
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CellType
 from typing import Any
 
@@ -19,10 +20,11 @@ from torch.distributions import Distribution
 
 from propc.errors import TraceError, message
 from propc.ir import Source
+from propc.outside import others_ran, runs
 from propc.tracing.held import Place, Surroundings, changes
 from propc.tracing.kept import is_renewed, kept
 
-_LOCK = threading.RLock()
+TRACING = threading.RLock()  # one thread at a time
 _SEEDED = "torch"
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")  # prints errors that the user gets anyway
 
@@ -53,17 +55,17 @@ def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterat
         TraceError: the traced code seeded a generator, drew from Python's or NumPy's global one,
             whose numbers would freeze into constants, or kept a traced tensor.
     """
-    with _LOCK:
+    with TRACING:
         validate, grad, dtype = Distribution._validate_args, torch.is_grad_enabled(), torch.get_default_dtype()
-        states, silent = random_states(), _FAKE_LOG.disabled
+        states, silent, before = random_states(), _FAKE_LOG.disabled, runs()
         misses = [cache.cache_info().misses for cache in around.caches]
         _FAKE_LOG.disabled = True
         Distribution._validate_args = False
         _SingleLevelFunction.apply = classmethod(recorded_apply)  # type: ignore[attr-defined]
         try:
-            with torch.compiler.set_stance("force_eager"):
+            with _without_dynamo():
                 yield
-            _check_random(states, where)
+            _check_random(_ours(states, before), where)
         except BaseException:
             _restore(around.places)
             raise
@@ -76,7 +78,12 @@ def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterat
             Distribution._validate_args = validate
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(dtype)
-            restore_random(states)
+            restore_random(_ours(states, before))
+
+
+def _without_dynamo() -> AbstractContextManager[Any]:
+    """Let functions and modules that the user gave to `torch.compile` run as they were written."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def random_states() -> dict[str, Any]:
@@ -87,9 +94,15 @@ def random_states() -> dict[str, Any]:
     return states
 
 
+def _ours(states: Mapping[str, Any], before: Mapping[int, int]) -> Mapping[str, Any]:
+    """The states without that of torch's generator if another thread has drawn from it in a compiled call."""
+    return {name: state for name, state in states.items() if name != _SEEDED} if others_ran(before) else states
+
+
 def restore_random(states: Mapping[str, Any]) -> None:
     """Set the global generators back."""
-    torch.set_rng_state(states[_SEEDED])
+    if _SEEDED in states:
+        torch.set_rng_state(states[_SEEDED])
     random.setstate(states["Python's random module"])
     if "numpy.random" in states:
         sys.modules["numpy"].random.set_state(states["numpy.random"])
@@ -171,6 +184,9 @@ def _put_back(place: Place, keys: list[Any]) -> None:
         place.container.cell_contents = place.copy
     elif isinstance(place.container, list):
         place.container[:] = place.copy
+    elif isinstance(place.container, (set, deque)):
+        place.container.clear()
+        (place.container.update if isinstance(place.container, set) else place.container.extend)(place.copy)
     else:
         for key in keys:
             if key in place.copy:

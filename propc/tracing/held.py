@@ -49,7 +49,7 @@ class Roots:
 
 @dataclass(frozen=True)
 class Place:
-    """A list, dictionary or cell that a program could write into, with a copy of its content.
+    """A list, dictionary, deque, set or cell that a program could write into, with a copy of its content.
 
     `owner` is the object whose attributes a dictionary holds, if it does.
     """
@@ -110,6 +110,8 @@ def watch(roots: Roots, attention: Attention) -> Watch:
 def changes(place: Place) -> list[tuple[Any, Any]]:
     """Key and value of what has been written into a place; the key of a cell, and of a whole list, is None."""
     now, before = place.container, place.copy
+    if isinstance(now, set):
+        return [] if now == before else [(None, now)]
     if isinstance(now, CellType):
         return [(None, now.cell_contents)] if now != CellType() and now.cell_contents is not before else []
     if isinstance(now, dict):
@@ -197,6 +199,7 @@ class _Walk:
         if isinstance(value, (list, tuple, deque)):
             return self.items(value, path, enumerate(value))
         if isinstance(value, (set, frozenset)):
+            self.place(path, value)
             return self.content(functools.partial(frozenset, value))
         if _is_array(value) and value.size <= _WIDEST and value.dtype.kind != "O":
             return self.content(value.tobytes)
@@ -296,8 +299,9 @@ class _Walk:
             for name, child in own[group].items():
                 self.watch.entries.append((own[group], name, child))
                 yield _joined(path, name), child, _member(group, name)
-        self.found.state.extend((own["training"], *own["_forward_hooks"], *own["_forward_pre_hooks"]))
-        self.watch.entries.append((own, "training", own["training"]))
+        self.found.state.extend((module.training, *own["_forward_hooks"], *own["_forward_pre_hooks"]))
+        if "training" in own:  # not in what torch.compile makes of a module
+            self.watch.entries.append((own, "training", own["training"]))
         self.watch.sizes += [(own[hooks], len(own[hooks])) for hooks in ("_forward_hooks", "_forward_pre_hooks")]
         yield from self.attributes(module, path)
 
@@ -327,7 +331,7 @@ class _Walk:
 
     def place(self, path: str, container: Any, content: Any = None, owner: Any = None) -> None:
         """Note what a trace could write into, and what is in it now."""
-        if self.detailed and isinstance(container, (list, dict, CellType)):
+        if self.detailed and isinstance(container, (list, dict, deque, set, CellType)):
             copy = content if isinstance(container, CellType) else container.copy()
             self.found.places.append(Place(path, container, copy, owner))
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from types import CellType
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution, Transform
 
 from propc.distributions import strip
 from propc.tracing.held import Place, changes
+from propc.tracing.reach import reaches_traced
+
+_LATER: Any = None  # in place of a tensor
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class Kept:
         fixed = isinstance(owner, nn.Module) and any(
             self.place.container is group for group in (owner._parameters, owner._modules)
         )
-        return isinstance(self.place.container, (dict, CellType)) and not fixed and not _modules(self.value)
+        if not isinstance(self.place.container, (dict, CellType)) or fixed:
+            return False
+        tensors, _, build = strip(self.value)
+        return not reaches_traced(build([_LATER] * len(tensors)))
 
     def put(self, value: Any) -> None:
         """Put a value there."""
@@ -72,17 +76,7 @@ def counters(places: Iterable[Place]) -> list[tuple[str, Any]]:
 
 def is_renewed(value: Any) -> bool:
     """Whether it is put back after a trace, and there again by every call: a traced tensor, or a flag."""
-    return isinstance(value, (bool, str, type(None))) or is_traced(value)
-
-
-def is_traced(value: Any) -> bool:
-    """Whether there is a traced tensor in it."""
-    if isinstance(value, FakeTensor):
-        return True
-    if any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves(value)):
-        return True
-    tensors = [*strip(value)[0], *(t for m in _modules(value) for t in (*m.parameters(), *m.buffers()))]
-    return any(isinstance(tensor, FakeTensor) for tensor in tensors)
+    return isinstance(value, (bool, str, type(None))) or reaches_traced(value)
 
 
 def place_name(place: Place, key: Any) -> str:
@@ -92,7 +86,3 @@ def place_name(place: Place, key: Any) -> str:
     if place.owner is None and place.path:
         return f"{place.path}[{key!r}]"
     return f"{place.path}.{key}".strip(".")
-
-
-def _modules(value: Any) -> list[nn.Module]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, nn.Module)]

@@ -290,29 +290,6 @@ def run_on_ones(func: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
     return pytree.tree_map_only(Tensor, fake, leaves)
 
 
-_INSTEAD = {
-    "tensor": "Use torch.stack to put traced tensors into one.",
-    "as_tensor": "Use torch.stack to put traced tensors into one.",
-    "__getitem__": "A mask gives a tensor of unknown size: use torch.where or multiply by the mask.",
-    "masked_select": "A mask gives a tensor of unknown size: use torch.where or multiply by the mask.",
-    "nonzero": "It gives a tensor of unknown size: use torch.where(condition, a, b) or a mask.",
-    "unique": "It gives a tensor of unknown size: use propc.opaque.",
-    "rsample": "Mark the draw with propc.sample.",
-    "sample": "Mark the draw with propc.sample.",
-}
-
-
-_CALLED = {
-    "__bool__": "a condition ('if', 'while', 'and', 'not', 'assert')",
-    "__float__": "float()",
-    "__int__": "int()",
-    "__index__": "an index or a count, such as range() or a list's [ ],",
-    "item": ".item()",
-    "__getitem__": "indexing with a mask",
-    "__contains__": "'in'",
-}
-
-
 def in_sampler() -> bool:
     """Whether the innermost Python frame outside propc is a distribution's own way of drawing."""
     frame = sys._getframe(1)
@@ -320,28 +297,3 @@ def in_sampler() -> bool:
         frame = frame.f_back  # type: ignore[assignment]
     own = frame is not None and frame.f_globals.get("__name__", "").startswith("torch.distributions")
     return own and "sample" in frame.f_code.co_name
-
-
-def called(func: Any) -> str:
-    """What the user wrote, for a message."""
-    return _CALLED.get(name_of(func), repr(name_of(func)))
-
-
-def gathers(func: Any, args: Any) -> bool:
-    """Whether this makes a tensor of Python numbers from a list with traced tensors in it."""
-    return (
-        name_of(func) in ("tensor", "as_tensor", "asarray")
-        and any(isinstance(t, Tensor) for t in pytree.tree_leaves(args))
-        and not isinstance(args[0], Tensor)
-    )
-
-
-def instead(func: Any) -> str:
-    """What to write instead of an operation that needs to see values."""
-    return _INSTEAD.get(
-        name_of(func),
-        (
-            "Use torch.where for a choice by value, propc.opaque for code that must see values, or pass what decides "
-            "as a static (non-tensor) argument."
-        ),
-    )

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from propc.errors import TraceError, message
 from propc.ir import Source, TensorType
-from propc.tracing import operations, transforms
+from propc.tracing import operations, transforms, unknown
 from propc.tracing.held import Surroundings
 from propc.tracing.plates import Declared
 from propc.tracing.program import Leaf, Mark
@@ -84,12 +84,14 @@ class Recorder(torch.fx.Tracer):
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one torch call on fake tensors and write it into the graph."""
         if operations.is_static(func):
+            if unknown.shows(func, args):
+                raise self._needs_value(func, args)
             return func(*args, **kwargs)
         if operations.name_of(func) == "__iter__":
             return iter(self.record(Tensor.unbind, args, kwargs))
         operations.refuse(func, user_source)
         given, args, kwargs = args, self._lift(args), self._lift(kwargs)
-        if operations.gathers(func, args):
+        if unknown.gathers(func, args):
             raise self._needs_value(func, args)
         touched = [t for t in _flat((args, kwargs)) if isinstance(t, FakeTensor)]
         versions = [_version(t) for t in touched]
@@ -100,6 +102,10 @@ class Recorder(torch.fx.Tracer):
             if not operations.only_looks(func):
                 return self._data_dependent(func, args, error)
             result = operations.run_on_ones(func, args, kwargs, self._mode)
+        except RuntimeError as error:
+            if not unknown.reads_memory(error):
+                raise
+            raise self._needs_value(func, args) from error
         written = [t for t, v in zip(touched, versions) if _version(t) != v]
         if not written and not operations.has_effect(func) and not _has_tensor(result):
             return result
@@ -307,9 +313,9 @@ class Recorder(torch.fx.Tracer):
         sites = " and ".join(repr(mark.name) for mark in marks if mark.kind == "site")
         return TraceError(
             message(
-                f"{operations.called(func)} needs the value of a traced tensor, which is only known when the compiled "
-                "function runs",
-                operations.instead(Distribution.sample if operations.in_sampler() else func),
+                f"{unknown.called(func, args)} needs the value of a traced tensor, which is only known when the "
+                "compiled function runs",
+                unknown.instead(Distribution.sample if operations.in_sampler() else func, args),
                 at=f"a value that depends on site {sites}" if sites else "",
                 where=user_source(),
             )

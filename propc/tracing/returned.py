@@ -9,13 +9,31 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.distributions import strip
+from propc.errors import TraceError, message
+from propc.ir import Source
+from propc.tracing.reach import reaches_traced
+
+_LATER: Any = None  # in place of a tensor
 
 
-def take_apart_returned(leaf: Any, path: str) -> tuple[list[Tensor], list[str], Callable[..., Any]]:
-    """The tensors in a returned value, where they are, and how it is put together from them."""
+def take_apart_returned(leaf: Any, path: str, where: Source) -> tuple[list[Tensor], list[str], Callable[..., Any]]:
+    """The tensors in a returned value, where they are, and how it is put together from them.
+
+    Raises:
+        TraceError: there are some where they cannot be put in again, such as in a set or a closure.
+    """
     if isinstance(leaf, Tensor):
         return [leaf], [path], lambda parts: parts[0]
     tensors, names, build = strip(leaf)
+    if reaches_traced(build([_LATER] * len(tensors))):
+        raise TraceError(
+            message(
+                f"the function returns a {type(leaf).__name__}{path and f' at {path}'} with a traced tensor inside, "
+                "which a later call could not renew",
+                "Return tensors in tuples, lists, dicts or as attributes of an object.",
+                where=where,
+            )
+        )
     return tensors, [f"{path}.{name}" for name in names], build
 
 

@@ -30,6 +30,17 @@ def user_source() -> Source:
     return Source("", 0)
 
 
+def source_of(error: BaseException) -> Source:
+    """The same for the place where an error was raised."""
+    found, trace = Source("", 0), error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if not is_hidden(code.co_filename):
+            found = _source(code.co_filename, trace.tb_lineno, code.co_name)
+        trace = trace.tb_next
+    return found
+
+
 @lru_cache(1024)
 def _source(file: str, line: int, function: str) -> Source:
     """One object for each line, however many nodes it makes."""

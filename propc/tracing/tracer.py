@@ -26,7 +26,7 @@ from torch.distributions import Distribution
 from propc.distributions import DistributionSpec, hidden_tensors, take_apart
 from propc.errors import PropcTypeError, PropcValueError, message
 from propc.ir import Source
-from propc.tracing import operations, scans
+from propc.tracing import operations, scans, unknown
 from propc.tracing.guards import isolated
 from propc.tracing.held import Surroundings
 from propc.tracing.kept import kept
@@ -81,7 +81,7 @@ class Tracer(Recorder):
             args, kwargs = rebuild(values)
             stack.enter_context(self._mode)
             with _activated(self), Listener(self):
-                result = fn(*args, **kwargs)
+                result = _run(fn, args, kwargs)
             with torch._C.DisableTorchFunction():
                 return self._program(result, name, where)
 
@@ -235,7 +235,7 @@ class Tracer(Recorder):
         left = [each for each in kept(self._surroundings.places) if each.renewable]
         leaves = [(leaf, pytree.keystr(place), isinstance(leaf, Tensor)) for place, leaf in flat]
         for leaf, path, own in (*leaves, *((each.value, f"kept.{each.name}", False) for each in left)):
-            parts, fields, build = take_apart_returned(leaf, path)
+            parts, fields, build = take_apart_returned(leaf, path, where)
             if not own:
                 inner.update(range(len(outputs), len(outputs) + len(parts)))
             outputs += [self._node(self._lift(part)) for part in parts]
@@ -266,6 +266,16 @@ def _activated(tracer: Tracer | None) -> Iterator[None]:
         yield
     finally:
         _ACTIVE.tracer = before
+
+
+def _run(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    try:
+        return fn(*args, **kwargs)
+    except TypeError as error:
+        told = unknown.as_number(error)
+        if told is None:
+            raise
+        raise told.with_traceback(error.__traceback__) from error
 
 
 def _recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:

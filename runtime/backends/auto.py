@@ -69,7 +69,7 @@ def seconds(executable: Executable, plan: Plan, values: Values) -> float:
         values: all values of a call; inputs and held tensors are taken from there.
     """
     line = executable.line(plan)
-    places = (*executable.inputs, *executable.held)
+    places = (*executable.places.inputs, *executable.places.held)
     found = []
     with _without_trace(executable):
         for _ in range(TRIALS):
@@ -81,11 +81,11 @@ def seconds(executable: Executable, plan: Plan, values: Values) -> float:
 
 
 def _step(executable: Executable, line: Line, given: dict[int, Tensor]) -> None:
-    executable.begin()
-    table: Values = [given.get(place) for place in range(len(executable.slots))]
+    executable.planner.begin()
+    table: Values = [given.get(place) for place in range(len(executable.places))]
     line.run(table)
     guarded = executable.graph.output.guarded
-    ends = [table[place] for place, aside in zip(executable.returned, guarded) if not aside]
+    ends = [table[place] for place, aside in zip(executable.places.returned, guarded) if not aside]
     live = [end for end in ends if end.requires_grad]
     wanted = [value for value in given.values() if value.requires_grad]
     if live and wanted:
@@ -104,7 +104,7 @@ def _without_trace(executable: Executable) -> Iterator[None]:
     kept = copy.deepcopy(executable.state.state_dict())
     devices = {torch.device("cpu"), *(kind.device for node in executable.graph for kind in node.outputs)}
     with ExitStack() as stack:
-        stack.enter_context(executable.unchecked())
+        stack.enter_context(executable.mode.unchecked())
         for device in devices:
             stack.enter_context(from_state(device, state_of(device)))
         try:

@@ -65,7 +65,7 @@ class CudaGraphs(Backend):
             except RuntimeError as error:  # what CUDA does not let a graph do
                 why = f"CUDA cannot capture it: {str(error).splitlines()[0]}"
             else:
-                call = Call(captured, captured.reads, executable.returned)
+                call = Call(captured, captured.reads, executable.places.returned)
                 return [(executable.graph.output, call)], report
         return plan, replace(report, apart=(*report.apart, ("the whole schedule", f"not captured, {why}")))
 
@@ -133,9 +133,10 @@ class Captured(Several):
         record: Callable[..., Recording] = Recording,
     ) -> None:
         calls = [call for _, call in plan]
-        self.executable, self.steps = executable, Straight(list(zip(calls, last_reads(calls, executable.returned))))
-        self.reads = (*executable.inputs, *executable.held)
-        self.own = len(executable.inputs)  # the rest are held by the program, and read where they are
+        places = executable.places
+        self.executable, self.steps = executable, Straight(list(zip(calls, last_reads(calls, places.returned))))
+        self.reads = (*places.inputs, *places.held)
+        self.own = len(places.inputs)  # the rest are held by the program, and read where they are
         self.record = record
         self._capture([values[place] for place in self.reads])
 
@@ -181,11 +182,11 @@ class Captured(Several):
 
     def _run(self, *given: Tensor) -> list[Tensor]:
         """One forward pass, on the leaves or on other tensors."""
-        values: Values = [None] * len(self.executable.slots)
+        values: Values = [None] * len(self.executable.places)
         for place, value in zip(self.reads, given or self.leaves):
             values[place] = value
         self.steps.run(values)
-        return [values[place] for place in self.executable.returned]
+        return [values[place] for place in self.executable.places.returned]
 
     def _pull(self, made: Sequence[Tensor]) -> list[Tensor]:
         ends, wanted = [made[i] for i in self.live], [self.leaves[i] for i in self.wanted]

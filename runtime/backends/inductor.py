@@ -135,11 +135,11 @@ class _Compilation:
         def run(*given: Tensor) -> Sequence[Tensor]:
             values: dict[int, Any] = dict(zip(block.reads, given))
             flags = []
-            with self.executable.unchecked():
+            with self.executable.mode.unchecked():
                 for node, call in zip(unit.nodes, block.calls):
                     arguments = [values[i] for i in call.reads]
                     if node is checked:
-                        flags.append(_valid(self.executable.bounds[node.name], arguments))
+                        flags.append(_valid(self.executable.planner.bounds[node.name], arguments))
                     values.update(zip(call.writes, call.function(*arguments), strict=True))
             return [*(values[i] for i in block.writes), *flags]
 
@@ -148,7 +148,7 @@ class _Compilation:
     def _checked(self, unit: Unit) -> Node | None:
         """The site whose parameters are checked at every call, if any."""
         site = unit.nodes[-1]
-        return site if isinstance(site, Site) and self.executable.bounds.get(site.name) else None
+        return site if isinstance(site, Site) and self.executable.planner.bounds.get(site.name) else None
 
     # -- putting together ---------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class _Compilation:
 
         def close(stop: int) -> Iterator[tuple[Node, Call]]:
             if any(isinstance(part, Stage) for part in group):
-                whole = block(calls, start, stop, self.executable.returned)
+                whole = block(calls, start, stop, self.executable.places.returned)
                 entering = [self.layouts[i] for i in whole.reads]
                 run = Run(tuple(group), whole, entering, self.tokens, self.layouts)
                 yield plan[start][0], Call(run, whole.reads, whole.writes)

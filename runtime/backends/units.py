@@ -95,7 +95,7 @@ def pieces(executable: Executable) -> list[Piece]:
             found.append(Apart(node, call, why))
         else:
             nodes = tuple(node for node, _ in plan[start:stop])
-            piece = block(calls, start, stop, executable.returned)
+            piece = block(calls, start, stop, executable.places.returned)
             found.append(Unit(nodes, piece, _key(executable, nodes, piece)))
     return found
 
@@ -141,8 +141,10 @@ def obstacle(executable: Executable, node: Node) -> str:
     if isinstance(node, (Resample, Compare)):
         return LOOKS
     if isinstance(node, Output):
+        if executable.planner.rehearsal is not None:
+            return "its reverse pass is rehearsed"
         return "it returns a value that must not take a gradient"
-    if node.copy_of in executable.copies.repeated or node.name in executable.copies.repeated:
+    if node.copy_of in executable.planner.copies.repeated or node.name in executable.planner.copies.repeated:
         return "it draws from the random numbers of another site"
     if any(graph.plate(name).chunk is not None for name in node.plates):
         return "its plate is held in chunks"
@@ -151,7 +153,7 @@ def obstacle(executable: Executable, node: Node) -> str:
     if isinstance(node, Site):
         return _site_obstacle(executable, node)
     if isinstance(node, (Cost, Reduce)):
-        routes = executable.routes.get(node.name, [])
+        routes = executable.planner.routes.get(node.name, [])
         if any(route.baseline is not None and not route.baseline.traceable for route in routes):
             return "a baseline that keeps something, or is the user's own"
     return ""
@@ -161,11 +163,13 @@ def _site_obstacle(executable: Executable, site: Site) -> str:
     rule = site.rule
     if rule is None or not rule.traceable:
         return "a propagator that is not known to be traceable"
-    if executable.contexts[site.name].state is not None:
+    if executable.planner.contexts[site.name].state is not None:
         return "its estimator keeps something from call to call"
+    if isinstance(rule, InverseVariance) and rule.rehearses:
+        return "its weights come from a rehearsal of the reverse pass"
     if isinstance(rule, InverseVariance) and (rule.donor is not None or rule.weighting.k_interval > 1):
         return "sites share their weights"
-    if site.name in executable.placings and executable.placings[site.name].shared:
+    if site.name in executable.planner.placings and executable.planner.placings[site.name].shared:
         return "elements of its plate draw from the same random numbers"
     return ""
 
@@ -199,10 +203,10 @@ def _code(executable: Executable, node: Node, call: Call) -> Hashable:
         return "expand", id(node.code)
     if isinstance(node, Site):
         tangents = tuple(ref is not None for ref in node.tangents)
-        checked = tuple(i for i, _ in executable.bounds.get(node.name, ()))
+        checked = tuple(i for i, _ in executable.planner.bounds.get(node.name, ()))
         return "site", node.rule, node.spec, plates, node.plate, node.alternatives, tangents, node.copy_of, checked
     if isinstance(node, Cost) and not node.plates and not node.dims:
-        routes = executable.routes.get(node.name, [])
+        routes = executable.planner.routes.get(node.name, [])
         return "cost", tuple((route.baseline, route.over, route.along, _leads(graph, route)) for route in routes)
     return "node", id(node)
 
@@ -215,4 +219,4 @@ def _leads(graph: PropagationGraph, route: Route) -> tuple[object, ...]:
 
 def tokens_of(executable: Executable) -> frozenset[int]:
     """The places of tokens and joins."""
-    return frozenset(place for ref, place in executable.slots.items() if not isinstance(ref, Ref))
+    return frozenset(place for ref, place in executable.places.slots.items() if not isinstance(ref, Ref))

@@ -43,9 +43,9 @@ def captured(compiled: Any, *args: Tensor) -> Captured:
     ((found,),) = compiled.compiler.cache.values()
     run = found.executable
     assert isinstance(run, Executable)
-    values: list[Any] = [None] * len(run.slots)
+    values: list[Any] = [None] * len(run.places)
     held = found.fetch(None)
-    for place, value in zip((*run.inputs, *run.held), (*args, *held)):
+    for place, value in zip((*run.places.inputs, *run.places.held), (*args, *held)):
         values[place] = value
     made = Captured(run, run.plan, values, Repeated)
     made.held = held  # type: ignore[attr-defined]

@@ -68,16 +68,16 @@ class Both(Backend):
 def _step(executable: Executable, plan: Plan, values: Values) -> list[Tensor]:
     """What is returned, and gradients in all that enters, of a sum of costs."""
     calls = [call for _, call in plan]
-    line = Straight(list(zip(calls, last_reads(calls, executable.returned))))
+    line = Straight(list(zip(calls, last_reads(calls, executable.places.returned))))
     table: Values = [None] * len(values)
     with auto._without_trace(executable):
         torch.manual_seed(0)
-        for place in (*executable.inputs, *executable.held):
+        for place in (*executable.places.inputs, *executable.places.held):
             table[place] = values[place].detach().requires_grad_(values[place].requires_grad)
         leaves = [value for value in table if value is not None and value.requires_grad]
-        executable.begin()
+        executable.planner.begin()
         line.run(table)
-        returned = [table[place] for place in executable.returned]
+        returned = [table[place] for place in executable.places.returned]
         costs = [
             each for each, aside in zip(returned, executable.graph.output.guarded) if not aside and each.requires_grad
         ]

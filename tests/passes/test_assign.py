@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Gamma, Normal
+from torch.distributions import (
+    AffineTransform,
+    Bernoulli,
+    Beta,
+    Categorical,
+    Distribution,
+    Exponential,
+    ExpTransform,
+    Gamma,
+    Gumbel,
+    HalfNormal,
+    Independent,
+    Kumaraswamy,
+    MixtureSameFamily,
+    Normal,
+    Pareto,
+    SigmoidTransform,
+    TransformedDistribution,
+    Uniform,
+    Weibull,
+)
 
 import propc
 from propc.estimators import Estimator, SiteView
@@ -196,3 +217,70 @@ def test_k_interval_with_a_mapping() -> None:
 def test_estimator_names_and_objects_agree() -> None:
     assert isinstance(propc.estimator("lr"), Estimator)
     assert rules("lr") == rules(propc.estimator("lr"))
+
+
+UNIT = torch.zeros(BATCH), torch.ones(BATCH)
+MOVING = {
+    "Uniform": (lambda a: Uniform(torch.zeros(BATCH), a), "high"),
+    "Uniform, both": (lambda a: Independent(Uniform(a - 1, a), 0), "low' and 'base_dist.high"),
+    "Pareto": (lambda a: Pareto(a, 3.0), "scale"),
+    "scaled Uniform": (
+        lambda a: TransformedDistribution(Uniform(*UNIT), [AffineTransform(0.0, a)]),
+        "transforms.0.scale",
+    ),
+    "shifted Exponential": (lambda a: TransformedDistribution(Exponential(a), [AffineTransform(a, 1.0)]), "loc"),
+    "scaled logarithm": (
+        lambda a: TransformedDistribution(Beta(a, a), [ExpTransform().inv, AffineTransform(a, a)]),
+        "transforms.1.loc",
+    ),
+    "mixture": (
+        lambda a: MixtureSameFamily(Categorical(torch.ones(BATCH, 2)), Uniform(torch.zeros(BATCH, 2), a[:, None] + 1)),
+        "_component_distribution.high",
+    ),
+}
+FIXED = {
+    "Uniform": lambda a: Uniform(torch.zeros(BATCH), (a > 0) + 0.0),
+    "Pareto": lambda a: Pareto(torch.ones(BATCH), a),
+    "scaled Exponential": lambda a: TransformedDistribution(Exponential(a), [AffineTransform(0.0, a)]),
+    "shifted Normal": lambda a: TransformedDistribution(Normal(a, a), [AffineTransform(a, a)]),
+    "logistic": lambda a: TransformedDistribution(Uniform(*UNIT), [SigmoidTransform().inv, AffineTransform(a, a)]),
+    "Gumbel": lambda a: Gumbel(a, a),
+    "Weibull": lambda a: Weibull(a, a),
+    "HalfNormal": lambda a: HalfNormal(a),
+    "Kumaraswamy": lambda a: Kumaraswamy(a, a),
+}
+
+
+def drawn(law: Callable[[Tensor], Distribution]) -> Callable[[Tensor], Tensor]:
+    return lambda theta: propc.sample(law(theta.expand(BATCH)), "x")
+
+
+@pytest.mark.parametrize("estimator", ["lr", "tp", "rloo", propc.estimator("combine", weights="past")], ids=range(4))
+@pytest.mark.parametrize("name", MOVING)
+def test_a_support_that_moves_is_refused(name: str, estimator: Any) -> None:
+    law, parameter = MOVING[name]
+    theta = torch.tensor(0.7, requires_grad=True)
+    estimator = estimator if law(theta.expand(BATCH)).has_rsample else "lr"
+    with pytest.raises(propc.EstimatorError, match=f"'x'.*the support of .* moves with '.*{parameter}'"):
+        propc.compile(drawn(law), estimator=estimator).graph(theta)
+    propc.compile(drawn(law), estimator=estimator).graph(theta.detach())
+    if law(theta.expand(BATCH)).has_rsample:
+        propc.compile(drawn(law), estimator="rp").graph(theta)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_support_that_stays(name: str) -> None:
+    propc.compile(drawn(FIXED[name]), estimator="lr").graph(torch.tensor(0.7, requires_grad=True))
+
+
+def test_a_support_that_moves_with_a_draw() -> None:
+    """Where the draw passes no gradient on, none is lost."""
+
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(Normal(theta.expand(BATCH), 1.0), "x")
+        return propc.sample(Uniform(x, x + 1), "y")
+
+    theta = torch.tensor(0.7, requires_grad=True)
+    propc.compile(program, estimator="lr").graph(theta)
+    with pytest.raises(propc.EstimatorError, match=r"site 'y'.*moves with 'low' and 'high'"):
+        propc.compile(program, estimator={"x": "rp", "y": "lr"}).graph(theta)

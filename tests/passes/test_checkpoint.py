@@ -44,6 +44,25 @@ def test_golden(golden: Callable[[str, str], None]) -> None:
     golden("checkpoint.explain.txt", str(compiled.explain(*arguments)))
 
 
+def test_what_goes_on_in_place() -> None:
+    """What is written into across segments stays outside of the blocks, at the first call too."""
+
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(Normal(theta.expand(BATCH), 1.0), "x0")
+        total = x.tanh().clone()
+        for t in range(1, 6):
+            x = propc.sample(Normal(x.sin(), 1.0), f"x{t}")
+        total.mul_(x.sin())
+        return total.exp()
+
+    found = []
+    for passes in ((), (Checkpoint(blocks=3),)):
+        theta = param()
+        torch.manual_seed(0)
+        found += torch.autograd.grad(propc.compile(program, estimator="rp", passes=passes)(theta).sum(), theta)
+    torch.testing.assert_close(*found)
+
+
 def test_only_the_schedule_changes() -> None:
     plain = graph_of()
     made = Checkpoint().apply(plain).verify()

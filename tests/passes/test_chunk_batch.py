@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,24 @@ def test_what_stays_whole() -> None:
     found = rows_of(program, torch.randn(BATCH, 3), torch.ones(3, requires_grad=True), rows=5)
     whole = {name for name, rows in found.items() if not rows}
     assert whole == {f"{name}.in" for name in ("dropped", "counted", "written", "held", "turned")}
+
+
+def test_what_is_written_into_elsewhere_stays_whole() -> None:
+    def model(theta: Tensor) -> Tensor:
+        seen = (theta + 0.0).clone()
+        x = propc.sample(Normal(torch.sin(2 * (seen + theta)), 1.0), "x")
+        seen.mul_(0.5)
+        return x * (seen + theta).cos()
+
+    theta = torch.full((BATCH,), 0.3, dtype=torch.float64, requires_grad=True)
+    found = []
+    for passes in ((), (ChunkBatch(rows=3),)):
+        compiled = propc.compile(model, estimator="rp", passes=passes)
+        with pytest.warns(propc.PropcWarning, match="'x.in'.*written into elsewhere") if passes else nullcontext():
+            compiled.graph(theta)
+        torch.manual_seed(0)
+        found += torch.autograd.grad(compiled(theta).sum(), theta)
+    assert torch.equal(*found)
 
 
 def test_plates_have_chunks_of_their_own() -> None:

@@ -298,6 +298,17 @@ def test_a_target_that_does_not_reach_the_site() -> None:
         compiled(one, two)
 
 
+def test_a_target_that_is_written_into_something_else() -> None:
+    def program(theta: Tensor) -> Tensor:
+        total = torch.zeros(BATCH)
+        total += theta.sin()
+        return propc.sample(Normal(total, 1.0), "x")
+
+    compiled = propc.compile(program, estimator=propc.estimator("tp", target="theta"))
+    with pytest.raises(propc.EstimatorError, match=r"site 'x'.*'add_' \(test_expand_targets.py:\d+\) writes .*'theta'"):
+        compiled(torch.tensor(1.0, requires_grad=True))
+
+
 def test_a_misspelt_target() -> None:
     compiled = propc.compile(lambda theta: chain(theta, torch.eye(DIM), propc.sample)[0],
                              estimator=propc.estimator("tp", target="thta"))  # fmt: skip

@@ -242,8 +242,8 @@ def test_after_something_unknown() -> None:
 
 def test_names_and_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(_TABLE, "mine", raising=False)
+    monkeypatch.setattr(ForceLR, "name", "force-lr")  # put back afterwards
     registered = propc.passes.register("mine")(ForceLR)
-    monkeypatch.setattr(ForceLR, "name", "force-lr")
     assert isinstance(make_pass("mine"), registered)
     assert set(DEFAULT) < set(propc.passes.known_passes())
     with pytest.raises(propc.PropcError, match="'mine' is taken"):
@@ -257,12 +257,56 @@ def test_names_and_registration(monkeypatch: pytest.MonkeyPatch) -> None:
         ("prun", r"unknown pass 'prun'.*Did you mean 'prune'"),
         (3, "got 3"),
         (dict, "a Pass class"),
-        (len, "a Pass class"),
+        (repr, "repr in passes= got the pipeline and returned str"),
     ],
 )
 def test_not_a_pass(choice: Any, words: str) -> None:
     with pytest.raises(propc.PropcError, match=words):
         propc.compile(chain, passes=[choice])
+
+
+def test_changes_of_the_pipeline() -> None:
+    """In the order in which they are given; a pass goes where its `after` says in what there is then."""
+    assert names(lambda p: p.without("prune", "find-influence")) == [
+        name for name in DEFAULT if name not in ("prune", "find-influence")
+    ]
+    assert names(lambda p: p.before("split-costs", ForceLR)) == ["force-lr", *DEFAULT]
+    assert names(lambda p: p.behind("schedule", ForceLR(), "prune")) == [*DEFAULT, "force-lr", "prune"]
+    assert names(lambda p: p.replaced("fuse", Squash)) == ["squash" if name == "fuse" else name for name in DEFAULT]
+    assert names(Squash, lambda p: p.before("squash", Draw), ForceLR) == [
+        *DEFAULT[:2],
+        "force-lr",
+        "draw",
+        "squash",
+        *DEFAULT[2:],
+    ]
+
+
+def test_without_split_costs() -> None:
+    """A returned sum is then one cost, that all sites hear of."""
+
+    def two(theta: Tensor) -> Tensor:
+        x, y = (propc.sample(Normal(theta.expand(BATCH), 1.0), name) for name in "xy")
+        return x.square() + y.square()
+
+    theta = param()
+    apart = propc.compile(two, estimator="lr")
+    whole = propc.compile(two, estimator="lr", passes=[lambda p: p.without("split-costs")])
+    assert [len(graph.costs) for graph in (apart.graph(theta), whole.graph(theta))] == [2, 1]
+    torch.testing.assert_close(seeded(whole, theta), seeded(apart, theta))
+
+
+def test_changes_that_cannot_be() -> None:
+    with pytest.raises(propc.PropcValueError, match=r"no pass 'fuze'. Did you mean 'fuse'"):
+        names(lambda p: p.without("fuze"))
+    with pytest.raises(propc.PropcValueError, match=r"'fuse' cannot be left out.*replaced\('fuse', "):
+        names(lambda p: p.without("fuse"))
+    with pytest.raises(AttributeError, match="with_nodes") as caught:
+        names(lambda graph: graph.with_nodes(*graph.sites))
+    assert not hasattr(caught.value, "__notes__") or "is a propc.passes.Pass" in caught.value.__notes__[0]
+    for single in (ForceLR(), ForceLR, "prune"):
+        with pytest.raises(propc.PropcTypeError, match=r"takes a list of passes; got .*Write passes=\["):
+            propc.compile(chain, passes=single)  # type: ignore[call-overload]
 
 
 def test_graphs() -> None:

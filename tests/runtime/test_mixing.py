@@ -10,14 +10,14 @@ import pytest
 import torch
 from surrogate import gradients, seeded
 from torch import Tensor
-from torch.distributions import Independent, Normal
+from torch.distributions import Gamma, Independent, Normal
 
 import propc
 from propc.errors import PropcValueError
 from propc.estimators import LeaveOneOut
 from propc.propagators import InverseVariance, LikelihoodRatio, Pathwise
 from propc.runtime import mixing
-from propc.runtime.mixing import Target, Weighting, mix
+from propc.runtime.mixing import Target, Weighting, mix, remembered
 from propc.runtime.traced import tracing
 
 RULE = InverseVariance((Pathwise(), LikelihoodRatio(propc.estimator("lr").baseline)), Weighting())  # type: ignore[attr-defined]
@@ -40,7 +40,8 @@ class Site(SimpleNamespace):
 
     def mix(self, grads: Parts, tangents: Sequence[Tensor | None] | None = None) -> Parts:
         at = None if tangents is None else Target(tangents, range(len(grads)))
-        return mix(self.rule, self, [tuple(g) for g in grads], at)  # type: ignore[arg-type]
+        given = [tuple(g) for g in grads]
+        return mix(self.rule, self, given, at, remembered(self))  # type: ignore[arg-type]
 
 
 # The plain formula.
@@ -177,6 +178,25 @@ def test_past_survives_saving() -> None:
     site.mix(first)
     other.state.load_state_dict(site.state.state_dict())
     torch.testing.assert_close(other.mix(second), site.mix(second))
+
+
+@pytest.mark.parametrize("passes", [(), (propc.passes.Checkpoint(blocks=2),)], ids=["plain", "checkpoint"])
+@pytest.mark.parametrize("weights", ["same", "crossfit", "past"])
+def test_a_second_reverse_pass_has_the_same_weights(weights: str, passes: Any) -> None:
+    """Those of earlier batches too, though the first pass has joined this batch to them."""
+
+    @propc.compile(estimator=propc.estimator("tp", weights=weights), passes=passes)
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(Normal(theta.expand(6), 0.5), "x")
+        y = propc.sample(Gamma(x.exp() * theta, 1.0), "y")
+        return propc.sample(Normal(y.sin(), theta.exp()), "z").square()
+
+    theta = torch.tensor(0.7, requires_grad=True)
+    torch.manual_seed(0)
+    for _ in range(3):
+        loss = program(theta).mean()
+        one, two = (torch.autograd.grad(loss, theta, retain_graph=True) for _ in range(2))
+        assert torch.equal(*one, *two)
 
 
 def test_past_with_another_batch_size() -> None:

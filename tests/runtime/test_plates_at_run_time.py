@@ -197,6 +197,25 @@ def test_chunks_change_nothing(name: str, noise: float) -> None:
         torch.testing.assert_close(other, found[0])
 
 
+def test_chunks_and_what_is_written_into_later() -> None:
+    """Nothing of a tensor that another segment writes into is computed again, when it holds something else."""
+
+    def model(theta: Tensor) -> Tensor:
+        z = propc.sample(Bernoulli(logits=theta), "z")
+        seen = z.tanh().clone()
+        x = propc.sample(Bernoulli(logits=(seen + theta).sin()), "x")
+        seen.mul_(0.5)
+        return x * (seen + theta).cos()
+
+    found = []
+    for chunk in (None, 2):
+        theta = torch.full((BATCH,), 0.3, dtype=torch.float64, requires_grad=True)
+        compiled = propc.compile(model, estimator={"z": propc.estimator("lr", samples=SAMPLES), "x": "lr"}, chunk=chunk)
+        torch.manual_seed(0)
+        found += torch.autograd.grad(compiled(theta).sum(), theta)
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_chunks_under_second_derivatives() -> None:
     theta = torch.linspace(-1, 1, 4).requires_grad_()
     found = []

@@ -22,6 +22,7 @@ from torch.distributions import (
     Normal,
     SigmoidTransform,
     TransformedDistribution,
+    Uniform,
     constraints,
     kl_divergence,
 )
@@ -463,6 +464,23 @@ def test_transformed(estimator: str) -> None:
     check(gradient_draws(propc.compile(program, estimator=estimator), theta), exact)
 
 
+@pytest.mark.parametrize("estimator", ["lr", "tp"])
+def test_a_draw_shifted_and_scaled_in_place_of_its_law(estimator: str) -> None:
+    """What is to be done where a support moves. Its score alone would be a biased twin, with mean zero."""
+
+    def program(theta: Tensor, batch: int) -> Tensor:
+        p = theta.expand(batch, -1)
+        u = p[..., 0] + p[..., 1] * sample(Uniform(torch.zeros(batch), torch.ones(batch)), "u")
+        return torch.cos(sample(Normal(u, 0.5), "x"))
+
+    def expectation(p: Tensor) -> Tensor:
+        return torch.exp(torch.tensor(-0.125)) * (torch.sin(p[0] + p[1]) - torch.sin(p[0])) / p[1]
+
+    theta = vector(0.4, 0.9)
+    exact = gradient(expectation, theta)
+    check(gradient_draws(propc.compile(program, estimator=estimator), theta), exact)
+
+
 class Logistic(Distribution):
     """A user's law with both `rsample` and `log_prob`."""
 
@@ -548,3 +566,35 @@ def test_independent(law: str, estimator: str) -> None:
     theta = vector(0.3, -0.7, 1.1, 0.4)
     exact = gradient(expectation, theta)
     check(gradient_draws(propc.compile(program, estimator=estimator), theta), exact)
+
+
+# Common random numbers.
+
+
+@pytest.mark.parametrize("last", ["rp", "lr", propc.estimator("lr", samples=2)], ids=["rp", "lr", "lr-samples"])
+@pytest.mark.parametrize("first", ["disarm", "enumerate"])
+def test_common_noise_in_two_plates(first: str, last: Any) -> None:
+    """A site behind two plates of common noise draws each element from what belongs to it."""
+
+    def program(theta: Tensor, batch: int, exchanged: bool = False) -> Tensor:
+        p = theta.expand(batch, -1)
+        a = sample(Bernoulli(logits=p[..., 0]), "a")
+        b = sample(Bernoulli(logits=p[..., 1] + 1.5 * a), "b")
+        one, two = (b, a) if exchanged else (a, b)
+        return torch.cos(sample(Normal(2 * one - two + p[..., 1], 0.5), "x")) * (1 + a)
+
+    def expectation(p: Tensor) -> Tensor:
+        def given(a: Tensor, b: Tensor) -> Tensor:
+            return expect(Normal(2 * a - b + p[1], 0.5), torch.cos) * (1 + a)
+
+        return expect(Bernoulli(logits=p[0]), lambda a: expect(Bernoulli(logits=p[1] + 1.5 * a), lambda b: given(a, b)))
+
+    common = propc.estimator(first, noise="common")
+    compiled = propc.compile(program, estimator={"a": common, "b": common, "x": last})
+    theta = vector(0.3, -0.4)
+
+    def twin(theta: Tensor, batch: int) -> Tensor:
+        return compiled(theta, batch, True)
+
+    exact = gradient(expectation, theta)
+    check(gradient_draws(compiled, theta, rows=50_000), exact, twin=gradient_draws(twin, theta, rows=50_000))
