@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from propc.errors import PropcError, PropcValueError, PropcWarning, message, nearest
+from propc.errors import PropcError, PropcTypeError, PropcValueError, PropcWarning, message, nearest
 from propc.estimators import Estimator, SiteView, known_estimators, resolve
 from propc.estimators.base import at_site
 from propc.graph import PropagationGraph
 from propc.ir import LOG_MEAN_EXP, Cost, Resample, Site
 from propc.passes.base import Pass, register
 from propc.patterns import matches, same_for_all
-from propc.propagators import InverseVariance, Plain, SitePropagator
+from propc.propagators import InverseVariance, Plain, Propagator, SitePropagator
 
 
 @register("assign-propagators")
@@ -41,12 +41,13 @@ class AssignPropagators(Pass):
     def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView, choice: Estimator | None) -> Site:
         if choice is None:
             return self._plain(site, view)
-        if not view.costs:  # then nothing is known of the batch, and `_without_cost` says what is wrong
-            view = replace(view, batch=view.spec.rows())
-        given, reason = choice.propagator(view)
+        if not view.costs:  # then nothing is known of the batch
+            guess = replace(view, batch=view.spec.rows())
+            rule = at_site(_asked(choice, guess)[0], guess)
+            if rule.per_sample:  # it says what is wrong
+                return _without_cost(graph, site, rule)
+        given, reason = _asked(choice, view)
         rule = at_site(given, view)
-        if not view.costs and rule.per_sample:
-            return _without_cost(graph, site, rule)
         if rule.passes_path and view.rough:
             _warn_rough(view)
         return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason)
@@ -153,6 +154,25 @@ def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
         )
         for site in graph.sites
     }
+
+
+def _asked(choice: Estimator, view: SiteView) -> tuple[Propagator, str]:
+    """The rule that an estimator, perhaps a user's, gives, and why.
+
+    Raises:
+        PropcTypeError: it gives something else.
+    """
+    found = choice.propagator(view)
+    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Propagator):
+        return found
+    raise PropcTypeError(
+        message(
+            f"the estimator {choice.name!r} ({type(choice).__qualname__}) gives {found!r} for its rule",
+            "Let its method propagator(site) return a propagator and the reason, such as (Pathwise(), 'asked for').",
+            at=f"site {view.name!r}",
+            where=view.where,
+        )
+    )
 
 
 def _label(choice: Estimator, rule: SitePropagator) -> str:

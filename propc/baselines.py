@@ -128,6 +128,10 @@ class MovingAverage(Baseline):
     stateful: ClassVar[bool] = True
     decay: float = 0.95
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.decay, (int, float)) or not 0 <= self.decay < 1:
+            raise PropcValueError(message(f"option decay={self.decay!r} must be a number from 0 to below 1"))
+
     def state(self) -> nn.Module:
         return RunningMean(self.decay)
 
@@ -158,7 +162,12 @@ class Custom(Baseline):
         return False
 
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
-        value = torch.as_tensor(self.function(cost), dtype=cost.dtype, device=cost.device)
+        found = self.function(cost.clone())  # which it may write into
+        if not isinstance(found, (Tensor, int, float)):
+            raise PropcTypeError(
+                message(f"a baseline function must give a tensor or a number; got {found!r}", "Return the baseline.")
+            )
+        value = torch.as_tensor(found, dtype=cost.dtype, device=cost.device)
         if value.dim() and value.shape != cost.shape:
             raise PropcValueError(
                 message(

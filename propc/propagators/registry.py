@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-from propc.errors import PropcTypeError, PropcValueError, message, nearest
+from propc.errors import PropcError, PropcTypeError, PropcValueError, message, nearest
 from propc.propagators.base import Propagator
 from propc.registering import check_entry, check_name
 
@@ -62,14 +62,19 @@ def at_node(choice: Any, kind: str, name: str | None, where: object = None) -> P
 
     Raises:
         PropcTypeError: no propagator, or one that only sites can have.
+        PropcValueError: an unknown name.
     """
-    found = find(choice)
+    place = f"{kind} {name!r}" if name else ""
+    try:
+        found = find(choice)
+    except PropcError as error:
+        raise type(error)(message(str(error).rstrip("."), at=place, where=where)) from None
     if getattr(found, "draws", False):
         raise PropcTypeError(
             message(
                 f"the propagator {found.name!r} draws from a distribution, which only sites have",
                 "Give it to propc.sample(..., estimator=).",
-                at=f"{kind} {name!r}" if name else "",
+                at=place,
                 where=where,
             )
         )
