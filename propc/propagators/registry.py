@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from propc.errors import PropcError, PropcTypeError, PropcValueError, message, nearest
+from propc.messages import Field
 from propc.propagators.base import Propagator
 from propc.registering import check_entry, check_name
 
@@ -85,15 +86,28 @@ def find(choice: Any) -> Propagator:
     """A propagator from an object, a class or a name.
 
     Raises:
-        PropcTypeError: anything else.
+        PropcTypeError: anything else; a propagator that declares what are no fields.
         PropcValueError: an unknown name.
     """
-    if isinstance(choice, Propagator):
-        return choice
     if isinstance(choice, str):
-        return propagator(choice)
-    if isinstance(choice, type) and issubclass(choice, Propagator):
-        return choice()
+        choice = propagator(choice)
+    elif isinstance(choice, type) and issubclass(choice, Propagator):
+        choice = choice()
+    if isinstance(choice, Propagator):
+        _check_fields(choice)
+        return choice
     raise PropcTypeError(
         message(f"a propagator is a Propagator or the name of one; got {choice!r}", f"Known: {', '.join(_TABLE)}.")
     )
+
+
+def _check_fields(rule: Propagator) -> None:
+    for name in ("sends", "keeps"):
+        fields = getattr(rule, name)
+        if not isinstance(fields, (tuple, list)) or not all(isinstance(field, Field) for field in fields):
+            raise PropcTypeError(
+                message(
+                    f"the propagator {type(rule).__qualname__} has {name} = {fields!r}, which is no tuple of fields",
+                    f"Write {name} = (propc.Field('error'),).",
+                )
+            )
