@@ -92,6 +92,7 @@ class Executable:
         probe: Probe | None = None,
         backend: Backend | None = None,
     ) -> None:
+        validate = validate and not any(kind.device.type == "meta" for node in graph for kind in node.outputs)
         self.graph, self.state, self.validate = graph, state, validate
         self.backend = backend if probe is None else None
         self.report: Report | None = None

@@ -162,6 +162,19 @@ def test_numbers_that_would_freeze(draw: Callable[[], float]) -> None:
     assert (np.random.get_state()[1] == states[1]).all()
 
 
+@pytest.mark.parametrize("make", [random.Random, np.random.default_rng, np.random.RandomState])
+def test_numbers_of_a_generator_that_the_program_holds(make: Callable[[int], Any]) -> None:
+    source, first = make(0), make(0)
+    draw = {"Generator": "random", "Random": "random", "RandomState": "rand"}[type(source).__name__]
+
+    def program(theta: Tensor) -> Tensor:
+        return normal(theta) * getattr(source, draw)()
+
+    words = "the generator 'source'", "freeze", "propc.opaque"
+    refused(propc.TraceError, run(program), *words, program=program, at="def program")
+    assert getattr(source, draw)() == getattr(first, draw)()
+
+
 def test_seeding_inside() -> None:
     state = torch.get_rng_state()
 
