@@ -1119,3 +1119,29 @@ def test_shapes_without_values() -> None:
     loss.sum().backward()
     assert loss.is_meta
     assert loss.shape == (4,)
+
+
+@functools.lru_cache
+def halves(size: int) -> torch.Tensor:
+    return torch.full((size,), 0.5)
+
+
+class Cached(torch.nn.Module):
+    @functools.lru_cache  # noqa: B019
+    def thirds(self, size: int) -> torch.Tensor:
+        return torch.ones(size) / 3
+
+    def forward(self, theta: torch.Tensor) -> torch.Tensor:
+        return theta * self.thirds(4) * halves(4)
+
+
+def test_a_cache_keeps_no_traced_tensor() -> None:
+    model = propc.compile(Cached())
+    theta = torch.tensor(6.0, requires_grad=True)
+    for _ in range(2):
+        assert torch.equal(model(theta), torch.ones(4))
+        assert torch.equal(halves(4) + model.thirds(4), torch.full((4,), 0.5 + 1 / 3))
+        assert torch.equal(propc.compile(lambda t: t * halves(4))(theta), torch.full((4,), 3.0))
+    real = halves(4)
+    propc.compile(lambda t: t * halves(4))(theta)
+    assert halves(4) is real

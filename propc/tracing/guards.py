@@ -20,7 +20,7 @@ from torch.distributions import Distribution, Transform
 from propc.errors import TraceError, message
 from propc.ir import Source
 from propc.outside import others_ran, runs
-from propc.tracing.held import Place, changes
+from propc.tracing.held import Place, Surroundings, changes
 from propc.tracing.randomness import generator_state, set_generator_state
 from propc.tracing.reach import reaches_traced
 
@@ -42,14 +42,11 @@ def without_collection() -> Iterator[None]:
 
 
 @contextmanager
-def isolated(
-    places: Iterable[Place], generators: Iterable[tuple[str, Any]], recorded_apply: Any, where: Source
-) -> Iterator[None]:
+def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterator[None]:
     """Run a trace with validation off and custom autograd functions visible; restore everything after.
 
     Args:
-        places: where the program could write.
-        generators: of random numbers that the program holds, with their names.
+        around: what the program reaches, where it could write.
         recorded_apply: stands for `torch.autograd.Function.apply`, also where a program calls an
             alias of it (``clip = Clip.apply``).
         where: the user's function.
@@ -61,7 +58,7 @@ def isolated(
     with TRACING:
         validate, grad, dtype = Distribution._validate_args, torch.is_grad_enabled(), torch.get_default_dtype()
         states, silent, before = random_states(), _FAKE_LOG.disabled, runs()
-        held = [(path, generator, generator_state(generator)) for path, generator in generators]
+        held = [(path, generator, generator_state(generator)) for path, generator in around.generators]
         _FAKE_LOG.disabled = True
         Distribution._validate_args = False
         _SingleLevelFunction.apply = classmethod(recorded_apply)  # type: ignore[attr-defined]
@@ -70,10 +67,10 @@ def isolated(
                 yield
             _check_random(_ours(states, before), held, where)
         except BaseException:
-            _restore(places)
+            _restore(around.places)
             raise
         else:
-            _check_places(_restore(places), where)
+            _check_places(_restore(around.places), where)
         finally:
             del _SingleLevelFunction.apply  # type: ignore[attr-defined]
             _FAKE_LOG.disabled = silent
@@ -83,6 +80,8 @@ def isolated(
             restore_random(_ours(states, before))
             for _, generator, state in held:
                 set_generator_state(generator, state)
+            for cache in filter(reaches_traced, around.caches):
+                cache.cache_clear()
 
 
 def _without_dynamo() -> AbstractContextManager[Any]:

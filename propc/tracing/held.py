@@ -27,6 +27,7 @@ from propc.tracing.watch import ClassAttributes, Membership, State, Watch
 
 Fetch = Callable[[Any], Any]
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
+_CACHED = type(functools.lru_cache(lambda: None))
 _WIDEST = 4096  # longer lists and dictionaries count by identity and length
 _DEEPEST = 12
 
@@ -68,6 +69,7 @@ class Surroundings:
         tensors: name and look-up (of the owner) of each tensor, by ``id``.
         places: where a program could write.
         generators: of random numbers, Python's and NumPy's, with their names.
+        caches: functions behind `functools.lru_cache`, in which a trace would leave its tensors.
         codes, types: of the functions and objects met.
     """
 
@@ -75,6 +77,7 @@ class Surroundings:
     tensors: dict[int, tuple[str, Fetch]] = field(default_factory=dict)
     places: list[Place] = field(default_factory=list)
     generators: list[tuple[str, Any]] = field(default_factory=list)
+    caches: list[Any] = field(default_factory=list)
     codes: set[CodeType] = field(default_factory=set)
     types: set[type] = field(default_factory=set)
 
@@ -196,6 +199,8 @@ class _Walk:
             self.found.generators.append((path, value))
         if isinstance(value, nn.Module):
             return self.module(value, path)
+        if self.detailed and isinstance(value, _CACHED):
+            self.found.caches.append(value)
         if callable(value) and type(value).__module__ in LIBRARIES:
             self.found.state.append(id(value))
             return iter(())
@@ -269,6 +274,7 @@ class _Walk:
     def attributes(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         if self.detailed:
             self.found.types.add(type(value))
+            self.found.caches += [c for k in type(value).__mro__ for c in vars(k).values() if isinstance(c, _CACHED)]
         own = getattr(value, "__dict__", None)
         if own is None:
             self.found.state.append(id(value))

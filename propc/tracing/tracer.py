@@ -69,8 +69,7 @@ class Tracer(Recorder):
     ) -> Program:
         """Trace ``fn`` on flattened arguments; tensors among `leaves` are traced, the rest is static."""
         with ExitStack() as stack:
-            around = self._surroundings
-            stack.enter_context(isolated(around.places, around.generators, _recorded_apply, where))
+            stack.enter_context(isolated(self._surroundings, _recorded_apply, where))
             with torch._C.DisableTorchFunction():
                 values = [
                     self._placeholder(leaf, path) if isinstance(leaf, Tensor) else leaf
