@@ -924,3 +924,24 @@ def test_other_errors_are_left_as_they_are() -> None:
 
     with pytest.raises(IndexError):
         run(program, torch.ones(3), torch.tensor([7] * B))()
+
+
+@pytest.mark.parametrize("target", [None, "theta"])
+@pytest.mark.parametrize("weights", ["same", "crossfit", "past"])
+def test_a_derivative_that_is_not_finite_leaves_the_other_part(weights: str, target: str | None) -> None:
+    """Total propagation gives such a part no weight, at the site and at a target; what is left is the other part."""
+
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(Normal(theta.expand(20), 1.0), "x")
+        return (x * 0).abs().sqrt() + x.square()
+
+    found = []
+    for estimator in (
+        propc.estimator("tp", weights=weights, target=target, baseline=None),
+        propc.estimator("lr", baseline=None),
+    ):
+        theta = leaf()
+        torch.manual_seed(0)
+        propc.compile(program, estimator=estimator)(theta).sum().backward()
+        found.append(theta.grad)
+    assert torch.allclose(*found)
