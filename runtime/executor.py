@@ -61,7 +61,8 @@ class Executable:
         probe: Probe | None = None,
         backend: Backend | None = None,
     ) -> None:
-        self.graph, self.state, self.mode = graph, state, Mode(validate)
+        meta = any(kind.device.type == "meta" for node in graph for kind in node.outputs)  # there are no values there
+        self.graph, self.state, self.mode = graph, state, Mode(validate and not meta)
         self.backend = backend if probe is None else None
         self.report: Report | None = None
         if self.backend is not None:

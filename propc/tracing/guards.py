@@ -20,7 +20,8 @@ from torch.distributions import Distribution, Transform
 from propc.errors import TraceError, message
 from propc.ir import Source
 from propc.outside import others_ran, runs
-from propc.tracing.held import Place, changes
+from propc.tracing.held import Place, Surroundings, changes
+from propc.tracing.randomness import generator_state, set_generator_state
 from propc.tracing.reach import reaches_traced
 
 TRACING = threading.RLock()  # one thread at a time
@@ -41,34 +42,35 @@ def without_collection() -> Iterator[None]:
 
 
 @contextmanager
-def isolated(places: Iterable[Place], recorded_apply: Any, where: Source) -> Iterator[None]:
+def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterator[None]:
     """Run a trace with validation off and custom autograd functions visible; restore everything after.
 
     Args:
-        places: where the program could write.
+        around: what the program reaches, where it could write.
         recorded_apply: stands for `torch.autograd.Function.apply`, also where a program calls an
             alias of it (``clip = Clip.apply``).
         where: the user's function.
 
     Raises:
-        TraceError: the traced code seeded a generator, drew from Python's or NumPy's global one,
-            whose numbers would freeze into constants, or kept a traced tensor.
+        TraceError: the traced code seeded a generator, drew from one of Python's or NumPy's, whose
+            numbers would freeze into constants, or kept a traced tensor.
     """
     with TRACING:
         validate, grad, dtype = Distribution._validate_args, torch.is_grad_enabled(), torch.get_default_dtype()
         states, silent, before = random_states(), _FAKE_LOG.disabled, runs()
+        held = [(path, generator, generator_state(generator)) for path, generator in around.generators]
         _FAKE_LOG.disabled = True
         Distribution._validate_args = False
         _SingleLevelFunction.apply = classmethod(recorded_apply)  # type: ignore[attr-defined]
         try:
             with _without_dynamo():
                 yield
-            _check_random(_ours(states, before), where)
+            _check_random(_ours(states, before), held, where)
         except BaseException:
-            _restore(places)
+            _restore(around.places)
             raise
         else:
-            _check_places(_restore(places), where)
+            _check_places(_restore(around.places), where)
         finally:
             del _SingleLevelFunction.apply  # type: ignore[attr-defined]
             _FAKE_LOG.disabled = silent
@@ -76,6 +78,10 @@ def isolated(places: Iterable[Place], recorded_apply: Any, where: Source) -> Ite
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(dtype)
             restore_random(_ours(states, before))
+            for _, generator, state in held:
+                set_generator_state(generator, state)
+            for cache in filter(reaches_traced, around.caches):
+                cache.cache_clear()
 
 
 def _without_dynamo() -> AbstractContextManager[Any]:
@@ -116,9 +122,10 @@ def same_random() -> Iterator[None]:
             restore_random(states)
 
 
-def _check_random(before: Mapping[str, Any], where: Source) -> None:
+def _check_random(before: Mapping[str, Any], held: Iterable[tuple[str, Any, Any]], where: Source) -> None:
     now = random_states()
     moved = [name for name, state in before.items() if not _same(state, now[name])]
+    moved += [f"the generator {name!r}" for name, own, state in held if not _same(state, generator_state(own))]
     if _SEEDED in moved:
         raise TraceError(
             message(
@@ -140,6 +147,8 @@ def _check_random(before: Mapping[str, Any], where: Source) -> None:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple):
         return all(map(_same, a, b))
+    if isinstance(a, dict):
+        return all(_same(value, b[key]) for key, value in a.items())
     return bool((a == b).all()) if hasattr(a, "shape") else bool(a == b)
 
 

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from propc.runtime.state import EstimatorState
 from propc.tracing.code import LIBRARIES, PRIMITIVE, class_values, methods, names_in
-from propc.tracing.watch import ClassAttributes, State, Watch
+from propc.tracing.randomness import is_generator
+from propc.tracing.watch import ClassAttributes, Membership, State, Watch
 
 Fetch = Callable[[Any], Any]
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
+_CACHED = type(functools.lru_cache(lambda: None))
 _WIDEST = 4096  # longer lists and dictionaries count by identity and length
 _DEEPEST = 12
 
@@ -66,12 +68,16 @@ class Surroundings:
         state: the part of the cache key.
         tensors: name and look-up (of the owner) of each tensor, by ``id``.
         places: where a program could write.
+        generators: of random numbers, Python's and NumPy's, with their names.
+        caches: functions behind `functools.lru_cache`, in which a trace would leave its tensors.
         codes, types: of the functions and objects met.
     """
 
     state: list[Any] = field(default_factory=list)
     tensors: dict[int, tuple[str, Fetch]] = field(default_factory=dict)
     places: list[Place] = field(default_factory=list)
+    generators: list[tuple[str, Any]] = field(default_factory=list)
+    caches: list[Any] = field(default_factory=list)
     codes: set[CodeType] = field(default_factory=set)
     types: set[type] = field(default_factory=set)
 
@@ -187,10 +193,14 @@ class _Walk:
             return self.items(value, path, value.items())
         if isinstance(value, (list, tuple, deque)):
             return self.items(value, path, enumerate(value))
-        if isinstance(value, set):
-            self.place(path, value)
+        if isinstance(value, (set, frozenset)):
+            return self.members(value, path)
+        if self.detailed and is_generator(value):
+            self.found.generators.append((path, value))
         if isinstance(value, nn.Module):
             return self.module(value, path)
+        if self.detailed and isinstance(value, _CACHED):
+            self.found.caches.append(value)
         if callable(value) and type(value).__module__ in LIBRARIES:
             self.found.state.append(id(value))
             return iter(())
@@ -236,6 +246,15 @@ class _Walk:
                 self.found.state.append(key)
             yield f"{path}[{key!r}]", child, itemgetter(key)
 
+    def members(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
+        self.place(path, value)
+        if (id(value), None) not in self.written:
+            plain = frozenset(each for each in value if isinstance(each, PRIMITIVE))
+            self.found.state.append((len(value), plain))
+            self.watch.sizes.append((value, len(value)))
+            self.watch.entries += [(Membership(value), each, True) for each in plain]
+        return iter(())
+
     def module(self, module: nn.Module, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         own = module.__dict__
         for group in ("_parameters", "_buffers", "_modules"):
@@ -255,6 +274,7 @@ class _Walk:
     def attributes(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         if self.detailed:
             self.found.types.add(type(value))
+            self.found.caches += [c for k in type(value).__mro__ for c in vars(k).values() if isinstance(c, _CACHED)]
         own = getattr(value, "__dict__", None)
         if own is None:
             self.found.state.append(id(value))

@@ -139,7 +139,7 @@ def _compute(node: torch.fx.Node, values: dict[torch.fx.Node, Tensor]) -> Tensor
 
 def _label(node: torch.fx.Node, value: Tensor) -> str:
     """A readable name: the number itself where all elements are equal."""
-    if value.numel() and not value.is_complex():
+    if value.numel() and not value.is_complex() and not value.is_meta:
         value = value[tuple(slice(None) if stride else slice(1) for stride in value.stride())]  # each element once
         first = value[(0,) * value.dim()]
         if bool((value == first).all()):

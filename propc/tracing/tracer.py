@@ -69,7 +69,7 @@ class Tracer(Recorder):
     ) -> Program:
         """Trace ``fn`` on flattened arguments; tensors among `leaves` are traced, the rest is static."""
         with ExitStack() as stack:
-            stack.enter_context(isolated(self._surroundings.places, _recorded_apply, where))
+            stack.enter_context(isolated(self._surroundings, _recorded_apply, where))
             with torch._C.DisableTorchFunction():
                 values = [
                     self._placeholder(leaf, path) if isinstance(leaf, Tensor) else leaf
@@ -139,7 +139,7 @@ class Tracer(Recorder):
                         f"a {called} is floating point, of shape [{', '.join(dims or ('batch',))}]; got {kind}",
                         f"Sum it over everything but the {' and '.join(dims or ('batch',))}."
                         if value.is_floating_point()
-                        else "Convert it: .float().",
+                        else f"Convert it: {'.real or .abs()' if value.is_complex() else '.float()'}.",
                         at=f"{called} {label!r}",
                         where=user_source(),
                     )
