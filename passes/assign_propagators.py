@@ -45,12 +45,13 @@ class AssignPropagators(Pass):
     def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView, choice: Estimator | None) -> Site:
         if choice is None:
             return self._plain(site, view)
-        if not view.costs:  # then nothing is known of the batch, and `_without_cost` says what is wrong
-            view = replace(view, batch=view.spec.rows())
-        given, reason = _ruled(choice, view)
+        if not view.costs:  # then nothing is known of the batch
+            guess = replace(view, batch=view.spec.rows())
+            rule = at_site(_asked(choice, guess)[0], guess)
+            if rule.per_sample:  # it says what is wrong
+                return _without_cost(graph, site, rule)
+        given, reason = _asked(choice, view)
         rule = at_site(given, view)
-        if not view.costs and rule.per_sample:
-            return _without_cost(graph, site, rule)
         if rule.passes_path and view.rough:
             _warn_rough(view)
         return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason)
@@ -106,21 +107,6 @@ def _choice(estimator: Any, site: Site, view: SiteView | None) -> Estimator:
         raise type(error)(message(str(error).rstrip("."), at=f"site {site.name!r}", where=site.where)) from None
 
 
-def _ruled(choice: Estimator, view: SiteView) -> tuple[Propagator, str]:
-    """What an estimator chooses, and why."""
-    made = choice.propagator(view)
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Propagator):
-        return made
-    raise PropcTypeError(
-        message(
-            f"{type(choice).__name__}.propagator returned {made!r:.80}",
-            "Return a propagator and the reason, such as (Pathwise(), 'asked for').",
-            at=f"site {view.name!r}",
-            where=view.where,
-        )
-    )
-
-
 def _chosen(function: Any, view: SiteView | None) -> Any:
     """What a function of the site chooses."""
     if view is None or ".." not in view.name:
@@ -172,6 +158,25 @@ def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
         )
         for site in graph.sites
     }
+
+
+def _asked(choice: Estimator, view: SiteView) -> tuple[Propagator, str]:
+    """The rule that an estimator, perhaps a user's, gives, and why.
+
+    Raises:
+        PropcTypeError: it gives something else.
+    """
+    found = choice.propagator(view)
+    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Propagator):
+        return found
+    raise PropcTypeError(
+        message(
+            f"the estimator {choice.name!r} ({type(choice).__qualname__}) gives {found!r} for its rule",
+            "Let its method propagator(site) return a propagator and the reason, such as (Pathwise(), 'asked for').",
+            at=f"site {view.name!r}",
+            where=view.where,
+        )
+    )
 
 
 def _label(choice: Estimator, rule: SitePropagator) -> str:

@@ -65,7 +65,7 @@ class CompiledMethods(Generic[P]):
                 the number of steps in which to measure them, such as 100. Without it nothing is run.
             *args, **kwargs: the call's arguments.
         """
-        ratios = measured(self, args, kwargs, snr) if isinstance(snr, int) else snr
+        ratios = snr if snr is None or isinstance(snr, Mapping) else measured(self, args, kwargs, snr)
         graph, report = self._compiler().reported(self._owner(), args, kwargs)
         return Explanation(graph, ratios, report)
 

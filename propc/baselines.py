@@ -190,7 +190,12 @@ class Custom(Baseline):
         return False
 
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
-        value = torch.as_tensor(self.function(cost), dtype=cost.dtype, device=cost.device)
+        found = self.function(cost.clone())  # which it may write into
+        if not isinstance(found, (Tensor, int, float)):
+            raise PropcTypeError(
+                message(f"a baseline function must give a tensor or a number; got {found!r}", "Return the baseline.")
+            )
+        value = torch.as_tensor(found, dtype=cost.dtype, device=cost.device)
         if value.dim() and value.shape != cost.shape:
             raise PropcValueError(
                 message(

@@ -161,8 +161,15 @@ def opaque(fn: Callable[..., R] | None = None, *, plates: str | None = None) -> 
         A function with the signature of `fn`; its tensor results are detached.
 
     Raises:
+        PropcTypeError: `fn` cannot be called.
         PropcValueError: another value of `plates`.
     """
+    if fn is not None and not callable(fn):
+        raise PropcTypeError(
+            message(
+                f"propc.opaque takes a function; got {_kind(fn)}", "Write propc.opaque(fn)(x).", where=user_source()
+            )
+        )
     if plates is not None:
         one_of("plates", plates, ("batch", "loop"))
     if fn is None:
@@ -212,4 +219,17 @@ def _kind(value: Any) -> str:
     """What a user calls it."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    return "a tensor" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r:.40}"
+    return "a tensor" if isinstance(value, Tensor) else f"{type(value).__name__} {_shown(value):.40}"
+
+
+def _shown(value: Any) -> str:
+    """Its text, in which traced tensors are tensors."""
+    return repr(pytree.tree_map_only(Tensor, lambda _: _A_TENSOR, value))
+
+
+class _Tensor:
+    def __repr__(self) -> str:
+        return "a tensor"
+
+
+_A_TENSOR = _Tensor()

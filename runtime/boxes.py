@@ -16,6 +16,7 @@ from propc.ir import Opaque
 from propc.runtime.aligning import aligned
 from propc.runtime.noise import set_state, state_of
 from propc.tracing.guards import same_random
+from propc.tracing.recorder import tensor_type
 
 Run = Callable[..., Sequence[Tensor]]
 
@@ -40,6 +41,7 @@ class Box:
             raise self._error(
                 "it is marked plates='batch', and not all that it gets and gives in plates has the batch in front",
             )
+        self.kinds = [(torch.Size(kind.shape[self.folds :]), kind.dtype) for kind in node.outputs]
         self.call: Run = self._folded if self.folds else self._looped()
 
     def run(self, *given: Tensor) -> list[Tensor]:
@@ -48,7 +50,10 @@ class Box:
         args, kwargs = torch.fx.node.map_arg((call.args, call.kwargs), lambda n: given[place[n]].detach())
         with torch.no_grad():
             result = call.target(*args, **kwargs)  # type: ignore[operator]
-        return [t.detach() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        found = [t.detach() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        if [(t.shape[self.folds :], t.dtype) for t in found] != self.kinds:
+            raise self._changed(found)
+        return found
 
     def _folded(self, *given: Tensor) -> list[Tensor]:
         """[*plates, batch, ...] → [rows, ...] and back; what has the batch and no plates is repeated alike."""
@@ -112,6 +117,18 @@ class Box:
         with same_random():
             found = self.call(*given)
         return found if same(found, self.call(*given)) else first
+
+    def _changed(self, found: Sequence[Tensor]) -> GraphError:
+        """Something else came back than when the program was traced."""
+        now = ", ".join(str(tensor_type(t)) for t in found) or "no tensor"
+        return GraphError(
+            message(
+                f"it gives {now}, and gave {', '.join(map(str, self.node.outputs))} on zeros, when it was traced",
+                "Let the shapes and dtypes of its results depend on those of its arguments alone.",
+                at=f"black box {self.node.name!r}",
+                where=self.node.where,
+            )
+        )
 
     def _error(self, finding: str) -> GraphError:
         plates = ", ".join(map(repr, self.node.plates))

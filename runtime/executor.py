@@ -61,7 +61,7 @@ class Executable:
         probe: Probe | None = None,
         backend: Backend | None = None,
     ) -> None:
-        meta = any(kind.device.type == "meta" for node in graph for kind in node.outputs)  # no values to look at
+        meta = any(kind.device.type == "meta" for node in graph for kind in node.outputs)  # there are no values there
         self.graph, self.state, self.mode = graph, state, Mode(validate and not meta)
         self.backend = backend if probe is None else None
         self.report: Report | None = None

@@ -10,13 +10,16 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from propc.discrete import Binary, Categories, family
 from propc.errors import GraphError, message
 from propc.graph import PropagationGraph
 from propc.ir import DATA, Cost, Node, Opaque, Ref, Resample, Site
+from propc.support import values_of
 
 Values = Mapping[Ref, Any]
 Replay = Callable[[Mapping[Ref, Tensor]], Values]
 Place = Callable[[Ref], int]
+MANY = 200  # so that one element moves a mean by less than a percent
 NOWHERE = -1  # the place of a dimension in a value that all its elements share
 
 
@@ -27,7 +30,7 @@ class Axis:
     Attributes:
         name: of the plate; empty for the batch.
         size: how many elements there are.
-        draws: those of which one element is changed.
+        draws: those of which elements are changed.
         ends: nodes whose inputs must not move in other elements.
         place: where the dimension is in the value of a draw, or in what an end or a black box reads.
     """
@@ -38,9 +41,16 @@ class Axis:
     ends: Sequence[Node]
     place: Place
 
+    def chosen(self, device: torch.device) -> Tensor:
+        """Which elements are changed: the first; of very many half, without a pattern that an operation could share."""
+        if self.size < MANY:
+            return torch.arange(self.size, device=device) == 0
+        spread = torch.arange(self.size, device=device) * 2654435761  # a hash of the index
+        return ((spread ^ (spread >> 15)) * 2246822519 >> 16) % 2 == 0
+
 
 def check_independence(graph: PropagationGraph, replay: Replay, draws: Mapping[Ref, Tensor]) -> None:
-    """Change one row, or one element of a plate, of the draws, and see which others move.
+    """Change some rows, or elements of a plate, of the draws, and see which others move.
 
     Args:
         replay: runs the program on given draws and gives all values.
@@ -55,7 +65,7 @@ def check_independence(graph: PropagationGraph, replay: Replay, draws: Mapping[R
     before = replay(draws)
     for axis in axes:
         changed = {
-            ref: _with_another(value, axis.place(ref), axis.size) if ref in axis.draws else value
+            ref: _changed(value, axis, axis.place(ref), _another(graph, ref)) if ref in axis.draws else value
             for ref, value in draws.items()
         }
         _compare(graph, axis, before, replay(changed))
@@ -111,7 +121,7 @@ def _in_parameter(site: Site, index: int, shape: tuple[int, ...], place: int) ->
 
 def _compare(graph: PropagationGraph, axis: Axis, before: Values, after: Values) -> None:
     def apart(refs: Iterable[Ref]) -> bool:
-        return all(_same(before[ref], after[ref], axis.place(ref), axis.size) for ref in refs)
+        return all(_same(before[ref], after[ref], axis, axis.place(ref)) for ref in refs)
 
     boxes = [box for box in graph.of(Opaque) if not axis.name and apart(box.inputs) and not apart(box.made)]
     for node in axis.ends:
@@ -143,26 +153,46 @@ def _mixed(node: Node, axis: Axis, box: Opaque | None) -> GraphError:
     return GraphError(message(finding, fix, at=f"{node.kind.value} {node.name!r}", where=node.where))
 
 
-def _with_another(value: Tensor, dim: int, size: int) -> Tensor:
-    """A draw with element 0 of a dimension replaced by a different element, which is a possible draw too."""
+def _changed(value: Tensor, axis: Axis, dim: int, another: Callable[[Tensor], Tensor | None]) -> Tensor:
+    """A draw with the chosen elements of a dimension replaced by one of another element, which is a possible draw too.
+
+    Many are replaced by the same, so that a mean over a large batch moves as well.
+    """
     value = value.detach()
-    if dim == NOWHERE or value.dim() <= dim or value.shape[dim] != size:
+    if dim == NOWHERE or value.dim() <= dim or value.shape[dim] != axis.size:
         return value
     rows = value.movedim(dim, 0)
     differs = (rows != rows[:1]).flatten(1).any(1) if rows.dim() > 1 else rows != rows[0]
-    other = int(differs.to(torch.uint8).argmax())
+    other = rows[int(differs.to(torch.uint8).argmax())] if bool(differs.any()) else another(rows[0])
+    if other is None:
+        return value
     changed = value.clone()
-    changed.select(dim, 0).copy_(value.select(dim, other))
+    changed.movedim(dim, 0)[axis.chosen(value.device)] = other
     return changed
 
 
-def _same(before: Any, after: Any, dim: int, size: int) -> bool:
-    """Whether elements other than 0 are the same; in a value that all share, whether it is."""
+def _another(graph: PropagationGraph, ref: Ref) -> Callable[[Tensor], Tensor | None]:
+    """Gives another value than that of a discrete draw, where all elements have drawn the same."""
+    site = graph[ref.node]
+    found = family(site.spec) if isinstance(site, Site) else None
+    if not isinstance(site, Site) or found is None:
+        return lambda _: None
+    if isinstance(found, Binary):
+        return lambda value: 1 - value
+    if not (isinstance(found, Categories) and found.indexed):
+        return lambda value: value.roll(1, -1)
+    count = values_of(site.spec, [graph[r.node].outputs[r.port] for r in site.inputs]) or 1
+    return lambda value: (value + 1) % count
+
+
+def _same(before: Any, after: Any, axis: Axis, dim: int) -> bool:
+    """Whether elements other than the chosen ones are the same; in a value that all share, whether it is."""
     if not isinstance(before, Tensor):
         return True
     before, after = before.detach(), after.detach()
     if dim != NOWHERE:
-        before, after = before.narrow(dim, 1, size - 1), after.narrow(dim, 1, size - 1)
+        kept = ~axis.chosen(before.device)
+        before, after = before.movedim(dim, 0)[kept], after.movedim(dim, 0)[kept]
     if not before.dtype.is_floating_point:
         return bool(torch.equal(before, after))
     return bool(torch.allclose(before, after, rtol=1e-4, atol=1e-6, equal_nan=True))

@@ -196,8 +196,8 @@ def mix(
 def _combine(weights: Tensor, parts: Sequence[Tensor], seen: bool) -> Tensor:
     """Σ_c w_c g_c; `weights` is [parts, groups, 1, coordinates or 1].
 
-    A part with an infinite or undefined cotangent has weight zero if the weights have `seen` it, and
-    is then left out; otherwise it shows in the result.
+    A part with an infinite or undefined cotangent has weight zero if the weights have `seen` it, or if it has come to
+    the weighting target, and is then left out; otherwise it shows in the result.
     """
     shape, groups = parts[0].shape, weights.shape[1]
     if shape[0] % groups:
@@ -205,6 +205,8 @@ def _combine(weights: Tensor, parts: Sequence[Tensor], seen: bool) -> Tensor:
     if seen:
         parts = [torch.nan_to_num(part, 0.0, 0.0, 0.0) for part in parts]
     rows = [part.reshape(groups, shape[0] // groups, -1) for part in parts]
+    if not seen:
+        rows = [row.masked_fill(weight == 0, 0.0) for row, weight in zip(rows, weights)]
     if len(rows) == 2:
         return torch.lerp(rows[1], rows[0], weights[0]).reshape(shape)
     return (torch.stack(rows) * weights).sum(0).reshape(shape)

@@ -20,7 +20,7 @@ def several(sent: Sent) -> Iterator[Any]:
     """What a propagator has returned, one by one; no two of them share a tensor."""
     if sent is None:
         return
-    if isinstance(sent, Message) or not isinstance(sent, Iterable):
+    if isinstance(sent, (Message, Tensor, str)) or not isinstance(sent, Iterable):
         yield sent
         return
     for i, each in enumerate(sent):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from propc.errors import PropcValueError, message
 from propc.graph import PropagationGraph
 from propc.ir import BATCH, LOG_MEAN_EXP, Reduce, Route
 from propc.propagators import Baseline
@@ -68,7 +69,7 @@ def centering(graph: PropagationGraph, route: Route, baseline: Baseline, state: 
     """Takes a cost to cost minus baseline, along some of its dimensions: [*plates, batch] → the same."""
     dims, over = graph.lead(graph[route.source]), route.over
     if dims[:1] in ((), (BATCH,), over):
-        return lambda cost, *_: baseline.centered(cost, state)
+        return lambda cost, *_: _centered(graph, route, baseline, cost, state)
     rows = [i for i, name in enumerate(dims) if name in over]
     order = [*rows, *(i for i in range(len(dims)) if i not in rows)]
     back = sorted(range(len(dims)), key=order.__getitem__)
@@ -77,9 +78,20 @@ def centering(graph: PropagationGraph, route: Route, baseline: Baseline, state: 
         turned = cost.permute(order)
         shape, kept = turned.shape, turned.shape[len(rows) :]
         flat = turned.reshape(math.prod(shape[: len(rows)]), *kept)
-        return baseline.centered(flat, state).reshape(shape).permute(back)
+        return _centered(graph, route, baseline, flat, state).reshape(shape).permute(back)
 
     return center
+
+
+def _centered(
+    graph: PropagationGraph, route: Route, baseline: Baseline, cost: Tensor, state: nn.Module | None
+) -> Tensor:
+    """A cost minus its baseline, which may be a user's."""
+    try:
+        return baseline.centered(cost, state)
+    except PropcValueError as error:
+        where = graph[route.source].where
+        raise PropcValueError(message(str(error).rstrip("."), at=f"cost {route.source!r}", where=where)) from None
 
 
 def bounding(graph: PropagationGraph, route: Route, baseline: Baseline, state: nn.Module | None) -> Center:

@@ -191,6 +191,19 @@ def test_numbers_that_would_freeze(draw: Callable[[], float]) -> None:
     assert (np.random.get_state()[1] == states[1]).all()
 
 
+@pytest.mark.parametrize("make", [random.Random, np.random.default_rng, np.random.RandomState])
+def test_numbers_of_a_generator_that_the_program_holds(make: Callable[[int], Any]) -> None:
+    source, first = make(0), make(0)
+    draw = {"Generator": "random", "Random": "random", "RandomState": "rand"}[type(source).__name__]
+
+    def program(theta: Tensor) -> Tensor:
+        return normal(theta) * getattr(source, draw)()
+
+    words = "the generator 'source'", "freeze", "propc.opaque"
+    refused(propc.TraceError, run(program), *words, program=program, at="def program")
+    assert getattr(source, draw)() == getattr(first, draw)()
+
+
 def test_seeding_inside() -> None:
     state = torch.get_rng_state()
 
@@ -312,6 +325,23 @@ def test_black_boxes() -> None:
         run(lambda theta: propc.opaque(fails)(normal(theta)))()
 
 
+@pytest.mark.parametrize("later", [lambda x: x[:2], lambda x: x.float(), lambda x: (x, x), lambda x: None])
+def test_a_black_box_that_gives_something_else_than_on_zeros(later: Callable[[Tensor], Any]) -> None:
+    def program(theta: Tensor) -> Tensor:
+        return propc.opaque(lambda x: later(x) if x.any() else x)(normal(theta))
+
+    words = "black box", "on zeros", "shapes and dtypes"
+    refused(propc.GraphError, run(program), *words, program=program, at="opaque")
+    refused(propc.GraphError, run(program, validate=False), *words)
+
+
+def test_a_black_box_must_be_a_function() -> None:
+    def program(theta: Tensor) -> Tensor:
+        return propc.opaque("square")(normal(theta))
+
+    refused(propc.PropcTypeError, run(program), "takes a function", "'square'", program=program, at="opaque")
+
+
 # -- marks ------------------------------------------------------------------------------------
 
 
@@ -339,6 +369,49 @@ def test_what_can_be_marked() -> None:
         return propc.cost(normal(theta).long(), "loss")
 
     refused(propc.PropcValueError, run(integer), "cost 'loss'", "int64[6]", ".float()", program=integer, at="cost")
+
+
+def test_a_complex_cost_and_a_list() -> None:
+    def imaginary(theta: Tensor) -> Tensor:
+        return propc.cost(normal(theta) * 1j, "loss")
+
+    refused(propc.PropcValueError, run(imaginary), "cost 'loss'", ".real or .abs()", program=imaginary, at="cost")
+    refused(propc.PropcTypeError, run(lambda theta: propc.cost([normal(theta)], "loss")), "list [a tensor]")
+
+
+@pytest.mark.parametrize(("choice", "kind"), [("los", propc.PropcValueError), (3, propc.PropcTypeError)])
+def test_a_propagator_that_is_none_names_its_node(choice: Any, kind: type[Exception]) -> None:
+    def program(theta: Tensor) -> Tensor:
+        return propc.cost(propc.node(normal(theta), "n", propagator=choice), "loss")
+
+    def at_the_cost(theta: Tensor) -> Tensor:
+        return propc.cost(normal(theta), "loss", propagator=choice)
+
+    refused(kind, run(program), "node 'n'", "'loss'" if choice == "los" else "Known", program=program, at="propc.node")
+    refused(kind, run(at_the_cost), "cost 'loss'", program=at_the_cost, at="propc.cost")
+
+
+@pytest.mark.parametrize("estimator", ["local", "mvd", "enumerate", "disarm", "rloo", "st"])
+def test_an_empty_batch(estimator: str) -> None:
+    theta = leaf()
+    program = propc.compile(lambda t: propc.sample(Bernoulli(logits=t.expand(0)), "b").square(), estimator=estimator)
+    loss = program(theta)
+    loss.sum().backward()
+    assert loss.shape == (0,)
+    assert theta.grad == 0
+
+
+def test_a_table_that_is_enumerated() -> None:
+    """What is returned is no cost; the site has no batch then, and all its values are taken."""
+    theta = leaf()
+    program = propc.compile(
+        lambda t: propc.sample(Bernoulli(logits=t.expand(3)), "b")[:, None] * torch.ones(2), estimator="enumerate"
+    )
+    table = program(theta)
+    (found,) = torch.autograd.grad(table.sum(), theta)
+    (wanted,) = torch.autograd.grad(6 * theta.sigmoid(), theta)
+    assert torch.allclose(table, theta.sigmoid().expand(3, 2))
+    assert torch.allclose(found, wanted)
 
 
 def test_names() -> None:
@@ -867,3 +940,24 @@ def test_other_errors_are_left_as_they_are() -> None:
 
     with pytest.raises(IndexError):
         run(program, torch.ones(3), torch.tensor([7] * B))()
+
+
+@pytest.mark.parametrize("target", [None, "theta"])
+@pytest.mark.parametrize("weights", ["same", "crossfit", "past"])
+def test_a_derivative_that_is_not_finite_leaves_the_other_part(weights: str, target: str | None) -> None:
+    """Total propagation gives such a part no weight, at the site and at a target; what is left is the other part."""
+
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(Normal(theta.expand(20), 1.0), "x")
+        return (x * 0).abs().sqrt() + x.square()
+
+    found = []
+    for estimator in (
+        propc.estimator("tp", weights=weights, target=target, baseline=None),
+        propc.estimator("lr", baseline=None),
+    ):
+        theta = leaf()
+        torch.manual_seed(0)
+        propc.compile(program, estimator=estimator)(theta).sum().backward()
+        found.append(theta.grad)
+    assert torch.allclose(*found)

@@ -236,3 +236,75 @@ def test_options_of_compile(options: dict[str, Any], words: str) -> None:
 def test_options_of_weighting(options: dict[str, Any]) -> None:
     with pytest.raises(propc.PropcError, match=f"option {next(iter(options))}="):
         propc.estimator("tp", **options)
+
+
+# -- estimators and baselines of the user's ----------------------------------------------------
+
+
+class Gives(propc.Estimator):
+    name = "gives"
+    what: Any = None
+
+    def propagator(self, site: Any) -> Any:
+        return type(self).what
+
+
+@pytest.mark.parametrize("what", [None, (3, "asked for"), propc.propagators.Pathwise(), "rp"], ids=str)
+def test_an_estimator_that_gives_no_rule(what: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gives, "what", what)
+    with pytest.raises(propc.PropcTypeError, match=r"site 'x' \(test_life\.py:\d+\): the estimator 'gives' \(Gives\)"):
+        propc.compile(squares, estimator=Gives())(leaf())
+
+
+class Wrong(propc.baselines.Baseline):
+    def center(self, cost: Tensor, state: nn.Module | None) -> Any:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("baseline", "words"),
+    [
+        (lambda cost: None, "must give a tensor or a number; got None"),
+        (lambda cost: "text", "must give a tensor or a number; got 'text'"),
+        (Wrong(), r"cost 'cost' \(test_life\.py:\d+\): Wrong.center must give .* got NoneType"),
+    ],
+    ids=["none", "text", "class"],
+)
+def test_a_baseline_that_gives_none(baseline: Any, words: str) -> None:
+    with pytest.raises(propc.PropcError, match=words):
+        propc.compile(squares, estimator=propc.estimator("lr", baseline=baseline))(leaf())
+
+
+def test_a_baseline_that_writes_into_the_costs() -> None:
+    losses = []
+    for baseline in (lambda cost: cost.zero_(), None):
+        torch.manual_seed(3)
+        losses.append(propc.compile(squares, estimator=propc.estimator("lr", baseline=baseline))(leaf()))
+    assert torch.equal(*losses)
+
+
+def test_the_decay_of_a_moving_average() -> None:
+    for decay in (1.0, -0.1, "x"):
+        with pytest.raises(propc.PropcValueError, match="option decay="):
+            propc.baselines.MovingAverage(decay=decay)
+
+
+def test_a_propagator_class_at_a_site() -> None:
+    class Path(propc.Propagator):
+        def backward(self, node: Any, message: propc.Message) -> propc.Message:
+            return propc.Message(loc=message.grad)
+
+    found = []
+    for rule in (Path, Path()):
+        torch.manual_seed(1)
+        theta = leaf()
+        propc.compile(lambda t, r=rule: propc.sample(Normal(t.expand(B), 1.0), "x", estimator=r).square())(
+            theta
+        ).sum().backward()
+        found.append(theta.grad)
+    assert torch.equal(*found)
+
+
+def test_explain_with_something_else_than_ratios() -> None:
+    with pytest.raises(propc.PropcValueError, match="'much' steps"):
+        propc.compile(squares, estimator="lr").explain(leaf(), snr="much")

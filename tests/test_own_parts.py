@@ -109,7 +109,7 @@ def test_an_estimator_gives_a_propagator_and_the_reason(made: Any) -> None:
         def propagator(self, site: SiteView) -> Any:
             return made
 
-    with pytest.raises(propc.PropcTypeError, match=r"site 'x' .*Wrong.propagator returned .*and the reason"):
+    with pytest.raises(propc.PropcTypeError, match=r"site 'x' .*Wrong\) gives .*and the reason"):
         propc.compile(model, estimator=Wrong())(theta())
 
 

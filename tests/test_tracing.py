@@ -1084,6 +1084,16 @@ def test_a_trace_keeps_no_tensor_alive() -> None:
     assert alive() is None
 
 
+def test_least_squares() -> None:
+    def program(x: Tensor) -> Tensor:
+        return torch.linalg.lstsq(torch.diag_embed(x), x[:, :, None].cos()).solution.sum((1, 2))
+
+    a, compiled = param(B, 3), propc.compile(program)
+    costs = program(a), compiled(a)
+    assert torch.allclose(*costs)
+    assert torch.allclose(*(torch.autograd.grad(cost.sum(), a)[0] for cost in costs))
+
+
 @pytest.mark.filterwarnings("ignore:Singular sample")
 def test_a_law_that_asks_whether_any_parameter_is_wrong() -> None:
     def program(a: Tensor) -> Tensor:
@@ -1100,9 +1110,6 @@ LOOKS: dict[str, Callable[[Tensor], Tensor]] = {
         torch.full((B,), 4),
         torch.full((B,), 2),
         reduction="none",
-    ),
-    "least squares": lambda x: torch.linalg.lstsq(x[:, :, None] * x[:, None] + torch.eye(3), x[:, :, None])[0].sum(
-        (1, 2)
     ),
     "covariance": lambda x: torch.cov(x[0].expand(2, 3).cumsum(1)).sum() + x[:, 0],
     "inverse short-time Fourier": lambda x: (
@@ -1173,3 +1180,56 @@ def test_numbers_of_numpy_in_operations() -> None:
     torch.manual_seed(1)
     x = Normal(theta.detach().expand(4), 1.0).sample()
     assert torch.allclose(found, (2 * 2.0**0.5 * x).clamp(min=-1))
+
+
+def test_sets_that_change_are_seen() -> None:
+    chosen = {"a"}
+
+    @propc.compile(estimator="rp")
+    def program(theta: torch.Tensor, also: set[str]) -> torch.Tensor:
+        return theta * ("b" in chosen) + theta * len(also)
+
+    theta, also = torch.tensor(2.0, requires_grad=True), {1}
+    assert program(theta, also) == 2
+    chosen.remove("a")
+    chosen.add("b")  # as many as before
+    assert program(theta, also) == 4
+    also.add(2)
+    assert program(theta, also) == 6
+    traces = program.compiler.traces
+    assert program(theta, also) == 6
+    assert program.compiler.traces == traces
+
+
+def test_shapes_without_values() -> None:
+    program = propc.compile(lambda theta: propc.sample(Normal(theta.expand(4), 1.0), "x").square(), estimator="lr")
+    loss = program(torch.zeros((), device="meta", requires_grad=True))
+    loss.sum().backward()
+    assert loss.is_meta
+    assert loss.shape == (4,)
+
+
+@functools.lru_cache
+def halves(size: int) -> torch.Tensor:
+    return torch.full((size,), 0.5)
+
+
+class Cached(torch.nn.Module):
+    @functools.lru_cache  # noqa: B019
+    def thirds(self, size: int) -> torch.Tensor:
+        return torch.ones(size) / 3
+
+    def forward(self, theta: torch.Tensor) -> torch.Tensor:
+        return theta * self.thirds(4) * halves(4)
+
+
+def test_a_cache_keeps_no_traced_tensor() -> None:
+    model = propc.compile(Cached())
+    theta = torch.tensor(6.0, requires_grad=True)
+    for _ in range(2):
+        assert torch.equal(model(theta), torch.ones(4))
+        assert torch.equal(halves(4) + model.thirds(4), torch.full((4,), 0.5 + 1 / 3))
+        assert torch.equal(propc.compile(lambda t: t * halves(4))(theta), torch.full((4,), 3.0))
+    real = halves(4)
+    propc.compile(lambda t: t * halves(4))(theta)
+    assert halves(4) is real

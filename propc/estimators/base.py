@@ -205,8 +205,8 @@ def resolve(choice: Any) -> Estimator:
     """
     if isinstance(choice, Estimator):
         return choice
-    if isinstance(choice, Propagator):
-        return Given(choice)
+    if isinstance(choice, Propagator) or (isinstance(choice, type) and issubclass(choice, Propagator)):
+        return Given(find(choice))
     if isinstance(choice, str):
         return Given(find(choice)) if choice not in _TABLE and choice in known_propagators() else estimator(choice)
     if isinstance(choice, type) and issubclass(choice, (Estimator, Propagator)):

@@ -63,7 +63,7 @@ class Exploring(SitePropagator):
         with torch.no_grad():
             changed = one_at_a_time(value.reshape(flat), others.reshape(self.each, *flat), len(lead))
         inlet = weights.reshape(self.each, *lead, self.places).movedim(-1, 0).flatten(0, 1)
-        return Draw(value, (token(inlet),), alternatives=changed.reshape(-1, *value.shape))
+        return Draw(value, (token(inlet),), alternatives=changed.reshape(self.places * self.each, *value.shape))
 
 
 def one_at_a_time(value: Tensor, others: Tensor, lead: int) -> Tensor:

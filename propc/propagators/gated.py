@@ -124,8 +124,9 @@ class _NodeGate(Function):
         _first_only(ctx.view)
         made = only_message(ctx.view, _backward(ctx, Message(grad=grad)), ("grad", "cost"))
         found = made.get("grad")
-        if found is not None and found.shape != grad.shape:
-            finding = f"it sends the cotangent 'grad' as {list(found.shape)}; the value has shape {list(grad.shape)}"
+        if found is not None and (not isinstance(found, Tensor) or found.shape != grad.shape):
+            got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            finding = f"it sends the cotangent 'grad' as {got}; the value has shape {list(grad.shape)}"
             raise _error(ctx.view, finding, "A cotangent has the shape of its value.")
         return None, None, found
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-from propc.errors import PropcTypeError, PropcValueError, message, nearest
+from propc.errors import PropcError, PropcTypeError, PropcValueError, message, nearest
+from propc.messages import Field
 from propc.propagators.base import Propagator
 from propc.registering import check_entry, check_name
 
@@ -62,14 +63,19 @@ def at_node(choice: Any, kind: str, name: str | None, where: object = None) -> P
 
     Raises:
         PropcTypeError: no propagator, or one that only sites can have.
+        PropcValueError: an unknown name.
     """
-    found = find(choice)
+    place = f"{kind} {name!r}" if name else ""
+    try:
+        found = find(choice)
+    except PropcError as error:
+        raise type(error)(message(str(error).rstrip("."), at=place, where=where)) from None
     if getattr(found, "draws", False):
         raise PropcTypeError(
             message(
                 f"the propagator {found.name!r} draws from a distribution, which only sites have",
                 "Give it to propc.sample(..., estimator=).",
-                at=f"{kind} {name!r}" if name else "",
+                at=place,
                 where=where,
             )
         )
@@ -80,15 +86,28 @@ def find(choice: Any) -> Propagator:
     """A propagator from an object, a class or a name.
 
     Raises:
-        PropcTypeError: anything else.
+        PropcTypeError: anything else; a propagator that declares what are no fields.
         PropcValueError: an unknown name.
     """
-    if isinstance(choice, Propagator):
-        return choice
     if isinstance(choice, str):
-        return propagator(choice)
-    if isinstance(choice, type) and issubclass(choice, Propagator):
-        return choice()
+        choice = propagator(choice)
+    elif isinstance(choice, type) and issubclass(choice, Propagator):
+        choice = choice()
+    if isinstance(choice, Propagator):
+        _check_fields(choice)
+        return choice
     raise PropcTypeError(
         message(f"a propagator is a Propagator or the name of one; got {choice!r}", f"Known: {', '.join(_TABLE)}.")
     )
+
+
+def _check_fields(rule: Propagator) -> None:
+    for name in ("sends", "keeps"):
+        fields = getattr(rule, name)
+        if not isinstance(fields, (tuple, list)) or not all(isinstance(field, Field) for field in fields):
+            raise PropcTypeError(
+                message(
+                    f"the propagator {type(rule).__qualname__} has {name} = {fields!r}, which is no tuple of fields",
+                    f"Write {name} = (propc.Field('error'),).",
+                )
+            )

@@ -23,6 +23,8 @@ from propc.ir import Source
 from propc.outside import others_ran, runs
 from propc.tracing.held import Place, Surroundings, changes
 from propc.tracing.kept import is_renewed, kept
+from propc.tracing.randomness import generator_state, set_generator_state
+from propc.tracing.reach import reaches_traced
 
 TRACING = threading.RLock()  # one thread at a time
 _SEEDED = "torch"
@@ -46,39 +48,42 @@ def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterat
     """Run a trace with validation off and custom autograd functions visible; restore everything after.
 
     Args:
-        around: where the program could write, and its caches.
+        around: what the program reaches, where it could write.
         recorded_apply: stands for `torch.autograd.Function.apply`, also where a program calls an
             alias of it (``clip = Clip.apply``).
         where: the user's function.
 
     Raises:
-        TraceError: the traced code seeded a generator, drew from Python's or NumPy's global one,
-            whose numbers would freeze into constants, or kept a traced tensor.
+        TraceError: the traced code seeded a generator, drew from one of Python's or NumPy's, whose
+            numbers would freeze into constants, or kept a traced tensor.
     """
     with TRACING:
         validate, grad, dtype = Distribution._validate_args, torch.is_grad_enabled(), torch.get_default_dtype()
         states, silent, before = random_states(), _FAKE_LOG.disabled, runs()
-        misses = [cache.cache_info().misses for cache in around.caches]
+        held = [(path, generator, generator_state(generator)) for path, generator in around.generators]
         _FAKE_LOG.disabled = True
         Distribution._validate_args = False
         _SingleLevelFunction.apply = classmethod(recorded_apply)  # type: ignore[attr-defined]
         try:
             with _without_dynamo():
                 yield
-            _check_random(_ours(states, before), where)
+            _check_random(_ours(states, before), held, where)
         except BaseException:
             _restore(around.places)
             raise
         else:
             _check_places(_restore(around.places), where)
         finally:
-            _clear(around.caches, misses)
             del _SingleLevelFunction.apply  # type: ignore[attr-defined]
             _FAKE_LOG.disabled = silent
             Distribution._validate_args = validate
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(dtype)
             restore_random(_ours(states, before))
+            for _, generator, state in held:
+                set_generator_state(generator, state)
+            for cache in filter(reaches_traced, around.caches):
+                cache.cache_clear()
 
 
 def _without_dynamo() -> AbstractContextManager[Any]:
@@ -119,11 +124,10 @@ def same_random() -> Iterator[None]:
             restore_random(states)
 
 
-def _check_random(before: Mapping[str, Any], where: Source) -> None:
-    if threading.active_count() > 1:
-        return  # another thread may have drawn
+def _check_random(before: Mapping[str, Any], held: Iterable[tuple[str, Any, Any]], where: Source) -> None:
     now = random_states()
     moved = [name for name, state in before.items() if not _same(state, now[name])]
+    moved += [f"the generator {name!r}" for name, own, state in held if not _same(state, generator_state(own))]
     if _SEEDED in moved:
         raise TraceError(
             message(
@@ -145,14 +149,9 @@ def _check_random(before: Mapping[str, Any], where: Source) -> None:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple):
         return all(map(_same, a, b))
+    if isinstance(a, dict):
+        return all(_same(value, b[key]) for key, value in a.items())
     return bool((a == b).all()) if hasattr(a, "shape") else bool(a == b)
-
-
-def _clear(caches: Iterable[Any], misses: Iterable[int]) -> None:
-    """Empty each `lru_cache` that the trace has filled: what it holds may be traced tensors."""
-    for cache, before in zip(caches, misses):
-        if cache.cache_info().misses != before:
-            cache.cache_clear()
 
 
 # -- what the program wrote ------------------------------------------------------------------

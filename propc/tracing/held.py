@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from propc.runtime.state import EstimatorState
 from propc.tracing.code import LIBRARIES, LOOKUPS, PRIMITIVE, class_values, is_installed, methods, names_in, slots
-from propc.tracing.watch import Attributes, State, Watch
+from propc.tracing.randomness import is_generator
+from propc.tracing.watch import Attributes, Membership, State, Watch
 
 Fetch = Callable[[Any], Any]
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
+_CACHED = type(functools.lru_cache(lambda: None))
 _WIDEST = 4096  # longer lists and dictionaries count by identity and length
 _DEEPEST = 12
 
@@ -68,16 +70,18 @@ class Surroundings:
         state: the part of the cache key.
         tensors: name and look-up (of the owner) of each tensor, by ``id``.
         places: where a program could write.
+        generators: of random numbers, Python's and NumPy's, with their names.
+        caches: functions behind `functools.lru_cache`, in which a trace would leave its tensors.
         codes, types: of the functions and objects met.
-        caches: functions with ``lru_cache`` that were met.
     """
 
     state: list[Any] = field(default_factory=list)
     tensors: dict[int, tuple[str, Fetch]] = field(default_factory=dict)
     places: list[Place] = field(default_factory=list)
+    generators: list[tuple[str, Any]] = field(default_factory=list)
+    caches: list[Any] = field(default_factory=list)
     codes: set[CodeType] = field(default_factory=set)
     types: set[type] = field(default_factory=set)
-    caches: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -199,15 +203,16 @@ class _Walk:
         if isinstance(value, (list, tuple, deque)):
             return self.items(value, path, enumerate(value))
         if isinstance(value, (set, frozenset)):
-            self.place(path, value)
-            return self.content(functools.partial(frozenset, value))
+            return self.members(value, path)
+        if self.detailed and is_generator(value):
+            self.found.generators.append((path, value))
         if _is_array(value) and value.size <= _WIDEST and value.dtype.kind != "O":
             return self.content(value.tobytes)
         if isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
             return self.module(value, path)
         if isinstance(value, (type, ModuleType)):
             return self.scope(value, path)
-        if isinstance(value, functools._lru_cache_wrapper):
+        if isinstance(value, _CACHED):
             self.found.caches.append(value)
             return iter([(path, value.__wrapped__, _attribute("__wrapped__"))])
         if isinstance(value, torch.jit.ScriptModule) or (callable(value) and type(value).__module__ in LIBRARIES):
@@ -291,6 +296,15 @@ class _Walk:
                 self.found.state.append(key)
             yield f"{path}[{key!r}]", child, itemgetter(key)
 
+    def members(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
+        self.place(path, value)
+        if (id(value), None) not in self.written:
+            plain = frozenset(each for each in value if isinstance(each, PRIMITIVE))
+            self.found.state.append((len(value), plain))
+            self.watch.sizes.append((value, len(value)))
+            self.watch.entries += [(Membership(value), each, True) for each in plain]
+        return iter(())
+
     def module(self, module: nn.Module, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         own = module.__dict__
         for group in ("_parameters", "_buffers", "_modules"):
@@ -306,6 +320,8 @@ class _Walk:
         yield from self.attributes(module, path)
 
     def attributes(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:
+        if self.detailed:
+            self.found.caches += [c for k in type(value).__mro__ for c in vars(k).values() if isinstance(c, _CACHED)]
         kind: Any = type(value)
         own = getattr(value, "__dict__", {})
         if not (own or slots(kind) or hasattr(value, "__dict__")):

@@ -142,7 +142,7 @@ class Tracer(Recorder):
                         f"a {called} is floating point, of shape [{', '.join(dims or ('batch',))}]; got {kind}",
                         f"Sum it over everything but the {' and '.join(dims or ('batch',))}."
                         if value.is_floating_point()
-                        else "Convert it: .float().",
+                        else f"Convert it: {'.real or .abs()' if value.is_complex() else '.float()'}.",
                         at=f"{called} {label!r}",
                         where=user_source(),
                     )

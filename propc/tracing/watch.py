@@ -70,3 +70,13 @@ class Attributes:
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self.owner, name, None)
+
+
+class Membership:
+    """What is in a set, read like a dictionary from elements to True."""
+
+    def __init__(self, members: Any) -> None:
+        self.members = members
+
+    def __getitem__(self, element: Any) -> bool:
+        return element in self.members

@@ -267,3 +267,34 @@ def test_an_initial_message_that_is_none(given: Any) -> None:
         propc.compile(program).propagate("backward", given, theta, "clip")
     with pytest.raises(propc.PropcTypeError, match="begins with a message"):
         network(n="scale").propagate("forward", given)
+
+
+@pytest.mark.parametrize("sends", ["error", 3, (3,), propc.Field("error")], ids=str)
+def test_what_is_declared_must_be_fields(sends: Any) -> None:
+    rule = type("Declares", (propc.Propagator,), {"sends": sends, "backward": lambda self, node, message: message})()
+
+    def program(theta: Tensor) -> Tensor:
+        return propc.node(theta.expand(4) * 2, "a", propagator=rule).sin()
+
+    with pytest.raises(propc.PropcTypeError, match=r"node 'a' .*Declares has sends = .*no tuple of.*propc\.Field"):
+        propc.compile(program)(torch.tensor(0.3, requires_grad=True))
+    with pytest.raises(propc.PropcTypeError, match=r"no tuple of fields"):
+        propc.compile(lambda theta: propc.sample(Normal(theta.expand(4), 1.0), "x"), estimator=rule)
+
+
+@pytest.mark.parametrize("sent", [torch.ones(4), "text", 3], ids=["tensor", "text", "number"])
+def test_what_is_no_message_and_no_cotangent(sent: Any) -> None:
+    returns = type("Returns", (propc.Propagator,), {"backward": lambda self, node, message: sent})()
+    field = type("Gives", (propc.Propagator,), {"backward": lambda self, node, message: propc.Message(grad="text")})()
+    for rule, words in ((returns, "it returned"), (field, "'grad' as str")):
+
+        def program(theta: Tensor, rule: Any = rule) -> Tensor:
+            return propc.node(theta.expand(4) * 2, "a", propagator=rule).sin()
+
+        compiled = propc.compile(program)
+        for run in (
+            lambda: compiled(torch.tensor(0.3, requires_grad=True)).sum().backward(),  # noqa: B023
+            lambda: compiled.propagate("backward", None, torch.tensor(0.3, requires_grad=True)),  # noqa: B023
+        ):
+            with pytest.raises(MessageError, match=f"node 'a' .*{words}"):
+                run()
