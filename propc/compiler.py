@@ -27,7 +27,7 @@ from propc.ir import Scan, Source
 from propc.laps import Laps, Seconds
 from propc.messages import Message
 from propc.options import Options
-from propc.outside import breaks_graph, dynamo_asleep, refuse_transforms, run
+from propc.outside import breaks_graph, refuse_transforms, run
 from propc.passes.base import Record, is_change, make_pass
 from propc.passes.roll_scans import check_steady
 from propc.propagation import Propagation, check_call
@@ -301,7 +301,6 @@ class Compiler:
             torch.inference_mode(False),
             torch.set_grad_enabled(torch.is_grad_enabled()),
             without_state(call.owner),
-            dynamo_asleep(),
         ):
             around = look_around(self._roots(call, paths), self.attention)
             program = Tracer(around, room).run(

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from types import CellType
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 
 from propc.errors import TraceError, message
 from propc.ir import Source
-from propc.outside import others_ran, runs
+from propc.outside import dynamo_asleep, others_ran, runs
 from propc.tracing.held import Place, Surroundings, changes
 from propc.tracing.kept import is_renewed, kept
 from propc.tracing.randomness import generator_state, set_generator_state
@@ -65,7 +65,7 @@ def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterat
         Distribution._validate_args = False
         _SingleLevelFunction.apply = classmethod(recorded_apply)  # type: ignore[attr-defined]
         try:
-            with _without_dynamo():
+            with dynamo_asleep():
                 yield
             _check_random(_ours(states, before), held, where)
         except BaseException:
@@ -84,11 +84,6 @@ def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterat
                 set_generator_state(generator, state)
             for cache in filter(reaches_traced, around.caches):
                 cache.cache_clear()
-
-
-def _without_dynamo() -> AbstractContextManager[Any]:
-    """Let functions and modules that the user gave to `torch.compile` run as they were written."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def random_states() -> dict[str, Any]:
