@@ -26,6 +26,7 @@ from propc.ir import (
     TensorType,
     Turn,
 )
+from propc.tracing.operations import is_arithmetic
 from propc.tracing.program import Leaf, Mark, Program, mark_of, type_of
 
 
@@ -183,12 +184,13 @@ def step_dependence(node: torch.fx.Node, masks: Mapping[torch.fx.Node, Dependenc
 
     Autograd follows a step whose result requires a gradient and does not jump. A result of
     integers or truths, or one that jumps, is rough; a condition that only selects
-    (the first argument of where, an index) hands no roughness on.
+    (the first argument of where, an index) hands no roughness on; a factor or an addend does.
     """
     kind = type_of(node)
     whole = kind is not None and not (kind.dtype.is_floating_point or kind.dtype.is_complex)
     jumps = bool(node.meta.get("rough"))
     smooth_step = not jumps and (kind is None or kind.requires_grad)
+    hides = smooth_step and not whole and not is_arithmetic(node)
     reach = smooth = rough = 0
     for source in node.all_input_nodes:
         mask, source_kind = masks.get(source), type_of(source)
@@ -197,8 +199,8 @@ def step_dependence(node: torch.fx.Node, masks: Mapping[torch.fx.Node, Dependenc
         reach |= mask.any
         if smooth_step:
             smooth |= mask.smooth
-        selects = source_kind is not None and not source_kind.dtype.is_floating_point and not whole
-        rough |= 0 if selects and smooth_step else mask.rough
+        selects = source_kind is not None and not source_kind.dtype.is_floating_point
+        rough |= 0 if selects and hides else mask.rough
         if whole or jumps:
             rough |= mask.any
     return Dependence(reach, smooth, rough)

@@ -718,3 +718,15 @@ def test_on_a_gpu() -> None:
     assert set(propc.signal_to_noise(square, theta, repeats=5)) == {"x"}
     assert torch.equal(torch.cuda.get_rng_state(), before)
     assert torch.equal(torch.get_rng_state(), here)
+
+
+@pytest.mark.filterwarnings("ignore:.*comparison, rounding:propc.PropcWarning")
+def test_a_jump_in_a_factor_is_seen() -> None:
+    """The reference does not take the pathwise gradient where a truth is multiplied."""
+
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(Normal(theta.expand(500), 1.0), "x")
+        return x.sin() * (x > 0.5)
+
+    rows = propc.compare(program, torch.tensor(0.4, requires_grad=True), estimators=["rp", "lr"], repeats=60).rows
+    assert [row["significant"] for row in rows] == [True, False]

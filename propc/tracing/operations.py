@@ -39,6 +39,11 @@ _REFUSED = {
 }
 # Autograd gives a gradient for these (zero) or none, though their value jumps.
 _ROUGH = frozenset("sign sgn round floor ceil trunc fix heaviside floor_divide __floordiv__ bernoulli".split())
+# Whose result is computed with the numbers of all arguments, truths among them; by `operator`'s names too.
+_ARITHMETIC = frozenset(
+    "add sub mul div pow rsub lerp addcmul addcdiv subtract multiply divide true_divide truediv radd rmul rtruediv "
+    "rpow iadd isub imul itruediv ipow".split()
+)
 _AUTOCAST_DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 _RANDOM = frozenset(
     "rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson "
@@ -92,6 +97,12 @@ def is_rough_backward(name: str) -> bool:
     """The same of a step of the autograd graph; torch's own end in a number, a user's do not."""
     own = name.rstrip("0123456789")
     return name.endswith("NotImplemented") or (own != name and own.removesuffix("Backward").lower() in _ROUGH)
+
+
+def is_arithmetic(node: torch.fx.Node) -> bool:
+    """Whether a step computes with its arguments as numbers, so that a truth is not only a condition."""
+    name = node.target if isinstance(node.target, str) else name_of(node.target)
+    return name.strip("_") in _ARITHMETIC
 
 
 def is_random(node: torch.fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -171,10 +172,33 @@ def test_a_site_whose_cost_is_an_integer_is_refused(kind: torch.dtype, shown: st
     assert "Sum" not in str(caught.value)
 
 
-def test_rough_path_warns() -> None:
+ROUGH: dict[str, Callable[[Tensor], Tensor]] = {
+    "converted": lambda x: x.square() * (x > 0).to(x.dtype),
+    "a factor": lambda x: x.square() * (x > 0.5),
+    "in front": lambda x: (x > 0.5) * x.square(),
+    "in place": lambda x: x.square().mul_(x > 0.5),
+    "divided by": lambda x: x.square() / (1 + x.long()),
+    "a sum": lambda x: (x.sin() + torch.bucketize(x, torch.tensor([0.0, 1.0]))).tanh(),
+}
+SELECTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "where": lambda x: torch.where(x > 0, x, -x),
+    "masked": lambda x: x.square().masked_fill(x < 0, 0.0),
+    "index": lambda x: torch.stack([x, -x], -1).gather(-1, (x < 0).long()[:, None]).squeeze(-1),
+}
+
+
+@pytest.mark.parametrize("cost", SELECTED)
+def test_a_condition_that_selects_is_no_rough_path(cost: str) -> None:
+    drawn = propc.compile(lambda theta: SELECTED[cost](propc.sample(Normal(theta.expand(BATCH), 1.0), "x")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn.graph(torch.tensor(0.5, requires_grad=True))
+
+
+@pytest.mark.parametrize("cost", ROUGH)
+def test_rough_path_warns(cost: str) -> None:
     def program(theta: Tensor) -> Tensor:
-        x = propc.sample(Normal(theta.expand(BATCH), 1.0), "x")
-        return x.square() * (x > 0).to(x.dtype)
+        return ROUGH[cost](propc.sample(Normal(theta.expand(BATCH), 1.0), "x"))
 
     theta = torch.tensor(0.5, requires_grad=True)
     with pytest.warns(propc.PropcWarning, match=r"site 'x'.*comparison.*Use 'lr'"):
