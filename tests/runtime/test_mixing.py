@@ -41,7 +41,7 @@ class Site(SimpleNamespace):
     def mix(self, grads: Parts, tangents: Sequence[Tensor | None] | None = None) -> Parts:
         at = None if tangents is None else Target(tangents, range(len(grads)))
         given = [tuple(g) for g in grads]
-        return mix(self.rule, self, given, at, remembered(self))  # type: ignore[arg-type]
+        return mix(self.rule, self, given, at, past=remembered(self))  # type: ignore[arg-type]
 
 
 # The plain formula.
