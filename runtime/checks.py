@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from propc.distributions import Relative
 from propc.errors import NonFiniteError, message
 from propc.graph import PropagationGraph
-from propc.ir import Compare, Cost, Parameter, Ref, Site
+from propc.ir import Compare, Cost, Output, Parameter, Ref, Site, Source
 
 Bounds = Sequence[tuple[int, constraints.Constraint | Relative]]
 
@@ -91,26 +91,46 @@ def _bounding(constraint: constraints.Constraint | Relative) -> list[int]:
 
 
 def explain_failure(graph: PropagationGraph, values: Mapping[Ref, Any]) -> NonFiniteError | None:
-    """Find the first site or cost whose values are invalid, in program order."""
+    """Find the first site, cost or returned value whose values are invalid, in program order.
+
+    A cost without what has no site in it is a node of its own; that part may be at fault too.
+    """
     for node in graph:
         if isinstance(node, Site):
             error = _first_violation(node, [values[ref] for ref in node.inputs], node.spec.checks)
+        elif isinstance(node, Cost):
+            error = _not_finite(values[node.inputs[0]], f"cost {node.name!r}", node.where)
+        elif isinstance(node, Output):
+            error = _first_returned(node, [values[ref] for ref in node.inputs])
+        else:
+            continue
+        if error is not None:
+            return error
+    return None
+
+
+def _first_returned(node: Output, returned: Sequence[Tensor]) -> NonFiniteError | None:
+    for value, path, aside in zip(returned, node.paths, node.guarded):
+        if not aside and value.dtype.is_floating_point and value.dim() <= 1:
+            error = _not_finite(value, f"the returned value {path}".rstrip(), node.where)
             if error is not None:
                 return error
-        elif isinstance(node, Cost):
-            value = values[node.inputs[0]]
-            if not bool(torch.isfinite(value).all()):
-                bad = int((~torch.isfinite(value)).sum())
-                kind = "NaN" if bool(torch.isnan(value).any()) else "infinite"
-                return NonFiniteError(
-                    message(
-                        f"{bad} of {value.numel()} values are {kind}",
-                        "Find the operation that overflows, or compile with validate=False to let such costs through.",
-                        at=f"cost {node.name!r}",
-                        where=node.where,
-                    )
-                )
     return None
+
+
+def _not_finite(value: Tensor, at: str, where: Source) -> NonFiniteError | None:
+    finite = torch.isfinite(value)
+    if bool(finite.all()):
+        return None
+    kind = "NaN" if bool(torch.isnan(value).any()) else "infinite"
+    return NonFiniteError(
+        message(
+            f"{int((~finite).sum())} of {value.numel()} values are {kind}",
+            "Find the operation that overflows, or compile with validate=False to let such costs through.",
+            at=at,
+            where=where,
+        )
+    )
 
 
 def finite_alternatives(node: Compare, site: Site, costs: Tensor) -> None:

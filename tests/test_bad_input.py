@@ -774,6 +774,21 @@ def test_costs_that_are_not_finite(estimator: str, factor: float, word: str) -> 
     assert not torch.isfinite(loose(leaf(), torch.tensor(factor))["bad"]).any()
 
 
+@pytest.mark.parametrize("estimator", ["rp", "lr", "tp"])
+def test_a_part_without_a_site_that_is_not_finite(estimator: str) -> None:
+    """It is no part of the cost that sites hear of."""
+
+    def program(theta: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        return {"loss": normal(theta, "z").square() + theta / scale}
+
+    compiled = propc.compile(program, estimator=estimator)
+    compiled(leaf(), torch.tensor(1.0))
+    words = "returned value ['loss']", "6 of 6 values are infinite", "validate=False"
+    refused(propc.NonFiniteError, lambda: compiled(leaf(), torch.tensor(0.0)), *words, program=program, at="def")
+    large = torch.tensor(1e-38)  # so that the sum overflows, which no value does
+    assert torch.isfinite(compiled(leaf(2.0), large)["loss"]).all()
+
+
 def test_a_gradient_into_what_is_no_cost() -> None:
     def program(theta: Tensor) -> dict[str, Tensor]:
         x = normal(theta, "z")
