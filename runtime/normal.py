@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from propc.runtime.gates import applied, inlet
-from propc.runtime.mixing import at_target, mix, remembered
+from propc.runtime.mixing import at_target, mix
 from propc.runtime.once import differentiated_twice
+from propc.runtime.past import remembered
 
 if TYPE_CHECKING:
     from propc.propagators.inverse_variance import InverseVariance

@@ -10,7 +10,7 @@ from propc.baselines import baseline
 from propc.errors import PropcValueError, message
 from propc.estimators.base import Estimator, SiteView, register_estimator, resolve
 from propc.estimators.likelihood_ratio import LikelihoodRatio, require_batch
-from propc.runtime.mixing import Weighting
+from propc.runtime.weighting import Weighting
 
 if TYPE_CHECKING:
     from propc.passes.base import Pass

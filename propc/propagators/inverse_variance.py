@@ -21,9 +21,11 @@ from propc.propagators.registry import register_propagator
 from propc.propagators.site import Draw, SiteContext, SitePropagator
 from propc.runtime import normal
 from propc.runtime.gates import token
-from propc.runtime.mixing import REHEARSED, Mix, PastVariances, Weighting
+from propc.runtime.mixing import Mix
 from propc.runtime.norms import Norms
+from propc.runtime.past import PastVariances
 from propc.runtime.redraw import redrawn
+from propc.runtime.weighting import REHEARSED, Weighting
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from propc.errors import PropcValueError
 from propc.estimators import LeaveOneOut
 from propc.propagators import InverseVariance, LikelihoodRatio, Pathwise
 from propc.runtime import mixing
-from propc.runtime.mixing import Target, Weighting, mix, remembered
+from propc.runtime.mixing import Target, mix
+from propc.runtime.past import remembered
 from propc.runtime.traced import tracing
+from propc.runtime.weighting import Weighting
 
 RULE = InverseVariance((Pathwise(), LikelihoodRatio(propc.estimator("lr").baseline)), Weighting())  # type: ignore[attr-defined]
 Parts = list[Tensor]  # for each φ: [parts, batch, ...]
