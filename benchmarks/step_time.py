@@ -65,8 +65,10 @@ class Result:
 
 def candidates() -> dict[str, Callable[..., torch.Tensor]]:
     """Rollouts by name: those by hand, and propc's under each estimator."""
+    weighted = {f"tp, {weights}": propc.estimator("tp", weights=weights) for weights in ("same", "rehearsed")}
     compiled = {
-        f"propc {name}": propc.compile(models.rollout, estimator=estimator) for name, estimator in ESTIMATORS.items()
+        f"propc {name}": propc.compile(models.rollout, estimator=estimator)
+        for name, estimator in {**ESTIMATORS, **weighted}.items()
     }
     return {**models.by_hand(), **compiled}
 
