@@ -22,7 +22,7 @@ from torch.autograd import Function
 from propc.errors import EstimatorError, message
 from propc.runtime.norms import variance
 from propc.runtime.past import PastVariances, fitting, remembered
-from propc.runtime.shares import mix_two, quick_variances
+from propc.runtime.shares import mix_two, quick_variances, rehearse_two
 from propc.runtime.traced import mix_traced, traced
 from propc.runtime.weighting import REHEARSED, Weighting
 
@@ -82,8 +82,7 @@ def mix(
         if mixed is not None:
             return mixed
     if rule.rehearses:
-        noted, seen = _rehearsed(how, site, _measure(rule, [torch.stack(parts) for parts in grads], target), memo)
-        return [_combine(noted[min(i, len(noted) - 1)], parts, seen) for i, parts in enumerate(grads)]
+        return _rehearsed(rule, site, grads, target, memo)
     with torch.no_grad():
         weights = site.weights.get(rule.donor) if rule.donor is not None else None
         seen = weights is None and how.target is None and not _too_few(how, grads[0][0].shape[0])
@@ -176,20 +175,37 @@ def _weights(how: Weighting, site: SiteContext, measure: Measure, past: Sequence
 
 
 @torch.no_grad()
-def _rehearsed(how: Weighting, site: SiteContext, measure: Measure, memo: Any) -> tuple[list[Tensor], bool]:
-    """Weights, and whether they have seen what they weigh: in the rehearsal those of each group, which are noted for
-    the next one; afterwards those that were noted.
+def _rehearsed(
+    rule: InverseVariance, site: SiteContext, grads: Sequence[tuple[Tensor, ...]], target: Target | None, memo: Any
+) -> list[Tensor]:
+    """What `mix` gives with weights from a rehearsal: there those of each group, which are noted for the next one;
+    afterwards those that were noted.
 
     Raises:
         EstimatorError: there was no rehearsal.
     """
-    if site.rehearsal is None or not (site.rehearsal.running or hasattr(memo, "noted")):
+    how, running = rule.weighting, site.rehearsal is not None and site.rehearsal.running
+    if not running and not hasattr(memo, "numbers"):
         raise site.error(
             f"weights={REHEARSED!r} need one reverse pass of autograd that runs twice, which there was not",
             "Use weights='crossfit' or 'past' in graphs with messages of their own, under propc.passes.Checkpoint and "
             "in plates with chunk=.",
         )
-    if not site.rehearsal.running:
+    if running:
+        memo.numbers = None
+    if len(grads[0]) == 2 and not how.per_coordinate:
+        mixed = rehearse_two(
+            grads, how.groups, running, memo, None if target is None else partial(_quickly, rule, target)
+        )
+        if mixed is not None:
+            return mixed
+    weights, seen = _noted(how, _measure(rule, [torch.stack(parts) for parts in grads], target), running, memo)
+    return [_combine(weights[min(i, len(weights) - 1)], parts, seen) for i, parts in enumerate(grads)]
+
+
+def _noted(how: Weighting, measure: Measure, running: bool, memo: Any) -> tuple[list[Tensor], bool]:
+    """The weights of a rehearsal, or from it, and whether they have seen what they weigh."""
+    if not running:
         return memo.noted, False
     parts, batch = measure.grads[0].shape[:2]
     if _too_few(how, batch):

@@ -10,18 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+Grads = Sequence[tuple[Tensor, ...]]
+Look = Callable[[list[Tensor]], "list[float] | None"]
+
 FEW = 16  # numbers in a row that Python takes the norm of sooner than torch
 
 
-def mix_two(
-    grads: Sequence[tuple[Tensor, ...]],
-    groups: int,
-    variances: Callable[[list[Tensor]], list[float] | None] | None = None,
-) -> list[Tensor] | None:
+def mix_two(grads: Grads, groups: int, variances: Look | None = None) -> list[Tensor] | None:
     """Combine two parts with weights ∝ 1/variance; each group takes the weights of the next one.
 
     Args:
@@ -33,29 +33,63 @@ def mix_two(
     Returns:
         one cotangent for each φ, [batch, ...]; None where this needs more care.
     """
+    both = _together(grads, groups)
+    own = None if both is None else _weighed(both, grads, groups, variances)
+    return None if both is None or own is None else _mixed(both, grads, [*own[1:], own[0]])
+
+
+def rehearse_two(
+    grads: Grads, groups: int, running: bool, memo: Any, variances: Look | None = None
+) -> list[Tensor] | None:
+    """The same, where groups have weights of their own in a rehearsal of the reverse pass, and note them.
+
+    Args:
+        running: whether this is the rehearsal.
+        memo: what stays of it, and takes attributes.
+    """
+    both = _together(grads, groups)
+    if running:
+        memo.numbers = None if both is None else _weighed(both, grads, groups, variances)
+    own: list[float] | None = memo.numbers
+    if both is None or own is None:
+        return None
+    return _mixed(both, grads, own if running else [*own[1:], own[0]])
+
+
+def _together(grads: Grads, groups: int) -> Tensor | None:
+    """The cotangents of all φ behind one another, first of one part, then of the other."""
     first, count = grads[0][0], len(grads)
-    shape, half = first.shape, count * groups
-    batch = shape[0]
-    if batch < 2 * groups or batch % groups or not first.is_cpu:
+    shape = first.shape
+    if shape[0] < 2 * groups or shape[0] % groups or not first.is_cpu:
         return None
-    if count > 1 and any(path.shape != shape for path, _ in grads):
+    if count == 1:
+        return torch.cat(grads[0])
+    if any(path.shape != shape for path, _ in grads):
         return None
-    both = torch.cat(grads[0] if count == 1 else [g[k] for k in (0, 1) for g in grads])
-    rows = both.view(2 * half, -1)
+    return torch.cat([g[k] for k in (0, 1) for g in grads])
+
+
+def _weighed(both: Tensor, grads: Grads, groups: int, variances: Look | None) -> list[float] | None:
+    """The weight of the second part, from each group's variances."""
+    shape, fixed = grads[0][0].shape, both.detach() if both.requires_grad else both
     if variances is None:
-        found = quick_variances(rows.detach() if both.requires_grad else rows, batch // groups)
+        found = quick_variances(fixed.view(2 * len(grads) * groups, -1), shape[0] // groups)
     else:
-        found = variances(list(both.detach().view(2, count, *shape).unbind(1)))
-    weights = None if found is None else _weights(found, groups, both.dtype)
-    if weights is None:
-        return None
-    each = rows.unbind()
+        found = variances(list(fixed.view(2, len(grads), *shape).unbind(1)))
+    return None if found is None else _weights(found, groups, both.dtype)
+
+
+def _mixed(both: Tensor, grads: Grads, weights: Sequence[float]) -> list[Tensor]:
+    """One cotangent for each φ, with a weight of the second part for each group."""
+    shape, count, groups = grads[0][0].shape, len(grads), len(weights)
+    half = count * groups
+    rows = both.view(2 * half, -1).unbind()
     if both.requires_grad:
-        mixed = [torch.lerp(each[i], each[half + i], weights[i % groups]) for i in range(half)]
+        mixed = [torch.lerp(rows[i], rows[half + i], weights[i % groups]) for i in range(half)]
         return list(torch.cat(mixed).view(count, *shape).unbind())
     for i in range(half):
-        each[i].lerp_(each[half + i], weights[i % groups])
-    return [both[:batch]] if count == 1 else list(both[: count * batch].split(batch))
+        rows[i].lerp_(rows[half + i], weights[i % groups])
+    return [both[: shape[0]]] if count == 1 else list(both[: count * shape[0]].split(shape[0]))
 
 
 def quick_variances(seen: Tensor, size: int) -> list[float] | None:
@@ -88,8 +122,7 @@ def _weights(found: list[float], groups: int, dtype: torch.dtype) -> list[float]
         return None
     _, tiny = _limits(dtype, 1)
     least = [each if each > tiny else tiny for each in found]
-    shares = [path / (path + score) for path, score in zip(least, least[groups:])]
-    return [*shares[1:], shares[0]]
+    return [path / (path + score) for path, score in zip(least, least[groups:])]
 
 
 def _norms(rows: Tensor) -> list[float]:

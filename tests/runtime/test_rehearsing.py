@@ -15,6 +15,7 @@ from torch.distributions import Gamma, Independent, Normal
 import propc
 from propc.errors import EstimatorError, PropcValueError
 from propc.passes import Checkpoint
+from propc.runtime import mixing
 
 STEPS, BATCH, SIGMA = 4, 12, 0.3
 
@@ -65,6 +66,14 @@ def by_hand(theta: Tensor, folds: int) -> Tensor:
     return total
 
 
+@pytest.fixture(params=["quick", "careful"])
+def _how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In few operations for two parts, and without them, as on a GPU."""
+    if request.param == "careful":
+        monkeypatch.setattr(mixing, "rehearse_two", lambda *args: None)
+
+
+@pytest.mark.usefixtures("_how")
 @pytest.mark.parametrize("folds", [2, 3])
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_it_is_the_formula(backend: str, folds: int) -> None:
@@ -102,6 +111,7 @@ def several(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.square(), torch.cos(z) + y.sum(1), theta.sum() * torch.ones(BATCH)
 
 
+@pytest.mark.usefixtures("_how")
 @pytest.mark.parametrize("options", [{}, {"per_coordinate": True}, {"target": "theta"}, {"baseline": None}], ids=str)
 def test_several_costs_in_any_combination(options: dict[str, Any]) -> None:
     """Each reverse pass has a rehearsal of its own; one that runs again gives the same."""
