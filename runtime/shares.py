@@ -34,8 +34,11 @@ def mix_two(grads: Grads, groups: int, variances: Look | None = None) -> list[Te
         one cotangent for each φ, [batch, ...]; None where this needs more care.
     """
     both = _together(grads, groups)
-    own = None if both is None else _weighed(both, grads, groups, variances)
-    return None if both is None or own is None else _mixed(both, grads, [*own[1:], own[0]])
+    if both is None:
+        return None
+    rows = both.view(2 * len(grads) * groups, -1)
+    own = _weighed(both, rows, grads, groups, variances)
+    return None if own is None else _mixed(both, rows, grads, [*own[1:], own[0]])
 
 
 def rehearse_two(
@@ -48,12 +51,13 @@ def rehearse_two(
         memo: what stays of it, and takes attributes.
     """
     both = _together(grads, groups)
-    if running:
-        memo.numbers = None if both is None else _weighed(both, grads, groups, variances)
-    own: list[float] | None = memo.numbers
-    if both is None or own is None:
+    if both is None:
         return None
-    return _mixed(both, grads, own if running else [*own[1:], own[0]])
+    rows = both.view(2 * len(grads) * groups, -1)
+    if running:
+        memo.numbers = _weighed(both, rows, grads, groups, variances)
+    own: list[float] | None = memo.numbers
+    return None if own is None else _mixed(both, rows, grads, own if running else [*own[1:], own[0]])
 
 
 def _together(grads: Grads, groups: int) -> Tensor | None:
@@ -69,27 +73,30 @@ def _together(grads: Grads, groups: int) -> Tensor | None:
     return torch.cat([g[k] for k in (0, 1) for g in grads])
 
 
-def _weighed(both: Tensor, grads: Grads, groups: int, variances: Look | None) -> list[float] | None:
-    """The weight of the second part, from each group's variances."""
-    shape, fixed = grads[0][0].shape, both.detach() if both.requires_grad else both
+def _weighed(both: Tensor, rows: Tensor, grads: Grads, groups: int, variances: Look | None) -> list[float] | None:
+    """The weight of the second part, from each group's variances.
+
+    Args:
+        rows: the same as `both`, a row for each part, φ and group.
+    """
     if variances is None:
-        found = quick_variances(fixed.view(2 * len(grads) * groups, -1), shape[0] // groups)
+        found = quick_variances(rows.detach() if both.requires_grad else rows, grads[0][0].shape[0] // groups)
     else:
-        found = variances(list(fixed.view(2, len(grads), *shape).unbind(1)))
+        found = variances(list(both.detach().view(2, len(grads), *grads[0][0].shape).unbind(1)))
     return None if found is None else _weights(found, groups, both.dtype)
 
 
-def _mixed(both: Tensor, grads: Grads, weights: Sequence[float]) -> list[Tensor]:
+def _mixed(both: Tensor, rows: Tensor, grads: Grads, weights: Sequence[float]) -> list[Tensor]:
     """One cotangent for each φ, with a weight of the second part for each group."""
-    shape, count, groups = grads[0][0].shape, len(grads), len(weights)
-    half = count * groups
-    rows = both.view(2 * half, -1).unbind()
+    count, groups = len(grads), len(weights)
+    half, each = count * groups, rows.unbind()
     if both.requires_grad:
-        mixed = [torch.lerp(rows[i], rows[half + i], weights[i % groups]) for i in range(half)]
-        return list(torch.cat(mixed).view(count, *shape).unbind())
+        mixed = [torch.lerp(each[i], each[half + i], weights[i % groups]) for i in range(half)]
+        return list(torch.cat(mixed).view(count, *grads[0][0].shape).unbind())
     for i in range(half):
-        rows[i].lerp_(rows[half + i], weights[i % groups])
-    return [both[: shape[0]]] if count == 1 else list(both[: count * shape[0]].split(shape[0]))
+        each[i].lerp_(each[half + i], weights[i % groups])
+    batch = grads[0][0].shape[0]
+    return [both[:batch]] if count == 1 else list(both[: count * batch].split(batch))
 
 
 def quick_variances(seen: Tensor, size: int) -> list[float] | None:
