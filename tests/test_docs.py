@@ -81,6 +81,14 @@ def same_text(a: str, b: str) -> bool:
     return [line.rstrip() for line in a.strip().splitlines()] == [line.rstrip() for line in b.strip().splitlines()]
 
 
+@pytest.fixture(autouse=True)
+def _known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names as propc comes: other pages, tests and examples give some of the same names."""
+    for place in (propc.passes.base, propc.propagators.registry, propc.estimators.base):
+        own = {name: made for name, made in place._TABLE.items() if made.__module__.startswith("propc.")}
+        monkeypatch.setattr(place, "_TABLE", own)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_python_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a page share a namespace; a text block right after one is what it prints."""
