@@ -6,6 +6,7 @@ from propc.passes.base import Pass, PassChoice, Pipeline, PipelineChange, known_
 from propc.passes.checkpoint import Checkpoint
 from propc.passes.chunk_batch import ChunkBatch
 from propc.passes.deduplicate_stages import DeduplicateStages
+from propc.passes.draw_together import DrawTogether
 from propc.passes.drop_idle import DropIdle
 from propc.passes.expand_targets import ExpandTargets
 from propc.passes.explore_alternatives import ExploreAlternatives
@@ -29,6 +30,7 @@ __all__ = [
     "Checkpoint",
     "ChunkBatch",
     "DeduplicateStages",
+    "DrawTogether",
     "DropIdle",
     "ExpandTargets",
     "ExploreAlternatives",

@@ -10,6 +10,7 @@ from propc.errors import PropcTypeError, PropcValueError, message, nearest
 from propc.passes import (
     AssignPropagators,
     DeduplicateStages,
+    DrawTogether,
     ExpandTargets,
     ExploreAlternatives,
     FindInfluence,
@@ -28,7 +29,7 @@ from propc.passes import (
     SplitCosts,
 )
 from propc.propagators.samples import positive
-from propc.runtime.backends import BACKENDS
+from propc.runtime.backends import BACKENDS, EAGER
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Options:
                 Fuse(),
                 RollScans(),
                 Schedule(),
+                *([DrawTogether()] if self.backend == EAGER else ()),  # others compile what sites do one by one
             )
         ).with_passes(self.passes)
 

@@ -342,7 +342,8 @@ def _unfused(graph: PropagationGraph) -> PropagationGraph:
             continue
         joins.append(Join(f"join{i}", route.targets))
         routes.append(replace(route, through=(Token(f"join{i}"),)))
-    return replace(graph, routes=tuple(routes), joins=tuple(joins))
+    schedule = replace(graph.schedule, together=())  # sites are visited one by one
+    return replace(graph, routes=tuple(routes), joins=tuple(joins), schedule=schedule)
 
 
 def _take_in(piece: Piece, waiting: Message, arrived: Cotangents, post: Post) -> None:

@@ -87,7 +87,7 @@ class NormalTotal(Function):
         offset = value - loc
         if not wants_scale:
             target = at_target(rule, (i,), (saved[0], *saved[2:])) if saved else None
-            (mixed,) = mix(rule, site, [(grad, offset * _lifted(sent, scale))], target, past, ctx)
+            (mixed,) = mix(rule, site, [(grad, offset * lifted(sent, scale))], target, past, ctx)
             return None, None, mixed, None, *none
         z = offset / scale
         score = _rows(sent, z) / scale
@@ -107,7 +107,7 @@ def _rows(sent: Tensor, like: Tensor) -> Tensor:
     return sent.view(*sent.shape, *(1,) * (like.dim() - sent.dim()))
 
 
-def _lifted(sent: Tensor, scale: Tensor) -> Tensor:
+def lifted(sent: Tensor, scale: Tensor) -> Tensor:
     """Message over squared scale, [batch, ...].
 
     Sites that share both, as the steps of a rollout do, share the quotient: it is kept with the message,
@@ -115,9 +115,9 @@ def _lifted(sent: Tensor, scale: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled() or sent.is_inference():
         return _rows(sent, scale) / (scale * scale)
-    known, versions, lifted = sent.__dict__.get("_propc_lifted", (None, None, sent))
+    known, versions, made = sent.__dict__.get("_propc_lifted", (None, None, sent))
     if known is not scale or versions != (sent._version, scale._version):
-        lifted = _rows(sent, scale) / scale / scale
-        sent.__dict__["_propc_lifted"] = scale, (sent._version, scale._version), lifted
-    made: Tensor = lifted
-    return made
+        made = _rows(sent, scale) / scale / scale
+        sent.__dict__["_propc_lifted"] = scale, (sent._version, scale._version), made
+    quotient: Tensor = made
+    return quotient

@@ -40,6 +40,7 @@ from propc.runtime.gates import guard
 from propc.runtime.inlets import Inlets
 from propc.runtime.kept import Memory
 from propc.runtime.lifting import Lifting, chunked
+from propc.runtime.members import Member, Members
 from propc.runtime.once import once, once_of
 from propc.runtime.places import Places
 from propc.runtime.placing import Placing
@@ -51,6 +52,7 @@ from propc.runtime.sending import Sender, sender
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call, same
+from propc.runtime.together import Together
 
 
 class Planner:
@@ -92,7 +94,9 @@ class Planner:
         self.bounds = {name: each for name, each in found.items() if each}
         self.plan: list[tuple[Node, Call]] = []
         self.loops: list[Loop] = []
-        self.inlets = Inlets(graph, places, lambda node, call: self.plan.append((node, call)))
+        self.together = Members(graph)
+        self._noises: dict[tuple[str, ...], int] = {}
+        self.inlets = Inlets(graph, places, self.together.stands, lambda node, call: self.plan.append((node, call)))
         self._begins: dict[str, Call] = {}
         self._ends = {scan.body[-1]: scan for scan in graph.of(Scan)}
         for name in graph.schedule.forward:
@@ -200,6 +204,8 @@ class Planner:
         later = self.bounds.get(node.name, ())
         if node.name in self.placings:
             return self._placed(node, later)
+        if node.name in self.together.of:
+            return self._together(node, later)
         tangents = {i: self.places.slots[ref] for i, ref in enumerate(node.tangents) if ref is not None}
         none, positions = (None,) * count, range(len(node.tangents))
         context, draw_by = self._find(node.name), rule.draw
@@ -213,6 +219,35 @@ class Planner:
             return (draw.value, *draw.tokens)
 
         return Call(call, (*self.places.reads(node), *tangents.values()), range(out, out + 1 + rule.inlets))
+
+    def _together(self, node: Site, later: checks.Bounds) -> Call:
+        """A site that draws together with others; in front of the first of them all noise is drawn."""
+        rule, mode, out, context = node.rule, self.mode, self.places.first(node), self._find(node.name)
+        assert isinstance(rule, InverseVariance)
+        own = self.together.of[node.name]
+        if own.index == 0:
+            self._noises[own.names] = self._noise(node, rule, own)
+        draw, index, none = rule.draw_together, own.index, (None,) * (own.before is None)
+        before = () if own.before is None else (self.places.slots[own.before],)
+
+        def call(*given: Any) -> tuple[Tensor, ...]:
+            *phi, noise, before = given + none
+            if mode.validate and (later or not mode.checked):
+                checks.site_check(node, phi, later if mode.checked else node.spec.checks)
+            drawn = draw(context(), phi, noise, index, before)
+            return (drawn.value, *drawn.tokens)
+
+        reads = (*self.places.reads(node), self._noises[own.names], *before)
+        return Call(call, reads, range(out, out + 2))
+
+    def _noise(self, node: Site, rule: InverseVariance, own: Member) -> int:
+        """Plan the draw of noise for a site and those behind it, and give its place."""
+        normal = node.spec.normal()
+        assert normal is not None
+        make = partial(Together, len(own.names), rule.weighting.groups, own.first_met)
+        place, scale = self.places.add(f"noise of {node.name}"), self.places.reads(node)[normal[1]]
+        self.plan.append((node, Call(lambda scale: (make(scale),), (scale,), (place,))))
+        return place
 
     def _placed(self, node: Site, later: checks.Bounds) -> Call:
         """A site in plates."""

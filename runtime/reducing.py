@@ -69,6 +69,8 @@ def centering(graph: PropagationGraph, route: Route, baseline: Baseline, state: 
     """Takes a cost to cost minus baseline, along some of its dimensions: [*plates, batch] → the same."""
     dims, over = graph.lead(graph[route.source]), route.over
     if dims[:1] in ((), (BATCH,), over):
+        if baseline.traceable:  # one of ours, which gives what it should
+            return lambda cost, *_: baseline.center(cost, None)
         return lambda cost, *_: _centered(graph, route, baseline, cost, state)
     rows = [i for i, name in enumerate(dims) if name in over]
     order = [*rows, *(i for i in range(len(dims)) if i not in rows)]

@@ -83,7 +83,7 @@ def _weighed(both: Tensor, rows: Tensor, grads: Grads, groups: int, variances: L
         found = quick_variances(rows.detach() if both.requires_grad else rows, grads[0][0].shape[0] // groups)
     else:
         found = variances(list(both.detach().view(2, len(grads), *grads[0][0].shape).unbind(1)))
-    return None if found is None else _weights(found, groups, both.dtype)
+    return None if found is None else weights_of(found, groups, both.dtype)
 
 
 def _mixed(both: Tensor, rows: Tensor, grads: Grads, weights: Sequence[float]) -> list[Tensor]:
@@ -116,8 +116,8 @@ def quick_variances(seen: Tensor, size: int) -> list[float] | None:
     return [norm * norm - share * mean * mean for norm, mean in zip(norms, means)]
 
 
-def _weights(found: list[float], groups: int, dtype: torch.dtype) -> list[float] | None:
-    """The weight of the second part in each group; None if a variance is not finite.
+def weights_of(found: Sequence[float], groups: int, dtype: torch.dtype) -> list[float] | None:
+    """The weight that the variances of each group give to the second part; None if one is not finite.
 
     Args:
         found: variances [parts · φ · groups].

@@ -15,12 +15,12 @@ from propc.ir import (
     Opaque,
     Output,
     Reduce,
-    Ref,
     Resample,
     Route,
     Scan,
     Segment,
     Site,
+    Token,
 )
 from propc.propagators import InverseVariance
 from propc.runtime.blocks import Block, block
@@ -219,4 +219,4 @@ def _leads(graph: PropagationGraph, route: Route) -> tuple[object, ...]:
 
 def tokens_of(executable: Executable) -> frozenset[int]:
     """The places of tokens and joins."""
-    return frozenset(place for ref, place in executable.places.slots.items() if not isinstance(ref, Ref))
+    return frozenset(place for ref, place in executable.places.slots.items() if isinstance(ref, Token))

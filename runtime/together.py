@@ -1,0 +1,194 @@
+"""Normal sites that draw together: one draw of noise for all of them, and one product for their score cotangents.
+
+What a site adds to its loc does not depend on what sites before it have drawn; only pathwise cotangents have to go from
+site to site. So the likelihood-ratio half of total propagation is done for several sites at once, and where tensors
+are small, a step takes about as long as it has operations.
+
+The noise becomes the score cotangents in place. Of sites that the reverse pass meets late it is not kept for that, but
+drawn again from the generator's state: meanwhile nothing but that state is held.
+
+The sites take a running sum of tokens along, which stands for a join of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from propc.runtime.gates import applied, inlet
+from propc.runtime.mixing import mix
+from propc.runtime.normal import NormalTotal, lifted
+from propc.runtime.shares import quick_variances, weights_of
+
+if TYPE_CHECKING:
+    from propc.propagators.inverse_variance import InverseVariance
+    from propc.propagators.site import SiteContext
+
+STRETCH = 16  # torch fills tensors with normal numbers in stretches of so many; a rest is drawn otherwise
+
+
+class Together:
+    """The noise of several sites in one call, and the score cotangents of its reverse pass. Made, it has drawn.
+
+    Args:
+        count: how many sites there are.
+        groups: of rows, each with variances of its own.
+        keep: whether the noise is kept for the first reverse pass, in place of being drawn again.
+        scale: of all sites, [batch, ...]; takes no gradient.
+    """
+
+    def __init__(self, count: int, groups: int, keep: bool, scale: Tensor) -> None:
+        self.count, self.groups, self.scale = count, groups, scale
+        self._version = None if scale.is_inference() else scale._version
+        self._state = torch.default_generator.get_state()
+        noise = self._draw(None)
+        self._kept = noise if keep else None
+        self._noise = dict(enumerate(noise.unbind()))
+        self._scores: dict[int, Score] = {}
+        self._sent: Tensor | None = None
+
+    # Each site takes its own, and is the last to hold it; who comes again is given it anew.
+
+    def noise(self, index: int) -> Tensor:
+        """ε·scale of a site, [batch, ...]; not to be written into."""
+        if index not in self._noise:
+            self._noise = dict(enumerate(self._anew().unbind()))
+        return self._noise.pop(index)
+
+    def score(self, index: int, sent: Tensor) -> Score:
+        """The score cotangent of a site that is sent a message, which all sites are sent; it may be written into."""
+        if self._sent is not sent or index not in self._scores:
+            self._sent, self._scores = sent, dict(enumerate(self._made(sent)))
+        found = self._scores.pop(index)
+        if not self._scores:
+            self._sent = None
+        return found
+
+    @property
+    def sound(self) -> bool:
+        """Whether the scale is what it was when the sites drew."""
+        return self._version is None or self._version == self.scale._version
+
+    def _draw(self, generator: torch.Generator | None) -> Tensor:
+        """ε·scale of all sites, [sites, batch, ...]: what they would draw one behind the other."""
+        noise = self.scale.new_empty((self.count, *self.scale.shape))
+        for part in noise.unbind() if self.scale.numel() % STRETCH else (noise,):
+            part.normal_(generator=generator)
+        return noise.mul_(self.scale)
+
+    def _anew(self) -> Tensor:
+        """The same, for who asks to use up."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            return kept
+        generator = torch.Generator()
+        generator.set_state(self._state)
+        return self._draw(generator)
+
+    def _made(self, sent: Tensor) -> list[Score]:
+        """The score cotangents of all sites, with the variances of all their groups."""
+        noise, each, groups = self._anew(), lifted(sent, self.scale), self.groups
+        try:
+            noise.mul_(each)
+        except RuntimeError:  # under vmap nothing is written in place
+            noise = noise * each
+        rows = noise.reshape(self.count * groups, -1)
+        found = quick_variances(rows, noise.shape[1] // groups)
+        parts = [slice(i * groups, (i + 1) * groups) for i in range(self.count)]
+        views = rows.unbind()
+        return [Score(n, views[p], None if found is None else found[p]) for n, p in zip(noise.unbind(), parts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The score cotangent of a site on its loc.
+
+    Attributes:
+        whole: [batch, ...].
+        rows: the same by groups of rows, each flat.
+        variances: of these, or None where they cannot be had as numbers.
+    """
+
+    whole: Tensor
+    rows: Sequence[Tensor]
+    variances: list[float] | None
+
+
+class NormalTogether(Function):
+    """(loc, scale, τ) → (x, τ) as `NormalTotal`, at a site that draws together with others.
+
+    What arrives at the token goes on to that of the sites before it, if there are any.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rule: InverseVariance,
+        site: SiteContext,
+        loc: Tensor,
+        scale: Tensor,
+        together: Together,
+        index: int,
+        before: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        value = loc + together.noise(index)
+        ctx.rule, ctx.site, ctx.past, ctx.together, ctx.index = rule, site, (), together, index
+        ctx.save_for_backward(value, loc, scale)  # read for second derivatives alone
+        return value, inlet(loc)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, sent: Tensor) -> tuple[Any, ...]:
+        onwards = sent if ctx.needs_input_grad[-1] else None
+        if torch.is_grad_enabled() or not ctx.together.sound:  # then autograd says what is wrong
+            return (*NormalTotal.backward(ctx, grad, sent)[:-1], onwards)
+        score = ctx.together.score(ctx.index, sent)
+        mixed = _mixed(score, grad)
+        if mixed is None:
+            (mixed,) = mix(ctx.rule, ctx.site, [(grad, score.whole)])
+        return None, None, mixed, None, None, None, onwards
+
+
+_together = applied(NormalTogether)
+
+
+def draw_together(
+    rule: InverseVariance,
+    site: SiteContext,
+    phi: tuple[Tensor, Tensor],
+    together: Together,
+    index: int,
+    before: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """A site's sample, which is not kept but made again from loc where it is needed, and a token.
+
+    Args:
+        phi: loc and scale.
+        before: the token that stands for the sites before it.
+    """
+    loc, scale = phi
+    value, token = _together(rule, site, loc, scale, together, index, before)
+    if value.grad_fn is not None:
+        kept = loc.detach()
+        saved = value.grad_fn._raw_saved_tensors[0]
+        saved.register_hooks(lambda _: kept, lambda kept: kept + together.noise(index))
+    return value, token
+
+
+def _mixed(score: Score, path: Tensor) -> Tensor | None:
+    """The cotangents weighed by inverse variance, each group by the weights of the next; None if that needs more care."""
+    groups = len(score.rows)
+    rows = path.reshape(groups, -1)
+    found = quick_variances(rows, path.shape[0] // groups)
+    if found is None or score.variances is None:
+        return None
+    own = weights_of(found + score.variances, groups, path.dtype)
+    if own is None:
+        return None
+    for of_path, of_score, weight in zip(rows.unbind(), score.rows, [*own[1:], own[0]]):
+        torch.lerp(of_path, of_score, weight, out=of_score)
+    return score.whole
