@@ -18,7 +18,7 @@ from propc.propagators import InverseVariance
 from propc.runtime.redraw import LARGE
 from propc.tracing.operations import is_random, name_of
 
-KEPT = 0.4  # of a row of sites is drawn apart: the last ones, whose noise stays for the reverse pass
+KEPT = 0.5  # of a row of sites, the last ones, is drawn apart, and the noise stays for the reverse pass
 MOST = 2**18  # elements that one draw gives
 
 

@@ -148,7 +148,7 @@ def _quickly(rule: InverseVariance, target: Target, grads: Sequence[Tensor]) -> 
         if rule.norms is None:
             seen = _at_target(grads, target.tangents)
             assert seen is not None
-            return quick_variances(seen.reshape(2 * groups, -1), seen.shape[1] // groups)
+            return quick_variances(seen.reshape(2 * groups, seen.shape[1] // groups, -1))
         try:
             numbers: list[float] = _measure(rule, grads, target).take(groups)[0].flatten().tolist()
         except RuntimeError:  # under vmap, or on fake tensors

@@ -52,7 +52,7 @@ from propc.runtime.sending import Sender, sender
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call, same
-from propc.runtime.together import Together
+from propc.runtime.together import Together, step
 
 
 class Planner:
@@ -222,20 +222,19 @@ class Planner:
 
     def _together(self, node: Site, later: checks.Bounds) -> Call:
         """A site that draws together with others; in front of the first of them all noise is drawn."""
-        rule, mode, out, context = node.rule, self.mode, self.places.first(node), self._find(node.name)
+        rule, mode, count, out = node.rule, self.mode, len(node.inputs), self.places.first(node)
         assert isinstance(rule, InverseVariance)
         own = self.together.of[node.name]
         if own.index == 0:
             self._noises[own.names] = self._noise(node, rule, own)
-        draw, index, none = rule.draw_together, own.index, (None,) * (own.before is None)
+        draw = step(rule, self.contexts[node.name], own.index)
         before = () if own.before is None else (self.places.slots[own.before],)
 
-        def call(*given: Any) -> tuple[Tensor, ...]:
-            *phi, noise, before = given + none
+        def call(*given: Any) -> tuple[Tensor, Tensor]:
+            phi = given[:count]
             if mode.validate and (later or not mode.checked):
                 checks.site_check(node, phi, later if mode.checked else node.spec.checks)
-            drawn = draw(context(), phi, noise, index, before)
-            return (drawn.value, *drawn.tokens)
+            return draw(phi, given[count], given[-1] if before else None)
 
         reads = (*self.places.reads(node), self._noises[own.names], *before)
         return Call(call, reads, range(out, out + 2))

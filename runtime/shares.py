@@ -8,6 +8,8 @@ what is out of the ordinary is left to `propc.runtime.mixing`, which branches on
 from __future__ import annotations
 
 import math
+import threading
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -33,12 +35,11 @@ def mix_two(grads: Grads, groups: int, variances: Look | None = None) -> list[Te
     Returns:
         one cotangent for each φ, [batch, ...]; None where this needs more care.
     """
-    both = _together(grads, groups)
-    if both is None:
+    rows = _together(grads, groups)
+    if rows is None:
         return None
-    rows = both.view(2 * len(grads) * groups, -1)
-    own = _weighed(both, rows, grads, groups, variances)
-    return None if own is None else _mixed(both, rows, grads, [*own[1:], own[0]])
+    own = _weighed(rows, grads, groups, variances)
+    return None if own is None else _mixed(rows, grads, [*own[1:], own[0]])
 
 
 def rehearse_two(
@@ -50,69 +51,64 @@ def rehearse_two(
         running: whether this is the rehearsal.
         memo: what stays of it, and takes attributes.
     """
-    both = _together(grads, groups)
-    if both is None:
+    rows = _together(grads, groups)
+    if rows is None:
         return None
-    rows = both.view(2 * len(grads) * groups, -1)
     if running:
-        memo.numbers = _weighed(both, rows, grads, groups, variances)
+        memo.numbers = _weighed(rows, grads, groups, variances)
     own: list[float] | None = memo.numbers
-    return None if own is None else _mixed(both, rows, grads, own if running else [*own[1:], own[0]])
+    return None if own is None else _mixed(rows, grads, own if running else [*own[1:], own[0]])
 
 
 def _together(grads: Grads, groups: int) -> Tensor | None:
-    """The cotangents of all φ behind one another, first of one part, then of the other."""
+    """The cotangents of all φ behind one another, first of one part, then of the other: [parts · φ · groups, rows, ...]."""
     first, count = grads[0][0], len(grads)
     shape = first.shape
     if shape[0] < 2 * groups or shape[0] % groups or not first.is_cpu:
         return None
-    if count == 1:
-        return torch.cat(grads[0])
-    if any(path.shape != shape for path, _ in grads):
+    if count > 1 and any(path.shape != shape for path, _ in grads):
         return None
-    return torch.cat([g[k] for k in (0, 1) for g in grads])
+    both = torch.cat(grads[0] if count == 1 else [g[k] for k in (0, 1) for g in grads])
+    return both.view(2 * count * groups, shape[0] // groups, -1)
 
 
-def _weighed(both: Tensor, rows: Tensor, grads: Grads, groups: int, variances: Look | None) -> list[float] | None:
-    """The weight of the second part, from each group's variances.
-
-    Args:
-        rows: the same as `both`, a row for each part, φ and group.
-    """
+def _weighed(rows: Tensor, grads: Grads, groups: int, variances: Look | None) -> list[float] | None:
+    """The weight of the second part, from each group's variances."""
     if variances is None:
-        found = quick_variances(rows.detach() if both.requires_grad else rows, grads[0][0].shape[0] // groups)
+        found = quick_variances(rows.detach() if rows.requires_grad else rows)
     else:
-        found = variances(list(both.detach().view(2, len(grads), *grads[0][0].shape).unbind(1)))
-    return None if found is None else weights_of(found, groups, both.dtype)
+        found = variances(list(rows.detach().view(2, len(grads), *grads[0][0].shape).unbind(1)))
+    return None if found is None else weights_of(found, groups, rows.dtype)
 
 
-def _mixed(both: Tensor, rows: Tensor, grads: Grads, weights: Sequence[float]) -> list[Tensor]:
+def _mixed(rows: Tensor, grads: Grads, weights: Sequence[float]) -> list[Tensor]:
     """One cotangent for each φ, with a weight of the second part for each group."""
-    count, groups = len(grads), len(weights)
-    half, each = count * groups, rows.unbind()
-    if both.requires_grad:
-        mixed = [torch.lerp(each[i], each[half + i], weights[i % groups]) for i in range(half)]
-        return list(torch.cat(mixed).view(count, *grads[0][0].shape).unbind())
-    for i in range(half):
-        each[i].lerp_(each[half + i], weights[i % groups])
-    batch = grads[0][0].shape[0]
-    return [both[:batch]] if count == 1 else list(both[: count * batch].split(batch))
+    count, shape = len(grads), grads[0][0].shape
+    path, score = rows.view(2, count, len(weights), -1).unbind()
+    mixed = torch.lerp(path, score, rows.new_tensor(weights)[:, None]) if rows.requires_grad else None
+    if mixed is None:
+        mixed = blend(path, score, weights, path)
+    return [mixed.view(shape)] if count == 1 else list(mixed.view(count, *shape).unbind())
 
 
-def quick_variances(seen: Tensor, size: int) -> list[float] | None:
+def blend(path: Tensor, score: Tensor, weights: Sequence[float], out: Tensor) -> Tensor:
+    """path + w·(score − path), without a gradient, with a weight for each group: [..., groups, elements]."""
+    return torch.lerp(path, score, _tensor_of(weights, path.dtype), out=out)
+
+
+def quick_variances(rows: Tensor) -> list[float] | None:
     """Summed squared deviations as numbers; None if they are not to be looked at.
 
     Args:
-        seen: [parts · φ · groups, size · coordinates].
-        size: of a group.
+        rows: [parts · φ · groups, rows of a group, coordinates].
     """
     try:
-        norms = _norms(seen)
-        sums = seen.view(len(norms), size, -1).sum(1)
-        means: list[float] = [math.hypot(*each) for each in sums.tolist()] if sums.shape[1] < FEW else _norms(sums)
+        norms = _norms(rows, (1, 2))
+        sums = rows.sum(1)
+        means: list[float] = [math.hypot(*each) for each in sums.tolist()] if sums.shape[1] < FEW else _norms(sums, 1)
     except RuntimeError:  # under vmap, or on fake tensors
         return None
-    share, _ = _limits(seen.dtype, size)
+    share, _ = _limits(rows.dtype, rows.shape[1])
     return [norm * norm - share * mean * mean for norm, mean in zip(norms, means)]
 
 
@@ -132,8 +128,27 @@ def weights_of(found: Sequence[float], groups: int, dtype: torch.dtype) -> list[
     return [path / (path + score) for path, score in zip(least, least[groups:])]
 
 
-def _norms(rows: Tensor) -> list[float]:
-    found: list[float] = torch.linalg.vector_norm(rows, 2, 1).tolist()
+def _norms(values: Tensor, dim: int | tuple[int, int]) -> list[float]:
+    found: list[float] = torch.linalg.vector_norm(values, 2, dim).tolist()
+    return found
+
+
+_CODES = {torch.float32: "f", torch.float64: "d"}
+_LOCAL = threading.local()
+
+
+def _tensor_of(weights: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Weights as a tensor [groups, 1], to be read at once: this thread will write over it."""
+    if dtype not in _CODES:
+        return torch.tensor(weights, dtype=dtype)[:, None]
+    known = vars(_LOCAL).setdefault((len(weights), dtype), None)
+    if known is None:
+        memory = array(_CODES[dtype], weights)
+        known = vars(_LOCAL)[len(weights), dtype] = memory, torch.frombuffer(memory, dtype=dtype)[:, None]
+    memory, made = known
+    for i, weight in enumerate(weights):
+        memory[i] = weight
+    found: Tensor = made
     return found
 
 

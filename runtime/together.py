@@ -12,7 +12,7 @@ The sites take a running sum of tokens along, which stands for a join of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from torch.autograd import Function
 from propc.runtime.gates import applied, inlet
 from propc.runtime.mixing import mix
 from propc.runtime.normal import NormalTotal, lifted
-from propc.runtime.shares import quick_variances, weights_of
+from propc.runtime.shares import blend, quick_variances, weights_of
 
 if TYPE_CHECKING:
     from propc.propagators.inverse_variance import InverseVariance
@@ -97,11 +97,10 @@ class Together:
             noise.mul_(each)
         except RuntimeError:  # under vmap nothing is written in place
             noise = noise * each
-        rows = noise.reshape(self.count * groups, -1)
-        found = quick_variances(rows, noise.shape[1] // groups)
-        parts = [slice(i * groups, (i + 1) * groups) for i in range(self.count)]
-        views = rows.unbind()
-        return [Score(n, views[p], None if found is None else found[p]) for n, p in zip(noise.unbind(), parts)]
+        parts = noise.view(self.count, groups, -1)
+        found = quick_variances(noise.view(self.count * groups, noise.shape[1] // groups, -1))
+        variances = [None if found is None else found[i : i + groups] for i in range(0, self.count * groups, groups)]
+        return [Score(*each) for each in zip(noise.unbind(), parts.unbind(), variances)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +109,20 @@ class Score:
 
     Attributes:
         whole: [batch, ...].
-        rows: the same by groups of rows, each flat.
-        variances: of these, or None where they cannot be had as numbers.
+        groups: the same, [groups, elements].
+        variances: of the groups, or None where they cannot be had as numbers.
     """
 
     whole: Tensor
-    rows: Sequence[Tensor]
+    groups: Tensor
     variances: list[float] | None
 
 
 class NormalTogether(Function):
     """(loc, scale, τ) → (x, τ) as `NormalTotal`, at a site that draws together with others.
 
-    What arrives at the token goes on to that of the sites before it, if there are any.
+    What arrives at the token goes on to that of the sites before it, if there are any. The draw is not kept: for
+    second derivatives, which alone read it, it is made again.
     """
 
     @staticmethod
@@ -138,7 +138,7 @@ class NormalTogether(Function):
     ) -> tuple[Tensor, Tensor]:
         value = loc + together.noise(index)
         ctx.rule, ctx.site, ctx.past, ctx.together, ctx.index = rule, site, (), together, index
-        ctx.save_for_backward(value, loc, scale)  # read for second derivatives alone
+        ctx.save_for_backward(value, loc, scale)
         return value, inlet(loc)
 
     @staticmethod
@@ -154,41 +154,43 @@ class NormalTogether(Function):
 
 
 _together = applied(NormalTogether)
+Step = Callable[[Sequence[Tensor], Together, "Tensor | None"], tuple[Tensor, Tensor]]
 
 
-def draw_together(
-    rule: InverseVariance,
-    site: SiteContext,
-    phi: tuple[Tensor, Tensor],
-    together: Together,
-    index: int,
-    before: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """A site's sample, which is not kept but made again from loc where it is needed, and a token.
+def step(rule: InverseVariance, site: SiteContext, index: int) -> Step:
+    """What draws at the site of this index.
 
-    Args:
-        phi: loc and scale.
-        before: the token that stands for the sites before it.
+    Returns:
+        a function of its φ, what it draws with, and the token that stands for the sites before it, if there are any:
+        the sample, and the token that stands for it too.
     """
-    loc, scale = phi
-    value, token = _together(rule, site, loc, scale, together, index, before)
-    if value.grad_fn is not None:
-        kept = loc.detach()
-        saved = value.grad_fn._raw_saved_tensors[0]
-        saved.register_hooks(lambda _: kept, lambda kept: kept + together.noise(index))
-    return value, token
+    assert site.normal is not None
+    i, j = site.normal
+
+    def run(phi: Sequence[Tensor], together: Together, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        loc = phi[i]
+        value, token = _together(rule, site, loc, phi[j], together, index, before)
+        node: Any = value.grad_fn
+        if node is not None:
+            node._raw_saved_tensors[0].register_hooks(lambda _: loc, lambda loc: _again(loc, together, index))
+        return value, token
+
+    return run
+
+
+@torch.no_grad()
+def _again(loc: Tensor, together: Together, index: int) -> Tensor:
+    return loc + together.noise(index)
 
 
 def _mixed(score: Score, path: Tensor) -> Tensor | None:
     """The cotangents weighed by inverse variance, each group by the weights of the next; None if that needs more care."""
-    groups = len(score.rows)
-    rows = path.reshape(groups, -1)
-    found = quick_variances(rows, path.shape[0] // groups)
+    count = len(score.groups)
+    found = quick_variances(path.reshape(count, path.shape[0] // count, -1))
     if found is None or score.variances is None:
         return None
-    own = weights_of(found + score.variances, groups, path.dtype)
+    own = weights_of(found + score.variances, count, path.dtype)
     if own is None:
         return None
-    for of_path, of_score, weight in zip(rows.unbind(), score.rows, [*own[1:], own[0]]):
-        torch.lerp(of_path, of_score, weight, out=of_score)
+    blend(path.reshape(count, -1), score.groups, [*own[1:], own[0]], score.groups)
     return score.whole

@@ -25,7 +25,6 @@ from propc.runtime.mixing import Mix
 from propc.runtime.norms import Norms
 from propc.runtime.past import PastVariances
 from propc.runtime.redraw import redrawn
-from propc.runtime.together import Together, draw_together
 from propc.runtime.weighting import REHEARSED, Weighting
 
 
@@ -93,19 +92,6 @@ class InverseVariance(SitePropagator):
     def at_once(self) -> bool:
         """Whether Normal sites may draw together: weights are of this batch, taken at the site, one for all of it."""
         return self._is_total and self.weighting.quick and self.weighting.target is None and self.donor is None
-
-    def draw_together(
-        self, site: SiteContext, phi: Sequence[Tensor], together: Together, index: int, before: Tensor | None
-    ) -> Draw:
-        """The same as `draw`, at the site of this index among those that draw together.
-
-        Args:
-            before: the token of the sites before it; the one that it gives stands for them too.
-        """
-        assert site.normal is not None
-        i, j = site.normal
-        value, inlet = draw_together(self, site, (phi[i], phi[j]), together, index, before)
-        return Draw(value, (inlet,))
 
     @cached_property
     def _is_total(self) -> bool:
