@@ -96,7 +96,7 @@ def _joins(graph: PropagationGraph) -> dict[Token, str]:
 def _kind(graph: PropagationGraph, site: Site, joins: dict[Token, str]) -> Hashable | None:
     """What sites that draw together have in common; None for one that cannot."""
     rule, normal, kind = site.rule, site.spec.normal(), site.outputs[0]
-    if not isinstance(rule, InverseVariance) or not rule.at_once or normal is None or Token(site.name) not in joins:
+    if not isinstance(rule, InverseVariance) or not rule.at_once or normal != (0, 1) or Token(site.name) not in joins:
         return None
     apart = site.plates or site.dims or site.plate or site.alternatives or site.copy_of or site.turn or site.tangents
     if apart or kind.device.type != "cpu" or kind.dtype not in (torch.float32, torch.float64):
@@ -104,7 +104,7 @@ def _kind(graph: PropagationGraph, site: Site, joins: dict[Token, str]) -> Hasha
     size, batch, groups = math.prod(kind.shape), graph.batch, rule.weighting.groups
     if not batch or kind.shape[:1] != (batch,) or batch % groups or batch < 2 * groups or size >= LARGE:
         return None
-    loc, scale = (site.inputs[i] for i in normal)
+    loc, scale = site.inputs
     types = [graph[ref.node].outputs[ref.port] for ref in (loc, scale)]
     alike = all((each.shape, each.dtype) == (kind.shape, kind.dtype) for each in types)
     if not alike or [each.requires_grad for each in types] != [True, False]:

@@ -222,20 +222,19 @@ class Planner:
 
     def _together(self, node: Site, later: checks.Bounds) -> Call:
         """A site that draws together with others; in front of the first of them all noise is drawn."""
-        rule, mode, count, out = node.rule, self.mode, len(node.inputs), self.places.first(node)
+        rule, mode, out = node.rule, self.mode, self.places.first(node)
         assert isinstance(rule, InverseVariance)
         own = self.together.of[node.name]
         if own.index == 0:
             self._noises[own.names] = self._noise(node, rule, own)
         draw = step(rule, self.contexts[node.name], own.index)
-        before = () if own.before is None else (self.places.slots[own.before],)
 
-        def call(*given: Any) -> tuple[Tensor, Tensor]:
-            phi = given[:count]
+        def call(loc: Tensor, scale: Tensor, noise: Together, *before: Tensor) -> Sequence[Tensor]:
             if mode.validate and (later or not mode.checked):
-                checks.site_check(node, phi, later if mode.checked else node.spec.checks)
-            return draw(phi, given[count], given[-1] if before else None)
+                checks.site_check(node, (loc, scale), later if mode.checked else node.spec.checks)
+            return draw(loc, scale, noise, *before)
 
+        before = () if own.before is None else (self.places.slots[own.before],)
         reads = (*self.places.reads(node), self._noises[own.names], *before)
         return Call(call, reads, range(out, out + 2))
 

@@ -84,15 +84,16 @@ def _weighed(rows: Tensor, grads: Grads, groups: int, variances: Look | None) ->
 def _mixed(rows: Tensor, grads: Grads, weights: Sequence[float]) -> list[Tensor]:
     """One cotangent for each φ, with a weight of the second part for each group."""
     count, shape = len(grads), grads[0][0].shape
-    path, score = rows.view(2, count, len(weights), -1).unbind()
-    mixed = torch.lerp(path, score, rows.new_tensor(weights)[:, None]) if rows.requires_grad else None
-    if mixed is None:
+    path, score = rows.view(2, count, len(weights), *rows.shape[1:]).unbind()
+    if rows.requires_grad:
+        mixed = torch.lerp(path, score, rows.new_tensor(weights)[:, None, None])
+    else:
         mixed = blend(path, score, weights, path)
     return [mixed.view(shape)] if count == 1 else list(mixed.view(count, *shape).unbind())
 
 
 def blend(path: Tensor, score: Tensor, weights: Sequence[float], out: Tensor) -> Tensor:
-    """path + w·(score − path), without a gradient, with a weight for each group: [..., groups, elements]."""
+    """path + w·(score − path), without a gradient, with a weight for each group: [..., groups, rows, coordinates]."""
     return torch.lerp(path, score, _tensor_of(weights, path.dtype), out=out)
 
 
@@ -138,13 +139,13 @@ _LOCAL = threading.local()
 
 
 def _tensor_of(weights: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """Weights as a tensor [groups, 1], to be read at once: this thread will write over it."""
+    """Weights as a tensor [groups, 1, 1], to be read at once: this thread will write over it."""
     if dtype not in _CODES:
-        return torch.tensor(weights, dtype=dtype)[:, None]
+        return torch.tensor(weights, dtype=dtype)[:, None, None]
     known = vars(_LOCAL).setdefault((len(weights), dtype), None)
     if known is None:
         memory = array(_CODES[dtype], weights)
-        known = vars(_LOCAL)[len(weights), dtype] = memory, torch.frombuffer(memory, dtype=dtype)[:, None]
+        known = vars(_LOCAL)[len(weights), dtype] = memory, torch.frombuffer(memory, dtype=dtype)[:, None, None]
     memory, made = known
     for i, weight in enumerate(weights):
         memory[i] = weight

@@ -13,8 +13,7 @@ The sites take a running sum of tokens along, which stands for a join of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch.autograd import Function
 
 from propc.runtime.gates import applied, inlet
 from propc.runtime.mixing import mix
-from propc.runtime.normal import NormalTotal, lifted
+from propc.runtime.normal import lifted
 from propc.runtime.shares import blend, quick_variances, weights_of
 
 if TYPE_CHECKING:
@@ -97,19 +96,18 @@ class Together:
             noise.mul_(each)
         except RuntimeError:  # under vmap nothing is written in place
             noise = noise * each
-        parts = noise.view(self.count, groups, -1)
-        found = quick_variances(noise.view(self.count * groups, noise.shape[1] // groups, -1))
-        variances = [None if found is None else found[i : i + groups] for i in range(0, self.count * groups, groups)]
-        return [Score(*each) for each in zip(noise.unbind(), parts.unbind(), variances)]
+        rows = noise.view(self.count * groups, noise.shape[1] // groups, -1)
+        found = quick_variances(rows)
+        variances = [None if found is None else found[i : i + groups] for i in range(0, len(rows), groups)]
+        return list(map(Score, noise.unbind(), rows.view(self.count, groups, *rows.shape[1:]).unbind(), variances))
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(NamedTuple):
     """The score cotangent of a site on its loc.
 
     Attributes:
         whole: [batch, ...].
-        groups: the same, [groups, elements].
+        groups: the same, [groups, rows, coordinates].
         variances: of the groups, or None where they cannot be had as numbers.
     """
 
@@ -117,12 +115,27 @@ class Score:
     groups: Tensor
     variances: list[float] | None
 
+    def mixed(self, path: Tensor) -> Tensor | None:
+        """This and a pathwise cotangent weighed by inverse variance, each group by the weights of the next.
+
+        None if that needs more care; else this one is written into.
+        """
+        groups = path.reshape(self.groups.shape)
+        found = quick_variances(groups)
+        if found is None or self.variances is None:
+            return None
+        own = weights_of(found + self.variances, len(found), path.dtype)
+        if own is None:
+            return None
+        blend(groups, self.groups, [*own[1:], own[0]], self.groups)
+        return self.whole
+
 
 class NormalTogether(Function):
-    """(loc, scale, τ) → (x, τ) as `NormalTotal`, at a site that draws together with others.
+    """(loc, scale, τ) → (x, τ, δ) as `NormalTotal`, at a site that draws together with others.
 
-    What arrives at the token goes on to that of the sites before it, if there are any. The draw is not kept: for
-    second derivatives, which alone read it, it is made again.
+    What arrives at the token goes on to that of the sites before it, if there are any. The draw is not kept: in second
+    derivatives, which alone read it, it is made again, and δ, zeros of its shape, stands for its part in the graph.
     """
 
     @staticmethod
@@ -135,62 +148,54 @@ class NormalTogether(Function):
         together: Together,
         index: int,
         before: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        value = loc + together.noise(index)
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.rule, ctx.site, ctx.past, ctx.together, ctx.index = rule, site, (), together, index
-        ctx.save_for_backward(value, loc, scale)
-        return value, inlet(loc)
+        ctx.set_materialize_grads(False)
+        delta = inlet(loc, loc.dim())
+        ctx.save_for_backward(delta, loc, scale)
+        return loc + together.noise(index), inlet(loc), delta
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, sent: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, path: Tensor | None, sent: Tensor | None, delta: Tensor | None) -> tuple[Any, ...]:
         onwards = sent if ctx.needs_input_grad[-1] else None
-        if torch.is_grad_enabled() or not ctx.together.sound:  # then autograd says what is wrong
-            return (*NormalTotal.backward(ctx, grad, sent)[:-1], onwards)
+        plain = path is not None and sent is not None and delta is None and not torch.is_grad_enabled()
+        if not plain or not ctx.together.sound:
+            return (None, None, _with_care(ctx, path, sent, delta), None, None, None, onwards)
         score = ctx.together.score(ctx.index, sent)
-        mixed = _mixed(score, grad)
+        mixed = score.mixed(path)
         if mixed is None:
-            (mixed,) = mix(ctx.rule, ctx.site, [(grad, score.whole)])
+            (mixed,) = mix(ctx.rule, ctx.site, [(path, score.whole)])
         return None, None, mixed, None, None, None, onwards
 
 
+def _with_care(ctx: Any, path: Tensor | None, sent: Tensor | None, delta: Tensor | None) -> Tensor | None:
+    """The mixed cotangent, which can be differentiated again."""
+    made, loc, scale = ctx.saved_tensors  # autograd says so if somebody has written into one
+    if delta is not None:
+        path = delta if path is None else path + delta
+    if path is None:
+        path = torch.zeros_like(loc)
+    if sent is None:
+        sent = loc.new_zeros(loc.shape[:1])
+    offset = ctx.together.noise(ctx.index) + made - (loc - loc.detach())
+    (mixed,) = mix(ctx.rule, ctx.site, [(path, offset * lifted(sent, scale))])
+    return mixed
+
+
 _together = applied(NormalTogether)
-Step = Callable[[Sequence[Tensor], Together, "Tensor | None"], tuple[Tensor, Tensor]]
+Step = Callable[..., Sequence[Tensor]]
 
 
 def step(rule: InverseVariance, site: SiteContext, index: int) -> Step:
     """What draws at the site of this index.
 
     Returns:
-        a function of its φ, what it draws with, and the token that stands for the sites before it, if there are any:
-        the sample, and the token that stands for it too.
+        a function of loc, scale, what the sites draw with, and the token that stands for the sites before it, if there
+        are any: the sample, and the token that stands for it too.
     """
-    assert site.normal is not None
-    i, j = site.normal
 
-    def run(phi: Sequence[Tensor], together: Together, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        loc = phi[i]
-        value, token = _together(rule, site, loc, phi[j], together, index, before)
-        node: Any = value.grad_fn
-        if node is not None:
-            node._raw_saved_tensors[0].register_hooks(lambda _: loc, lambda loc: _again(loc, together, index))
+    def run(loc: Tensor, scale: Tensor, together: Together, before: Tensor | None = None) -> Sequence[Tensor]:
+        value, token, _ = _together(rule, site, loc, scale, together, index, before)
         return value, token
 
     return run
-
-
-@torch.no_grad()
-def _again(loc: Tensor, together: Together, index: int) -> Tensor:
-    return loc + together.noise(index)
-
-
-def _mixed(score: Score, path: Tensor) -> Tensor | None:
-    """The cotangents weighed by inverse variance, each group by the weights of the next; None if that needs more care."""
-    count = len(score.groups)
-    found = quick_variances(path.reshape(count, path.shape[0] // count, -1))
-    if found is None or score.variances is None:
-        return None
-    own = weights_of(found + score.variances, count, path.dtype)
-    if own is None:
-        return None
-    blend(path.reshape(count, -1), score.groups, [*own[1:], own[0]], score.groups)
-    return score.whole
