@@ -94,12 +94,12 @@ class LeaveOneOut(Baseline):
     def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
         count = cost.shape[0]
         if self.groups == 1 or count < 2 * self.groups:
-            return (cost - cost.mean(0)).mul_(count / (count - 1))
+            return _centered(cost, 0)
         size, rest = divmod(count, self.groups)
         if rest:
             ends = [size * i for i in range(1, self.groups)]
-            return torch.cat([_centered(group.unsqueeze(0)).squeeze(0) for group in cost.tensor_split(ends)])
-        return _centered(cost.view(self.groups, size, *cost.shape[1:])).reshape(cost.shape)
+            return torch.cat([_centered(group, 0) for group in cost.tensor_split(ends)])
+        return _centered(cost.view(self.groups, size, *cost.shape[1:]), 1).view(cost.shape)
 
     def center_bound(self, bound: Tensor, log_weights: Tensor, state: nn.Module | None) -> Tensor:
         return bound - _or_nothing(_log_sum_of_others(log_weights) - math.log(log_weights.shape[0] - 1))
@@ -141,10 +141,10 @@ def _others(values: Tensor, run: Run, nothing: float, join: Callable[[Tensor, Te
     return join(before, behind)
 
 
-def _centered(costs: Tensor) -> Tensor:
-    """[groups, samples, ...] minus the mean of the other samples in the group."""
-    count = costs.shape[1]
-    return torch.sub(costs, costs.sum(1, keepdim=True), alpha=1 / count).mul_(count / (count - 1))
+def _centered(costs: Tensor, dim: int) -> Tensor:
+    """Costs minus the mean of the others along a dimension."""
+    others = costs.sum(dim, keepdim=True) - costs
+    return torch.sub(costs, others, alpha=1 / (costs.shape[dim] - 1))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.utils._pytree as pytree
@@ -57,8 +57,7 @@ GRAPHS_KEPT = 64  # compiled graphs that one compiled object keeps
 GRAPHS_WARNED = 16  # a warning at this many traces: an argument that should be a tensor
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A call taken apart: flattened arguments, which of them are tensors, the key of its graph, and the
     module or object that it is called with."""
 

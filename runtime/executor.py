@@ -50,6 +50,7 @@ class Executable:
         planner: what has made the plan.
         plan: nodes with their calls, in order.
         mode: whether steps look at values.
+        looked_at: the places of returned costs that are looked at in the first call, and in later ones.
         report: what the backend has made of the plan; None before the first call.
     """
 
@@ -71,6 +72,10 @@ class Executable:
         self.planner = Planner(graph, state, self.places, self.mode)
         self.replay = Replay(graph, self.places, self.planner)
         self.plan = self.planner.plan
+        kinds = [graph[ref.node].outputs[ref.port] for ref in graph.output.inputs]
+        costs = [(i, k) for i, k in zip(self.places.returned, kinds) if k.dtype.is_floating_point and len(k.shape) < 2]
+        later = [i for i, kind in costs if kind.device.type == "cpu"]  # elsewhere a check would wait for the device
+        self.looked_at = [i for i, _ in costs], later
         if probe is not None:
             self.plan = [(node, probe.around(node, call)) for node, call in self.plan]
         whole = rolled(graph, self.plan, self.planner.loops, self.places.returned, keep=True)
@@ -149,12 +154,8 @@ class Executable:
 
     def check_costs(self, values: Values, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> None:
         """Look for NaN and infinity among the returned costs; if there are, run again to find their source."""
-        for slot in self.places.returned:
-            value = values[slot]
-            here = value.device.type == "cpu" or not self.mode.checked  # elsewhere a check would wait for the device
-            if not here or not value.dtype.is_floating_point or value.dim() > 1:
-                continue
-            if not math.isfinite(value.detach().sum().item()):  # if only the sum overflows, nothing is found
+        for slot in self.looked_at[self.mode.checked]:
+            if not math.isfinite(values[slot].detach().sum().item()):  # if only the sum overflows, nothing is found
                 again = self.mode.checked or self.planner.loops
                 found = self._again(inputs, held, seed) if again else values
                 error = checks.explain_failure(self.graph, self.places.named(found))

@@ -10,7 +10,7 @@ tokens here, not over log-probabilities).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -118,7 +118,7 @@ def join(tokens: list[Tensor]) -> Tensor:
     return out
 
 
-def attach(cost: Tensor, centered: tuple[Tensor, ...], tokens: tuple[Tensor, ...]) -> Tensor:
+def attach(cost: Tensor, centered: tuple[Tensor, ...], tokens: Sequence[Tensor]) -> Tensor:
     """The cost, sending to each token the cost minus its baseline.
 
     Args:

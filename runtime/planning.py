@@ -52,7 +52,7 @@ from propc.runtime.sending import Sender, sender
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call, same
-from propc.runtime.together import Together, step
+from propc.runtime.together import Together, draw_together
 
 
 class Planner:
@@ -227,15 +227,17 @@ class Planner:
         own = self.together.of[node.name]
         if own.index == 0:
             self._noises[own.names] = self._noise(node, rule, own)
-        draw = step(rule, self.contexts[node.name], own.index)
+        context, index = self.contexts[node.name], own.index
 
-        def call(loc: Tensor, scale: Tensor, noise: Together, *before: Tensor) -> Sequence[Tensor]:
+        def call(loc: Tensor, scale: Tensor, noise: Together, before: Tensor | None = None) -> Sequence[Tensor]:
             if mode.validate and (later or not mode.checked):
                 checks.site_check(node, (loc, scale), later if mode.checked else node.spec.checks)
-            return draw(loc, scale, noise, *before)
+            value, token, _ = draw_together(rule, context, loc, scale, noise, index, before)
+            return value, token
 
-        before = () if own.before is None else (self.places.slots[own.before],)
-        reads = (*self.places.reads(node), self._noises[own.names], *before)
+        reads = (*self.places.reads(node), self._noises[own.names])
+        if own.before is not None:
+            reads = (*reads, self.places.slots[own.before])
         return Call(call, reads, range(out, out + 2))
 
     def _noise(self, node: Site, rule: InverseVariance, own: Member) -> int:

@@ -43,9 +43,9 @@ class Sender:
             tokens: in the order of `reads`.
             given: what the cost was reduced from.
         """
-        fixed = cost.detach()
-        centered = tuple([center(fixed, *[each.detach() for each in given]) for center in self.centers])
-        return attach(cost, centered, tuple([inlet.fit(token) for inlet, token in zip(self.inlets, tokens)]))
+        fixed, beside = cost.detach(), [each.detach() for each in given]
+        centered = tuple([center(fixed, *beside) for center in self.centers])
+        return attach(cost, centered, [inlet.fit(token) for inlet, token in zip(self.inlets, tokens)])
 
 
 def sender(

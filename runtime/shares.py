@@ -20,6 +20,7 @@ from torch import Tensor
 Grads = Sequence[tuple[Tensor, ...]]
 Look = Callable[[list[Tensor]], "list[float] | None"]
 
+_norm = torch.linalg.vector_norm
 FEW = 16  # numbers in a row that Python takes the norm of sooner than torch
 
 
@@ -104,9 +105,10 @@ def quick_variances(rows: Tensor) -> list[float] | None:
         rows: [parts · φ · groups, rows of a group, coordinates].
     """
     try:
-        norms = _norms(rows, (1, 2))
+        norms = _norm(rows, 2, (1, 2)).tolist()
         sums = rows.sum(1)
-        means: list[float] = [math.hypot(*each) for each in sums.tolist()] if sums.shape[1] < FEW else _norms(sums, 1)
+        few = sums.shape[1] < FEW
+        means = [math.hypot(*each) for each in sums.tolist()] if few else _norm(sums, 2, 1).tolist()
     except RuntimeError:  # under vmap, or on fake tensors
         return None
     share, _ = _limits(rows.dtype, rows.shape[1])
@@ -129,28 +131,32 @@ def weights_of(found: Sequence[float], groups: int, dtype: torch.dtype) -> list[
     return [path / (path + score) for path, score in zip(least, least[groups:])]
 
 
-def _norms(values: Tensor, dim: int | tuple[int, int]) -> list[float]:
-    found: list[float] = torch.linalg.vector_norm(values, 2, dim).tolist()
-    return found
-
-
 _CODES = {torch.float32: "f", torch.float64: "d"}
-_LOCAL = threading.local()
+
+
+class _Memory(threading.local):
+    """Numbers and tensors that share memory, by how many there are and their dtype."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, torch.dtype], tuple[array[float], Tensor]] = {}
+
+
+_MEMORY = _Memory()
 
 
 def _tensor_of(weights: Sequence[float], dtype: torch.dtype) -> Tensor:
     """Weights as a tensor [groups, 1, 1], to be read at once: this thread will write over it."""
-    if dtype not in _CODES:
-        return torch.tensor(weights, dtype=dtype)[:, None, None]
-    known = vars(_LOCAL).setdefault((len(weights), dtype), None)
+    known = _MEMORY.known.get((len(weights), dtype))
     if known is None:
+        if dtype not in _CODES:
+            return torch.tensor(weights, dtype=dtype)[:, None, None]
         memory = array(_CODES[dtype], weights)
-        known = vars(_LOCAL)[len(weights), dtype] = memory, torch.frombuffer(memory, dtype=dtype)[:, None, None]
+        known = memory, torch.frombuffer(memory, dtype=dtype)[:, None, None]
+        _MEMORY.known[len(weights), dtype] = known
     memory, made = known
     for i, weight in enumerate(weights):
         memory[i] = weight
-    found: Tensor = made
-    return found
+    return made
 
 
 @cache

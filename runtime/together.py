@@ -12,7 +12,6 @@ The sites take a running sum of tokens along, which stands for a join of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -39,6 +38,9 @@ class Together:
         groups: of rows, each with variances of its own.
         keep: whether the noise is kept for the first reverse pass, in place of being drawn again.
         scale: of all sites, [batch, ...]; takes no gradient.
+
+    Attributes:
+        token, delta: zeros, [batch] and of the shape of a draw.
     """
 
     def __init__(self, count: int, groups: int, keep: bool, scale: Tensor) -> None:
@@ -50,6 +52,7 @@ class Together:
         self._noise = dict(enumerate(noise.unbind()))
         self._scores: dict[int, Score] = {}
         self._sent: Tensor | None = None
+        self.token, self.delta = inlet(scale), inlet(scale, scale.dim())
 
     # Each site takes its own, and is the last to hold it; who comes again is given it anew.
 
@@ -151,9 +154,9 @@ class NormalTogether(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.rule, ctx.site, ctx.past, ctx.together, ctx.index = rule, site, (), together, index
         ctx.set_materialize_grads(False)
-        delta = inlet(loc, loc.dim())
+        delta = together.delta.detach()
         ctx.save_for_backward(delta, loc, scale)
-        return loc + together.noise(index), inlet(loc), delta
+        return loc + together.noise(index), together.token.detach(), delta
 
     @staticmethod
     def backward(ctx: Any, path: Tensor | None, sent: Tensor | None, delta: Tensor | None) -> tuple[Any, ...]:
@@ -182,20 +185,4 @@ def _with_care(ctx: Any, path: Tensor | None, sent: Tensor | None, delta: Tensor
     return mixed
 
 
-_together = applied(NormalTogether)
-Step = Callable[..., Sequence[Tensor]]
-
-
-def step(rule: InverseVariance, site: SiteContext, index: int) -> Step:
-    """What draws at the site of this index.
-
-    Returns:
-        a function of loc, scale, what the sites draw with, and the token that stands for the sites before it, if there
-        are any: the sample, and the token that stands for it too.
-    """
-
-    def run(loc: Tensor, scale: Tensor, together: Together, before: Tensor | None = None) -> Sequence[Tensor]:
-        value, token, _ = _together(rule, site, loc, scale, together, index, before)
-        return value, token
-
-    return run
+draw_together = applied(NormalTogether)
