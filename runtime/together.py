@@ -105,6 +105,14 @@ class Together:
         return list(map(Score, noise.unbind(), rows.view(self.count, groups, *rows.shape[1:]).unbind(), variances))
 
 
+class Place(NamedTuple):
+    """A site among those that draw together."""
+
+    rule: InverseVariance
+    site: SiteContext
+    index: int
+
+
 class Score(NamedTuple):
     """The score cotangent of a site on its loc.
 
@@ -135,53 +143,50 @@ class Score(NamedTuple):
 
 
 class NormalTogether(Function):
-    """(loc, scale, τ) → (x, τ, δ) as `NormalTotal`, at a site that draws together with others.
+    """(loc, τ) → (x, τ, δ) as `NormalTotal`, at a site that draws together with others.
 
     What arrives at the token goes on to that of the sites before it, if there are any. The draw is not kept: in second
-    derivatives, which alone read it, it is made again, and δ, zeros of its shape, stands for its part in the graph.
+    derivatives, which alone read it, it is made again, and δ, zeros of its shape, stands for it in the graph.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        rule: InverseVariance,
-        site: SiteContext,
-        loc: Tensor,
-        scale: Tensor,
-        together: Together,
-        index: int,
-        before: Tensor | None,
+        ctx: Any, own: Place, together: Together, loc: Tensor, before: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.rule, ctx.site, ctx.past, ctx.together, ctx.index = rule, site, (), together, index
-        ctx.set_materialize_grads(False)
         delta = together.delta.detach()
-        ctx.save_for_backward(delta, loc, scale)
-        return loc + together.noise(index), together.token.detach(), delta
+        ctx.own, ctx.together = own, together
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(delta, loc)
+        return loc + together.noise(own.index), together.token.detach(), delta
 
     @staticmethod
     def backward(ctx: Any, path: Tensor | None, sent: Tensor | None, delta: Tensor | None) -> tuple[Any, ...]:
-        onwards = sent if ctx.needs_input_grad[-1] else None
-        plain = path is not None and sent is not None and delta is None and not torch.is_grad_enabled()
-        if not plain or not ctx.together.sound:
-            return (None, None, _with_care(ctx, path, sent, delta), None, None, None, onwards)
-        score = ctx.together.score(ctx.index, sent)
+        own: Place = ctx.own
+        if not ctx.together.sound:
+            raise own.site.error(
+                "its scale was written into between the draw and the reverse pass",
+                "Go backward first, or write into a copy.",
+            )
+        onwards = sent if ctx.needs_input_grad[3] else None
+        if path is None or sent is None or delta is not None or torch.is_grad_enabled():
+            return None, None, _with_care(ctx, path, sent, delta), onwards
+        score = ctx.together.score(own.index, sent)
         mixed = score.mixed(path)
         if mixed is None:
-            (mixed,) = mix(ctx.rule, ctx.site, [(path, score.whole)])
-        return None, None, mixed, None, None, None, onwards
+            (mixed,) = mix(own.rule, own.site, [(path, score.whole)])
+        return None, None, mixed, onwards
 
 
-def _with_care(ctx: Any, path: Tensor | None, sent: Tensor | None, delta: Tensor | None) -> Tensor | None:
+def _with_care(ctx: Any, path: Tensor | None, sent: Tensor | None, delta: Tensor | None) -> Tensor:
     """The mixed cotangent, which can be differentiated again."""
-    made, loc, scale = ctx.saved_tensors  # autograd says so if somebody has written into one
-    if delta is not None:
-        path = delta if path is None else path + delta
-    if path is None:
-        path = torch.zeros_like(loc)
+    made, loc = ctx.saved_tensors
+    own, together = ctx.own, ctx.together
+    if path is None or delta is not None:
+        path = sum((each for each in (path, delta) if each is not None), torch.zeros_like(loc))
     if sent is None:
         sent = loc.new_zeros(loc.shape[:1])
-    offset = ctx.together.noise(ctx.index) + made - (loc - loc.detach())
-    (mixed,) = mix(ctx.rule, ctx.site, [(path, offset * lifted(sent, scale))])
+    offset = together.noise(own.index) + made - (loc - loc.detach())
+    (mixed,) = mix(own.rule, own.site, [(path, offset * lifted(sent, together.scale))])
     return mixed
 
 
