@@ -42,7 +42,7 @@ from propc.tracing.code import PRIMITIVE
 from propc.tracing.guards import TRACING, without_collection
 from propc.tracing.held import Attention, Roots, changes, look_around, mentioned_names, watch
 from propc.tracing.kept import counters
-from propc.tracing.operations import default_device, region
+from propc.tracing.operations import autocast, default_device
 from propc.tracing.program import Leaf, Program
 from propc.tracing.scans import ROOMS
 from propc.tracing.simplify import simplify
@@ -213,7 +213,7 @@ class Compiler:
                 kinds.append(_static_key(leaf))
                 statics.append(("", leaf))
         reached = self._reached(owner, statics)
-        modes = region(), torch.get_default_dtype(), default_device()
+        modes = torch.is_grad_enabled(), autocast(), torch.get_default_dtype(), default_device()
         return Call(leaves, tensors, tree, (tuple(kinds), form, modes, _identity(owner), reached), owner)
 
     def _reached(self, owner: Any, statics: list[tuple[str, Any]]) -> State:

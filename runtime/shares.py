@@ -20,6 +20,7 @@ from torch import Tensor
 Grads = Sequence[tuple[Tensor, ...]]
 Look = Callable[[list[Tensor]], "list[float] | None"]
 
+_CODES = {torch.float32: "f", torch.float64: "d"}
 _norm = torch.linalg.vector_norm
 FEW = 16  # numbers in a row that Python takes the norm of sooner than torch
 
@@ -65,7 +66,7 @@ def _together(grads: Grads, groups: int) -> Tensor | None:
     """The cotangents of all φ behind one another, first of one part, then of the other: [parts · φ · groups, rows, ...]."""
     first, count = grads[0][0], len(grads)
     shape = first.shape
-    if shape[0] < 2 * groups or shape[0] % groups or not first.is_cpu:
+    if shape[0] < 2 * groups or shape[0] % groups or not first.is_cpu or first.dtype not in _CODES:
         return None
     if count > 1 and any(path.shape != shape for path, _ in grads):
         return None
@@ -95,7 +96,10 @@ def _mixed(rows: Tensor, grads: Grads, weights: Sequence[float]) -> list[Tensor]
 
 def blend(path: Tensor, score: Tensor, weights: Sequence[float], out: Tensor) -> Tensor:
     """path + w·(score − path), without a gradient, with a weight for each group: [..., groups, rows, coordinates]."""
-    return torch.lerp(path, score, _tensor_of(weights, path.dtype), out=out)
+    numbers, made = numbers_of(len(weights), path.dtype)
+    for i, weight in enumerate(weights):
+        numbers[i] = weight
+    return torch.lerp(path, score, made, out=out)
 
 
 def quick_variances(rows: Tensor) -> list[float] | None:
@@ -107,11 +111,10 @@ def quick_variances(rows: Tensor) -> list[float] | None:
     try:
         norms = _norm(rows, 2, (1, 2)).tolist()
         sums = rows.sum(1)
-        few = sums.shape[1] < FEW
-        means = [math.hypot(*each) for each in sums.tolist()] if few else _norm(sums, 2, 1).tolist()
+        means = [math.hypot(*each) for each in sums.tolist()] if sums.shape[1] < FEW else _norm(sums, 2, 1).tolist()
     except RuntimeError:  # under vmap, or on fake tensors
         return None
-    share, _ = _limits(rows.dtype, rows.shape[1])
+    share, _ = limits(rows.dtype, rows.shape[1])
     return [norm * norm - share * mean * mean for norm, mean in zip(norms, means)]
 
 
@@ -126,16 +129,13 @@ def weights_of(found: Sequence[float], groups: int, dtype: torch.dtype) -> list[
         found = [sum(found[start : start + half : groups]) for start in (*range(groups), *range(half, half + groups))]
     if not math.isfinite(sum(found)):
         return None
-    _, tiny = _limits(dtype, 1)
+    _, tiny = limits(dtype, 1)
     least = [each if each > tiny else tiny for each in found]
     return [path / (path + score) for path, score in zip(least, least[groups:])]
 
 
-_CODES = {torch.float32: "f", torch.float64: "d"}
-
-
 class _Memory(threading.local):
-    """Numbers and tensors that share memory, by how many there are and their dtype."""
+    """Numbers and the tensors that share their memory, by how many there are and their dtype."""
 
     def __init__(self) -> None:
         self.known: dict[tuple[int, torch.dtype], tuple[array[float], Tensor]] = {}
@@ -144,23 +144,17 @@ class _Memory(threading.local):
 _MEMORY = _Memory()
 
 
-def _tensor_of(weights: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """Weights as a tensor [groups, 1, 1], to be read at once: this thread will write over it."""
-    known = _MEMORY.known.get((len(weights), dtype))
+def numbers_of(groups: int, dtype: torch.dtype) -> tuple[array[float], Tensor]:
+    """Numbers, and a tensor [groups, 1, 1] of them, both to be used at once: this thread will write over them."""
+    known = _MEMORY.known.get((groups, dtype))
     if known is None:
-        if dtype not in _CODES:
-            return torch.tensor(weights, dtype=dtype)[:, None, None]
-        memory = array(_CODES[dtype], weights)
-        known = memory, torch.frombuffer(memory, dtype=dtype)[:, None, None]
-        _MEMORY.known[len(weights), dtype] = known
-    memory, made = known
-    for i, weight in enumerate(weights):
-        memory[i] = weight
-    return made
+        numbers = array(_CODES[dtype], bytes(dtype.itemsize * groups))
+        known = _MEMORY.known[groups, dtype] = numbers, torch.frombuffer(numbers, dtype=dtype)[:, None, None]
+    return known
 
 
 @cache
-def _limits(dtype: torch.dtype, size: int) -> tuple[float, float]:
+def limits(dtype: torch.dtype, size: int) -> tuple[float, float]:
     """By what a squared sum over `size` rows counts, with what it may have gained by rounding; the least variance."""
     known = torch.finfo(dtype)
     return (1 + 4 * known.eps) ** 2 / size, known.tiny

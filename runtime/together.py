@@ -12,6 +12,7 @@ The sites take a running sum of tokens along, which stands for a join of them.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,12 +22,13 @@ from torch.autograd import Function
 from propc.runtime.gates import applied, inlet
 from propc.runtime.mixing import mix
 from propc.runtime.normal import lifted
-from propc.runtime.shares import blend, quick_variances, weights_of
+from propc.runtime.shares import FEW, limits, numbers_of, quick_variances
 
 if TYPE_CHECKING:
     from propc.propagators.inverse_variance import InverseVariance
     from propc.propagators.site import SiteContext
 
+_norm, _BOTH = torch.linalg.vector_norm, (1, 2)
 STRETCH = 16  # torch fills tensors with normal numbers in stretches of so many; a rest is drawn otherwise
 
 
@@ -62,19 +64,23 @@ class Together:
             self._noise = dict(enumerate(self._anew().unbind()))
         return self._noise.pop(index)
 
-    def score(self, index: int, sent: Tensor) -> Score:
-        """The score cotangent of a site that is sent a message, which all sites are sent; it may be written into."""
-        if self._sent is not sent or index not in self._scores:
+    def score(self, own: Place, sent: Tensor) -> Score:
+        """The score cotangent of a site that is sent a message, which all sites are sent; it may be written into.
+
+        Raises:
+            EstimatorError: the scale is not what it was when the sites drew.
+        """
+        if self._sent is not sent or own.index not in self._scores:
+            if self._version is not None and self._version != self.scale._version:
+                raise own.site.error(
+                    "its scale was written into between the draw and the reverse pass",
+                    "Go backward first, or write into a copy.",
+                )
             self._sent, self._scores = sent, dict(enumerate(self._made(sent)))
-        found = self._scores.pop(index)
+        found = self._scores.pop(own.index)
         if not self._scores:
             self._sent = None
         return found
-
-    @property
-    def sound(self) -> bool:
-        """Whether the scale is what it was when the sites drew."""
-        return self._version is None or self._version == self.scale._version
 
     def _draw(self, generator: torch.Generator | None) -> Tensor:
         """ε·scale of all sites, [sites, batch, ...]: what they would draw one behind the other."""
@@ -101,7 +107,10 @@ class Together:
             noise = noise * each
         rows = noise.view(self.count * groups, noise.shape[1] // groups, -1)
         found = quick_variances(rows)
-        variances = [None if found is None else found[i : i + groups] for i in range(0, len(rows), groups)]
+        finite = found is not None and math.isfinite(sum(found))
+        _, tiny = limits(noise.dtype, 1)
+        least = [max(each, tiny) for each in found] if finite else []
+        variances = [least[i : i + groups] or None for i in range(0, len(rows), groups)]
         return list(map(Score, noise.unbind(), rows.view(self.count, groups, *rows.shape[1:]).unbind(), variances))
 
 
@@ -119,7 +128,7 @@ class Score(NamedTuple):
     Attributes:
         whole: [batch, ...].
         groups: the same, [groups, rows, coordinates].
-        variances: of the groups, or None where they cannot be had as numbers.
+        variances: of the groups, no less than the least number; None where they cannot be had as finite numbers.
     """
 
     whole: Tensor
@@ -129,16 +138,30 @@ class Score(NamedTuple):
     def mixed(self, path: Tensor) -> Tensor | None:
         """This and a pathwise cotangent weighed by inverse variance, each group by the weights of the next.
 
-        None if that needs more care; else this one is written into.
+        None if that needs more care; else this one is written into. What `mix_two` does, in one go: every call of a
+        function counts here.
         """
-        groups = path.reshape(self.groups.shape)
-        found = quick_variances(groups)
-        if found is None or self.variances is None:
+        _, score, variances = self
+        if variances is None:
             return None
-        own = weights_of(found + self.variances, len(found), path.dtype)
-        if own is None:
+        rows = path.reshape(score.shape)
+        try:
+            norms, sums = _norm(rows, 2, _BOTH).tolist(), rows.sum(1)
+            totals = (sums if sums.shape[1] < FEW else _norm(sums, 2, 1, keepdim=True)).tolist()
+        except RuntimeError:  # under vmap, or on fake tensors
             return None
-        blend(groups, self.groups, [*own[1:], own[0]], self.groups)
+        share, tiny = limits(rows.dtype, rows.shape[1])
+        numbers, weights = numbers_of(len(variances), rows.dtype)
+        before = -1
+        for norm, total, of_score in zip(norms, totals, variances):
+            mean = math.hypot(*total)
+            of_path = norm * norm - share * mean * mean
+            if not math.isfinite(of_path):
+                return None
+            of_path = of_path if of_path > tiny else tiny
+            numbers[before] = of_path / (of_path + of_score)
+            before += 1
+        torch.lerp(rows, score, weights, out=score)
         return self.whole
 
 
@@ -162,15 +185,10 @@ class NormalTogether(Function):
     @staticmethod
     def backward(ctx: Any, path: Tensor | None, sent: Tensor | None, delta: Tensor | None) -> tuple[Any, ...]:
         own: Place = ctx.own
-        if not ctx.together.sound:
-            raise own.site.error(
-                "its scale was written into between the draw and the reverse pass",
-                "Go backward first, or write into a copy.",
-            )
         onwards = sent if ctx.needs_input_grad[3] else None
         if path is None or sent is None or delta is not None or torch.is_grad_enabled():
             return None, None, _with_care(ctx, path, sent, delta), onwards
-        score = ctx.together.score(own.index, sent)
+        score = ctx.together.score(own, sent)
         mixed = score.mixed(path)
         if mixed is None:
             (mixed,) = mix(own.rule, own.site, [(path, score.whole)])
