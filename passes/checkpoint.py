@@ -18,9 +18,9 @@ from propc.passes.base import Pass, register
 from propc.passes.footprint import between, inside
 from propc.passes.repeatable import once_only
 from propc.propagators.samples import positive
+from propc.runtime.noise import STATE
 
 NEAR = 1.1  # times the least memory
-STATE = 5056  # bytes of a state of the CPU's random generator, kept with every block
 
 
 @register("checkpoint")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -112,14 +112,17 @@ def _kind(graph: PropagationGraph, site: Site, joins: dict[Token, str]) -> Hasha
     return rule, kind.shape, kind.dtype, _origin(graph, scale), joins[Token(site.name)]
 
 
-def _origin(graph: PropagationGraph, ref: Ref) -> Ref:
-    """The value that another one is but a larger view of."""
+def _origin(graph: PropagationGraph, ref: Ref) -> Hashable:
+    """What a value is an expansion of: a value, or a step in the code of a segment."""
     node = graph[ref.node]
-    while isinstance(node, Segment):
-        step = node.results[ref.port]
-        name = step.target if isinstance(step.target, str) else name_of(step.target)
-        if name != "expand" or step.args[0] not in node.arguments:
-            break
-        ref = node.inputs[node.arguments.index(step.args[0])]
-        node = graph[ref.node]
-    return ref
+    if not isinstance(node, Segment):
+        return ref
+    step = node.results[ref.port]
+    while step not in node.arguments and _is_expansion(step):
+        step = step.args[0]
+    return _origin(graph, node.inputs[node.arguments.index(step)]) if step in node.arguments else (node.name, step)
+
+
+def _is_expansion(step: Any) -> bool:
+    target = step.target
+    return (target if isinstance(target, str) else name_of(target)) == "expand"

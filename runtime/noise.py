@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+STATE = 5056  # bytes of a state of the CPU's generator
+
 
 def state_of(device: torch.device) -> Tensor:
     """The state of a device's default generator."""

@@ -52,7 +52,7 @@ from propc.runtime.sending import Sender, sender
 from propc.runtime.shaping import refit
 from propc.runtime.state import EstimatorState
 from propc.runtime.straight import Call, same
-from propc.runtime.together import Place, Together, draw_together
+from propc.runtime.together import Seat, Together, draw_together
 
 
 class Planner:
@@ -227,12 +227,12 @@ class Planner:
         own = self.together.of[node.name]
         if own.index == 0:
             self._noises[own.names] = self._noise(node, rule, own)
-        place = Place(rule, self.contexts[node.name], own.index)
+        seat = Seat(rule, self.contexts[node.name], own.index)
 
         def call(loc: Tensor, scale: Tensor, noise: Together, before: Tensor | None = None) -> Sequence[Tensor]:
             if mode.validate and (later or not mode.checked):
                 checks.site_check(node, (loc, scale), later if mode.checked else node.spec.checks)
-            value, token, _ = draw_together(place, noise, loc, before)
+            value, token, _ = draw_together(seat, noise, loc, before)
             return value, token
 
         reads = (*self.places.reads(node), self._noises[own.names])

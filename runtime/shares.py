@@ -12,7 +12,7 @@ import threading
 from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 Grads = Sequence[tuple[Tensor, ...]]
 Look = Callable[[list[Tensor]], "list[float] | None"]
 
-_CODES = {torch.float32: "f", torch.float64: "d"}
+_CODES: dict[torch.dtype, Literal["f", "d"]] = {torch.float32: "f", torch.float64: "d"}
 _norm = torch.linalg.vector_norm
 FEW = 16  # numbers in a row that Python takes the norm of sooner than torch
 
@@ -63,7 +63,7 @@ def rehearse_two(
 
 
 def _together(grads: Grads, groups: int) -> Tensor | None:
-    """The cotangents of all φ behind one another, first of one part, then of the other: [parts · φ · groups, rows, ...]."""
+    """The cotangents of all φ, first of one part, then of the other: [parts · φ · groups, rows, coordinates]."""
     first, count = grads[0][0], len(grads)
     shape = first.shape
     if shape[0] < 2 * groups or shape[0] % groups or not first.is_cpu or first.dtype not in _CODES:
@@ -134,6 +134,53 @@ def weights_of(found: Sequence[float], groups: int, dtype: torch.dtype) -> list[
     return [path / (path + score) for path, score in zip(least, least[groups:])]
 
 
+def known_variances(rows: Tensor, groups: int) -> Sequence[list[float] | None]:
+    """For each part the variances of its groups, as `mix_known` takes them; None for all where one is not finite.
+
+    Args:
+        rows: [parts · groups, rows of a group, coordinates].
+    """
+    found = quick_variances(rows)
+    starts = range(0, len(rows), groups)
+    if found is None or not math.isfinite(sum(found)):
+        return [None for _ in starts]
+    _, tiny = limits(rows.dtype, 1)
+    least = [max(each, tiny) for each in found]
+    return [least[i : i + groups] for i in starts]
+
+
+def mix_known(path: Tensor, score: Tensor, of_score: Sequence[float]) -> bool:
+    """Combine two parts as `mix_two` does, into the second one, whose variances are known.
+
+    In one go, for where every call of a function counts.
+
+    Args:
+        path, score: [groups, rows, coordinates].
+        of_score: variances of the second part in the groups.
+
+    Returns:
+        whether it has been done; if not, it needs more care.
+    """
+    try:
+        norms, sums = _norm(path, 2, (1, 2)).tolist(), path.sum(1)
+        totals = (sums if sums.shape[1] < FEW else _norm(sums, 2, 1, keepdim=True)).tolist()
+    except RuntimeError:  # under vmap, or on fake tensors
+        return False
+    share, tiny = limits(path.dtype, path.shape[1])
+    numbers, weights = numbers_of(len(norms), path.dtype)
+    before = -1  # the group that takes the weight of this one
+    for norm, total, variance in zip(norms, totals, of_score):
+        mean = math.hypot(*total)
+        of_path = norm * norm - share * mean * mean
+        if not math.isfinite(of_path):
+            return False
+        of_path = of_path if of_path > tiny else tiny
+        numbers[before] = of_path / (of_path + variance)
+        before += 1
+    torch.lerp(path, score, weights, out=score)
+    return True
+
+
 class _Memory(threading.local):
     """Numbers and the tensors that share their memory, by how many there are and their dtype."""
 
@@ -148,7 +195,7 @@ def numbers_of(groups: int, dtype: torch.dtype) -> tuple[array[float], Tensor]:
     """Numbers, and a tensor [groups, 1, 1] of them, both to be used at once: this thread will write over them."""
     known = _MEMORY.known.get((groups, dtype))
     if known is None:
-        numbers = array(_CODES[dtype], bytes(dtype.itemsize * groups))
+        numbers: array[float] = array(_CODES[dtype], [0.0] * groups)
         known = _MEMORY.known[groups, dtype] = numbers, torch.frombuffer(numbers, dtype=dtype)[:, None, None]
     return known
 

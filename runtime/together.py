@@ -5,14 +5,13 @@ site to site. So the likelihood-ratio half of total propagation is done for seve
 are small, a step takes about as long as it has operations.
 
 The noise becomes the score cotangents in place. Of sites that the reverse pass meets late it is not kept for that, but
-drawn again from the generator's state: meanwhile nothing but that state is held.
+drawn again from the generator's state: meanwhile nothing but that state is held, unless the noise is smaller.
 
 The sites take a running sum of tokens along, which stands for a join of them.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,14 +20,14 @@ from torch.autograd import Function
 
 from propc.runtime.gates import applied, inlet
 from propc.runtime.mixing import mix
+from propc.runtime.noise import STATE
 from propc.runtime.normal import lifted
-from propc.runtime.shares import FEW, limits, numbers_of, quick_variances
+from propc.runtime.shares import known_variances, mix_known
 
 if TYPE_CHECKING:
     from propc.propagators.inverse_variance import InverseVariance
     from propc.propagators.site import SiteContext
 
-_norm, _BOTH = torch.linalg.vector_norm, (1, 2)
 STRETCH = 16  # torch fills tensors with normal numbers in stretches of so many; a rest is drawn otherwise
 
 
@@ -48,9 +47,9 @@ class Together:
     def __init__(self, count: int, groups: int, keep: bool, scale: Tensor) -> None:
         self.count, self.groups, self.scale = count, groups, scale
         self._version = None if scale.is_inference() else scale._version
-        self._state = torch.default_generator.get_state()
+        self._state = torch.default_generator.get_state() if count * scale.nbytes > STATE else None
         noise = self._draw(None)
-        self._kept = noise if keep else None
+        self._kept = noise if keep or self._state is None else None
         self._noise = dict(enumerate(noise.unbind()))
         self._scores: dict[int, Score] = {}
         self._sent: Tensor | None = None
@@ -58,26 +57,26 @@ class Together:
 
     # Each site takes its own, and is the last to hold it; who comes again is given it anew.
 
-    def noise(self, index: int) -> Tensor:
+    def noise(self, number: int) -> Tensor:
         """ε·scale of a site, [batch, ...]; not to be written into."""
-        if index not in self._noise:
+        if number not in self._noise:
             self._noise = dict(enumerate(self._anew().unbind()))
-        return self._noise.pop(index)
+        return self._noise.pop(number)
 
-    def score(self, own: Place, sent: Tensor) -> Score:
+    def score(self, own: Seat, sent: Tensor) -> Score:
         """The score cotangent of a site that is sent a message, which all sites are sent; it may be written into.
 
         Raises:
             EstimatorError: the scale is not what it was when the sites drew.
         """
-        if self._sent is not sent or own.index not in self._scores:
+        if self._sent is not sent or own.number not in self._scores:
             if self._version is not None and self._version != self.scale._version:
                 raise own.site.error(
                     "its scale was written into between the draw and the reverse pass",
                     "Go backward first, or write into a copy.",
                 )
             self._sent, self._scores = sent, dict(enumerate(self._made(sent)))
-        found = self._scores.pop(own.index)
+        found = self._scores.pop(own.number)
         if not self._scores:
             self._sent = None
         return found
@@ -91,7 +90,11 @@ class Together:
 
     def _anew(self) -> Tensor:
         """The same, for who asks to use up."""
-        kept, self._kept = self._kept, None
+        kept = self._kept
+        if self._state is None:
+            assert kept is not None
+            return kept.clone()
+        self._kept = None
         if kept is not None:
             return kept
         generator = torch.Generator()
@@ -106,20 +109,8 @@ class Together:
         except RuntimeError:  # under vmap nothing is written in place
             noise = noise * each
         rows = noise.view(self.count * groups, noise.shape[1] // groups, -1)
-        found = quick_variances(rows)
-        finite = found is not None and math.isfinite(sum(found))
-        _, tiny = limits(noise.dtype, 1)
-        least = [max(each, tiny) for each in found] if finite else []
-        variances = [least[i : i + groups] or None for i in range(0, len(rows), groups)]
-        return list(map(Score, noise.unbind(), rows.view(self.count, groups, *rows.shape[1:]).unbind(), variances))
-
-
-class Place(NamedTuple):
-    """A site among those that draw together."""
-
-    rule: InverseVariance
-    site: SiteContext
-    index: int
+        parts = rows.view(self.count, groups, *rows.shape[1:])
+        return list(map(Score, noise.unbind(), parts.unbind(), known_variances(rows, groups)))
 
 
 class Score(NamedTuple):
@@ -128,41 +119,20 @@ class Score(NamedTuple):
     Attributes:
         whole: [batch, ...].
         groups: the same, [groups, rows, coordinates].
-        variances: of the groups, no less than the least number; None where they cannot be had as finite numbers.
+        variances: of the groups, as `mix_known` takes them.
     """
 
     whole: Tensor
     groups: Tensor
     variances: list[float] | None
 
-    def mixed(self, path: Tensor) -> Tensor | None:
-        """This and a pathwise cotangent weighed by inverse variance, each group by the weights of the next.
 
-        None if that needs more care; else this one is written into. What `mix_two` does, in one go: every call of a
-        function counts here.
-        """
-        _, score, variances = self
-        if variances is None:
-            return None
-        rows = path.reshape(score.shape)
-        try:
-            norms, sums = _norm(rows, 2, _BOTH).tolist(), rows.sum(1)
-            totals = (sums if sums.shape[1] < FEW else _norm(sums, 2, 1, keepdim=True)).tolist()
-        except RuntimeError:  # under vmap, or on fake tensors
-            return None
-        share, tiny = limits(rows.dtype, rows.shape[1])
-        numbers, weights = numbers_of(len(variances), rows.dtype)
-        before = -1
-        for norm, total, of_score in zip(norms, totals, variances):
-            mean = math.hypot(*total)
-            of_path = norm * norm - share * mean * mean
-            if not math.isfinite(of_path):
-                return None
-            of_path = of_path if of_path > tiny else tiny
-            numbers[before] = of_path / (of_path + of_score)
-            before += 1
-        torch.lerp(rows, score, weights, out=score)
-        return self.whole
+class Seat(NamedTuple):
+    """A site among those that draw together."""
+
+    rule: InverseVariance
+    site: SiteContext
+    number: int
 
 
 class NormalTogether(Function):
@@ -174,24 +144,23 @@ class NormalTogether(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, own: Place, together: Together, loc: Tensor, before: Tensor | None
+        ctx: Any, own: Seat, together: Together, loc: Tensor, before: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         delta = together.delta.detach()
         ctx.own, ctx.together = own, together
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(delta, loc)
-        return loc + together.noise(own.index), together.token.detach(), delta
+        return loc + together.noise(own.number), together.token.detach(), delta
 
     @staticmethod
     def backward(ctx: Any, path: Tensor | None, sent: Tensor | None, delta: Tensor | None) -> tuple[Any, ...]:
-        own: Place = ctx.own
+        own: Seat = ctx.own
         onwards = sent if ctx.needs_input_grad[3] else None
         if path is None or sent is None or delta is not None or torch.is_grad_enabled():
             return None, None, _with_care(ctx, path, sent, delta), onwards
-        score = ctx.together.score(own, sent)
-        mixed = score.mixed(path)
-        if mixed is None:
-            (mixed,) = mix(own.rule, own.site, [(path, score.whole)])
+        mixed, score, variances = ctx.together.score(own, sent)
+        if variances is None or not mix_known(path.reshape(score.shape), score, variances):
+            (mixed,) = mix(own.rule, own.site, [(path, mixed)])
         return None, None, mixed, onwards
 
 
@@ -199,11 +168,10 @@ def _with_care(ctx: Any, path: Tensor | None, sent: Tensor | None, delta: Tensor
     """The mixed cotangent, which can be differentiated again."""
     made, loc = ctx.saved_tensors
     own, together = ctx.own, ctx.together
-    if path is None or delta is not None:
-        path = sum((each for each in (path, delta) if each is not None), torch.zeros_like(loc))
-    if sent is None:
-        sent = loc.new_zeros(loc.shape[:1])
-    offset = together.noise(own.index) + made - (loc - loc.detach())
+    path = torch.zeros_like(loc) if path is None else path
+    path = path if delta is None else path + delta
+    sent = loc.new_zeros(loc.shape[:1]) if sent is None else sent
+    offset = together.noise(own.number) + made - (loc - loc.detach())
     (mixed,) = mix(own.rule, own.site, [(path, offset * lifted(sent, together.scale))])
     return mixed
 

@@ -24,7 +24,7 @@ BATCH = 5
 DEFAULT = ["split-costs", "find-influence", "prepare-estimators", "assign-propagators", "introduce-plates",
            "merge-plates", "reduce-plates", "expand-targets", "route-messages", "prune",
            "explore-alternatives", "deduplicate-stages",
-           "fuse", "roll-scans", "schedule"]  # fmt: skip
+           "fuse", "roll-scans", "schedule", "draw-together"]  # fmt: skip
 
 
 def chain(theta: Tensor, sample: Any = propc.sample, between: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
@@ -232,7 +232,14 @@ def test_order() -> None:
     assert names() == DEFAULT
     assert names(ForceLR, Squash) == [*DEFAULT[:2], "force-lr", "squash", *DEFAULT[2:]]
     assert names(Squash(), ForceLR()) == [*DEFAULT[:2], "squash", "force-lr", *DEFAULT[2:]]
-    assert names(Draw, ForceLR, First) == [*DEFAULT[:2], "force-lr", *DEFAULT[2:], "draw", "first"]
+    assert names(Draw, ForceLR, First) == [
+        *DEFAULT[:2],
+        "force-lr",
+        *DEFAULT[2:-1],
+        "draw",
+        "first",
+        "draw-together",
+    ]
 
 
 def test_after_something_unknown() -> None:
@@ -271,7 +278,12 @@ def test_changes_of_the_pipeline() -> None:
         name for name in DEFAULT if name not in ("prune", "find-influence")
     ]
     assert names(lambda p: p.before("split-costs", ForceLR)) == ["force-lr", *DEFAULT]
-    assert names(lambda p: p.behind("schedule", ForceLR(), "prune")) == [*DEFAULT, "force-lr", "prune"]
+    assert names(lambda p: p.behind("schedule", ForceLR(), "prune")) == [
+        *DEFAULT[:-1],
+        "force-lr",
+        "prune",
+        "draw-together",
+    ]
     assert names(lambda p: p.replaced("fuse", Squash)) == ["squash" if name == "fuse" else name for name in DEFAULT]
     assert names(Squash, lambda p: p.before("squash", Draw), ForceLR) == [
         *DEFAULT[:2],
@@ -387,7 +399,8 @@ def test_a_broken_graph_is_refused(change: Any, words: str) -> None:
     with pytest.raises(GraphError, match=words) as caught:
         broken(change).graph(param())
     notes = "".join(getattr(caught.value, "__notes__", []))
-    assert f"(in pass 'broken'; run before it: {', '.join(DEFAULT)})" in notes or not hasattr(caught.value, "add_note")
+    before = ", ".join(DEFAULT[:-1])
+    assert f"(in pass 'broken'; run before it: {before})" in notes or not hasattr(caught.value, "add_note")
 
 
 def test_a_route_to_a_site_that_does_not_influence_the_cost() -> None:

@@ -12,7 +12,16 @@ from torch.distributions import Bernoulli, Normal
 
 import propc
 from propc.ir import Expand
-from propc.passes import DeduplicateStages, ExploreAlternatives, Fuse, Prune, RollScans, RouteMessages, Schedule
+from propc.passes import (
+    DeduplicateStages,
+    DrawTogether,
+    ExploreAlternatives,
+    Fuse,
+    Prune,
+    RollScans,
+    RouteMessages,
+    Schedule,
+)
 from propc.propagators import LikelihoodRatio, Pathwise
 from propc.propagators import Plain as OnlyDraws
 
@@ -87,5 +96,5 @@ def test_nothing_to_prune() -> None:
     before, after = graphs["route-messages"], graphs["prune"]
     assert before.routes == after.routes
     assert dict(before.nodes) == dict(after.nodes)
-    assert [p.name for p in (RouteMessages, Prune, ExploreAlternatives, DeduplicateStages, Fuse, RollScans, Schedule)] \
-        == list(graphs)[-7:]  # fmt: skip
+    later = (RouteMessages, Prune, ExploreAlternatives, DeduplicateStages, Fuse, RollScans, Schedule, DrawTogether)
+    assert [p.name for p in later] == list(graphs)[-8:]
