@@ -44,7 +44,20 @@ def weighted(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cos(x).sum(1), x.square().sum(1)
 
 
-PROGRAMS: dict[str, Program] = {"chain": chain, "branches": branches, "two costs": weighted}
+def interrupted(theta: Tensor, x: Tensor) -> Tensor:
+    """Two rows of sites in one join, with another draw between them."""
+    for t in range(6):
+        x = propc.sample(Normal(torch.tanh(theta[0] * x + theta[1]), 0.3), f"x{t}")
+        x = x + 0.1 * torch.randn_like(x) if t == 2 else x
+    return torch.cos(x).reshape(len(x), -1).sum(1)
+
+
+PROGRAMS: dict[str, Program] = {
+    "chain": chain,
+    "branches": branches,
+    "two costs": weighted,
+    "interrupted": interrupted,
+}
 ESTIMATORS = ["tp", propc.estimator("tp", weights="same"), propc.estimator("tp", folds=4, baseline=None)]
 SHAPES = [(8, 2), (12, 3), (16,), (8, 2, 3), (8, 40)]
 
@@ -93,6 +106,17 @@ def test_the_same_numbers(
     theta = torch.ones(2, requires_grad=True)
     assert here.graph(theta, start(shape)).schedule.together
     for one, other in zip(found(here, start(shape), order), found(apart, start(shape), order)):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_join_with_other_sites() -> None:
+    """What draws alone reads the same message, through the join."""
+    estimator = {"x1": propc.estimator("lr", baseline=None), "*": propc.estimator("tp", baseline=None)}
+    here, apart = both(chain, estimator)
+    graph = here.graph(torch.ones(2, requires_grad=True), start((8, 2)))
+    assert graph.schedule.together == (("x2", "x3", "x4"),)
+    assert [len(join.members) for join in graph.joins] == [5]
+    for one, other in zip(found(here, start((8, 2)), 2), found(apart, start((8, 2)), 2)):
         torch.testing.assert_close(one, other)
 
 
