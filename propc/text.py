@@ -256,8 +256,13 @@ def _schedule(graph: PropagationGraph) -> list[tuple[str, str]]:
     how = {0: "by messages", 1: "1 call of autograd"}.get(order.engine_calls, f"{order.engine_calls} calls of autograd")
     reverse = f"{runs(order.reverse)}  [{how}]" if order.reverse else "plain autograd"
     forward = "as above" if order.forward == tuple(graph.nodes) else runs(order.forward)
-    together = [("together", f"{'; '.join(runs(names) for names in order.together)}  [noise drawn at once]")]
-    return [("forward", forward), ("reverse", reverse), *together[: len(order.together)], *_blocks(order)]
+    return [("forward", forward), ("reverse", reverse), *_together(order), *_blocks(order)]
+
+
+def _together(order: Schedule) -> list[tuple[str, str]]:
+    """Which sites draw together."""
+    parts = "; ".join(runs(names) for names in order.together)
+    return [("together", f"{parts}  [noise drawn at once]")] if parts else []
 
 
 def _blocks(order: Schedule) -> list[tuple[str, str]]:

@@ -73,6 +73,7 @@ class Planner:
         placings: of the sites in plates.
         copies: what goes round the steps of copies.
         boxes: the black boxes.
+        together: the sites that draw together.
     """
 
     def __init__(self, graph: PropagationGraph, state: EstimatorState, places: Places, mode: Mode) -> None:
@@ -242,10 +243,8 @@ class Planner:
 
     def _noise(self, node: Site, rule: InverseVariance, own: Member) -> int:
         """Plan the draw of noise for a site and those behind it, and give its place."""
-        normal = node.spec.normal()
-        assert normal is not None
         make = partial(Together, len(own.names), rule.weighting.groups, own.first_met)
-        place, scale = self.places.add(f"noise of {node.name}"), self.places.reads(node)[normal[1]]
+        place, (_, scale) = self.places.add(f"noise of {node.name}"), self.places.reads(node)
         self.plan.append((node, Call(lambda scale: (make(scale),), (scale,), (place,))))
         return place
 
