@@ -117,7 +117,7 @@ def _origin(graph: PropagationGraph, ref: Ref) -> Hashable:
     node = graph[ref.node]
     if not isinstance(node, Segment):
         return ref
-    step = node.results[ref.port]
+    step: Any = node.results[ref.port]
     while step not in node.arguments and _is_expansion(step):
         step = step.args[0]
     return _origin(graph, node.inputs[node.arguments.index(step)]) if step in node.arguments else (node.name, step)
