@@ -33,13 +33,17 @@ class DrawTogether(Pass):
 
     Requires: a scheduled graph.
     Ensures: `Schedule.together` are sites in the forward order, with no other random draw among those of one draw.
+
+    Args:
+        eager: whether the plan runs operation by operation; other backends compile what sites do one by one.
     """
 
     name: ClassVar[str] = "draw-together"
     after: ClassVar[str] = "schedule"
+    eager: bool = True
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
-        if graph.program is None or graph.general or graph.schedule.blocks:
+        if not self.eager or graph.program is None or graph.general or graph.schedule.blocks:
             return graph
         together = tuple(part for row in _rows(graph) if len(row) > 1 for part in _parts(graph, row))
         return replace(graph, schedule=replace(graph.schedule, together=together)) if together else graph

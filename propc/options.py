@@ -76,7 +76,7 @@ class Options:
                 Fuse(),
                 RollScans(),
                 Schedule(),
-                *([DrawTogether()] if self.backend == EAGER else ()),  # others compile what sites do one by one
+                DrawTogether(eager=self.backend == EAGER),
             )
         ).with_passes(self.passes)
 
