@@ -80,7 +80,7 @@ def _weighed(rows: Tensor, grads: Grads, groups: int, variances: Look | None) ->
         found = quick_variances(rows.detach() if rows.requires_grad else rows)
     else:
         found = variances(list(rows.detach().view(2, len(grads), *grads[0][0].shape).unbind(1)))
-    return None if found is None else weights_of(found, groups, rows.dtype)
+    return None if found is None else _weights_of(found, groups, rows.dtype)
 
 
 def _mixed(rows: Tensor, grads: Grads, weights: Sequence[float]) -> list[Tensor]:
@@ -90,13 +90,13 @@ def _mixed(rows: Tensor, grads: Grads, weights: Sequence[float]) -> list[Tensor]
     if rows.requires_grad:
         mixed = torch.lerp(path, score, rows.new_tensor(weights)[:, None, None])
     else:
-        mixed = blend(path, score, weights, path)
+        mixed = _blend(path, score, weights, path)
     return [mixed.view(shape)] if count == 1 else list(mixed.view(count, *shape).unbind())
 
 
-def blend(path: Tensor, score: Tensor, weights: Sequence[float], out: Tensor) -> Tensor:
+def _blend(path: Tensor, score: Tensor, weights: Sequence[float], out: Tensor) -> Tensor:
     """path + w·(score − path), without a gradient, with a weight for each group: [..., groups, rows, coordinates]."""
-    numbers, made = numbers_of(len(weights), path.dtype)
+    numbers, made = _numbers_of(len(weights), path.dtype)
     for i, weight in enumerate(weights):
         numbers[i] = weight
     return torch.lerp(path, score, made, out=out)
@@ -114,11 +114,11 @@ def quick_variances(rows: Tensor) -> list[float] | None:
         means = [math.hypot(*each) for each in sums.tolist()] if sums.shape[1] < FEW else _norm(sums, 2, 1).tolist()
     except RuntimeError:  # under vmap, or on fake tensors
         return None
-    share, _ = limits(rows.dtype, rows.shape[1])
+    share, _ = _limits(rows.dtype, rows.shape[1])
     return [norm * norm - share * mean * mean for norm, mean in zip(norms, means)]
 
 
-def weights_of(found: Sequence[float], groups: int, dtype: torch.dtype) -> list[float] | None:
+def _weights_of(found: Sequence[float], groups: int, dtype: torch.dtype) -> list[float] | None:
     """The weight that the variances of each group give to the second part; None if one is not finite.
 
     Args:
@@ -129,7 +129,7 @@ def weights_of(found: Sequence[float], groups: int, dtype: torch.dtype) -> list[
         found = [sum(found[start : start + half : groups]) for start in (*range(groups), *range(half, half + groups))]
     if not math.isfinite(sum(found)):
         return None
-    _, tiny = limits(dtype, 1)
+    _, tiny = _limits(dtype, 1)
     least = [each if each > tiny else tiny for each in found]
     return [path / (path + score) for path, score in zip(least, least[groups:])]
 
@@ -144,7 +144,7 @@ def known_variances(rows: Tensor, groups: int) -> Sequence[list[float] | None]:
     starts = range(0, len(rows), groups)
     if found is None or not math.isfinite(sum(found)):
         return [None for _ in starts]
-    _, tiny = limits(rows.dtype, 1)
+    _, tiny = _limits(rows.dtype, 1)
     least = [max(each, tiny) for each in found]
     return [least[i : i + groups] for i in starts]
 
@@ -166,8 +166,8 @@ def mix_known(path: Tensor, score: Tensor, of_score: Sequence[float]) -> bool:
         totals = (sums if sums.shape[1] < FEW else _norm(sums, 2, 1, keepdim=True)).tolist()
     except RuntimeError:  # under vmap, or on fake tensors
         return False
-    share, tiny = limits(path.dtype, path.shape[1])
-    numbers, weights = numbers_of(len(norms), path.dtype)
+    share, tiny = _limits(path.dtype, path.shape[1])
+    numbers, weights = _numbers_of(len(norms), path.dtype)
     before = -1  # the group that takes the weight of this one
     for norm, total, variance in zip(norms, totals, of_score):
         mean = math.hypot(*total)
@@ -191,7 +191,7 @@ class _Memory(threading.local):
 _MEMORY = _Memory()
 
 
-def numbers_of(groups: int, dtype: torch.dtype) -> tuple[array[float], Tensor]:
+def _numbers_of(groups: int, dtype: torch.dtype) -> tuple[array[float], Tensor]:
     """Numbers, and a tensor [groups, 1, 1] of them, both to be used at once: this thread will write over them."""
     known = _MEMORY.known.get((groups, dtype))
     if known is None:
@@ -201,7 +201,7 @@ def numbers_of(groups: int, dtype: torch.dtype) -> tuple[array[float], Tensor]:
 
 
 @cache
-def limits(dtype: torch.dtype, size: int) -> tuple[float, float]:
+def _limits(dtype: torch.dtype, size: int) -> tuple[float, float]:
     """By what a squared sum over `size` rows counts, with what it may have gained by rounding; the least variance."""
     known = torch.finfo(dtype)
     return (1 + 4 * known.eps) ** 2 / size, known.tiny
