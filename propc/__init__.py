@@ -5,10 +5,16 @@ Write the model once as an ordinary PyTorch program, mark its random choices wit
 """
 
 from propc import estimators, passes, propagators
-from propc.api import CompiledFunction, compile
-from propc.comparing.compare import compare
-from propc.comparing.comparison import Comparison
-from propc.comparing.signal_to_noise import signal_to_noise
+from propc.api.compile import CompiledFunction, compile
+from propc.api.marks import bound, cost, node, opaque, sample
+from propc.api.network import Network
+from propc.api.plate import plate
+from propc.api.scan import scan
+from propc.diagnostics.comparison.compare import compare
+from propc.diagnostics.comparison.comparison import Comparison
+from propc.diagnostics.explanation import Explanation
+from propc.diagnostics.profile.profile import Profile
+from propc.diagnostics.signal_to_noise import signal_to_noise
 from propc.errors import (
     EstimatorError,
     GraphError,
@@ -31,17 +37,12 @@ from propc.estimators import (
     estimator,
     register_estimator,
 )
-from propc.explain import Explanation
-from propc.graph import PropagationGraph
 from propc.ir import Kind
-from propc.messages import CHILDREN, PARENTS, SELF, Field, Message
-from propc.network import Network
-from propc.plates import plate
-from propc.profiling.profile import Profile
-from propc.propagation import Propagation
+from propc.ir.graph import PropagationGraph
+from propc.ir.messages import CHILDREN, PARENTS, SELF
+from propc.messages import Field, Message
 from propc.propagators import NodeView, Propagator, propagator, register_propagator
-from propc.scanning import scan
-from propc.sites import bound, cost, node, opaque, sample
+from propc.runtime.messaging.propagation import Propagation
 
 __version__ = "0.1.0"
 

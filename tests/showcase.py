@@ -10,7 +10,7 @@ from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_
 from torch.nn.functional import softplus
 
 import propc
-from propc.graph import PropagationGraph
+from propc.ir.graph import PropagationGraph
 
 
 def rollout(beta: Tensor, x0: Tensor, W: Tensor, horizon: int) -> Tensor:

@@ -50,7 +50,7 @@ def nothing_is_lost() -> Iterator[None]:
     yield
     assert torch.autograd.Function.apply == apply
     assert "apply" not in vars(_SingleLevelFunction)
-    assert propc.tracing.active_tracer() is None
+    assert propc.frontend.active_tracer() is None
     theta = leaf()
     propc.compile(lambda theta: normal(theta).square(), estimator="lr")(theta).sum().backward()
     assert theta.grad is not None
@@ -943,7 +943,7 @@ def test_out_of_memory_in_messages() -> None:
 
 
 def test_out_of_memory_in_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("propc.runtime.replay.check_independence", lambda *_: torch.zeros(TOO_MANY))
+    monkeypatch.setattr("propc.runtime.checks.replay.check_independence", lambda *_: torch.zeros(TOO_MANY))
     words = "in the checks of the first call", "validate=False"
     refused(propc.OutOfMemoryError, run(lambda theta: normal(theta).square()), *words)
     assert run(lambda theta: normal(theta).square(), validate=False)().shape == (B,)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal, Poisson
 
 import propc
-from propc.comparing.judging import limit
-from propc.comparing.measuring import WARMUP, Candidate, Originals, Situation, interleave, mean_cost
-from propc.comparing.moments import Moments
+from propc.diagnostics.comparison.figures import limit
+from propc.diagnostics.comparison.running_moments import Moments
+from propc.diagnostics.comparison.steps import WARMUP, Candidate, Originals, Situation, interleave, mean_cost
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError
 
 ROWS = 100

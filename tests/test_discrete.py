@@ -17,8 +17,8 @@ from torch.distributions import (
     RelaxedBernoulli,
 )
 
-from propc.discrete import Binary, Categories, Family, family
-from propc.distributions import take_apart
+from propc.distributions.perturbed_logits import Binary, Categories, Family, family
+from propc.distributions.spec import take_apart
 
 ROWS = 400_000
 FAMILIES = {

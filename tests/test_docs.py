@@ -84,7 +84,7 @@ def same_text(a: str, b: str) -> bool:
 @pytest.fixture(autouse=True)
 def _known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names as propc comes: other pages, tests and examples give some of the same names."""
-    for place in (propc.passes.base, propc.propagators.registry, propc.estimators.base):
+    for place in (propc.passes.pipeline, propc.propagators.registry, propc.estimators.estimator):
         own = {name: made for name, made in place._TABLE.items() if made.__module__.startswith("propc.")}
         monkeypatch.setattr(place, "_TABLE", own)
 
@@ -153,7 +153,7 @@ def test_links(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_files_exist(page: Path) -> None:
-    """A path in backticks, such as `passes/base.py`, is there."""
+    """A path in backticks, such as `passes/pipeline.py`, is there."""
     for name in re.findall(r"`([\w.\-]+/[\w./\-]*)`", prose(page)):
         if name not in MADE_BY_RUNNING:
             assert (ROOT / name).exists() or (page.parent / name).exists(), f"{by_name(page)}: {name}"

@@ -14,9 +14,9 @@ from torch.distributions import Normal
 
 import propc
 from propc.errors import PropcValueError
-from propc.fold import boxes
 from propc.ir import Cost, Expand, Input, Parameter, Site
-from propc.text import constant
+from propc.printing.folding import boxes
+from propc.printing.text import constant
 
 needs_graphviz = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
 

@@ -8,7 +8,7 @@ from showcase import GRAPHS, rewards_graph, rollout_graph
 from torch.distributions import Normal
 
 import propc
-from propc.explain import HEADERS, Explanation
+from propc.diagnostics.explanation import HEADERS, Explanation
 
 
 @pytest.mark.parametrize("name", GRAPHS)

@@ -256,7 +256,7 @@ def test_an_estimator_that_gives_no_rule(what: Any, monkeypatch: pytest.MonkeyPa
         propc.compile(squares, estimator=Gives())(leaf())
 
 
-class Wrong(propc.baselines.Baseline):
+class Wrong(propc.propagators.baselines.Baseline):
     def center(self, cost: Tensor, state: nn.Module | None) -> Any:
         return None
 
@@ -286,7 +286,7 @@ def test_a_baseline_that_writes_into_the_costs() -> None:
 def test_the_decay_of_a_moving_average() -> None:
     for decay in (1.0, -0.1, "x"):
         with pytest.raises(propc.PropcValueError, match="option decay="):
-            propc.baselines.MovingAverage(decay=decay)
+            propc.propagators.baselines.MovingAverage(decay=decay)
 
 
 def test_a_propagator_class_at_a_site() -> None:

@@ -13,7 +13,7 @@ from torch.distributions import Exponential, Normal, Poisson
 
 import propc
 from propc.estimators import SiteView
-from propc.estimators.base import _TABLE
+from propc.estimators.estimator import _TABLE
 from propc.propagators import Baseline, Pathwise
 
 B = 8

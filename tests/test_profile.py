@@ -23,20 +23,21 @@ from torch.distributions import Normal
 from torch.profiler import ProfilerActivity
 
 import propc
+from propc.diagnostics.profile.bench import Step, _by_node
+from propc.diagnostics.profile.memory import CALL, memory
+from propc.diagnostics.profile.node_rows import BESIDE, OVERHEAD, Part, rows
+from propc.diagnostics.profile.timers import Clock, HostTimer, Interval, cost_of_a_reading, hooks, intervals, timer_of
 from propc.errors import PropcValueError
 from propc.ir import Input, Parameter
-from propc.laps import Laps
-from propc.profiling.clock import Clock, HostTimer, Interval, cost_of_a_reading, hooks, intervals, timer_of
-from propc.profiling.measuring import Step, _by_node
-from propc.profiling.memory import CALL, memory
-from propc.profiling.parts import BESIDE, OVERHEAD, Part, rows
-from propc.profiling.words import milliseconds, size
-from propc.runtime import lines, watching
+from propc.ir.adjacency import BACKWARD, FORWARD
 from propc.runtime.backends.cudagraphs import Captured
-from propc.runtime.named import named
-from propc.runtime.straight import Call
-from propc.runtime.watching import BLOCK, RUN
-from propc.wiring import BACKWARD, FORWARD
+from propc.runtime.observe import watcher
+from propc.runtime.observe.watched_plan import named
+from propc.runtime.observe.watcher import BLOCK, RUN
+from propc.runtime.plan import runner
+from propc.runtime.plan.codegen import Call
+from propc.util.formatting import milliseconds, size
+from propc.util.stopwatch import Laps
 
 MIXED = {"z": "lr", "k": "lr", "u": "tp", "y": "rp"}
 
@@ -388,12 +389,12 @@ def test_memory_of_ranges() -> None:
 def test_as_a_table() -> None:
     compiled, args = PROGRAMS["rewards"]
     found = compiled.profile(*args, repeats=2)
-    title, _, head, *lines = str(found).splitlines()
+    title, _, head, *runner = str(found).splitlines()
     assert title.startswith("rewards: ")
     assert title.endswith("2 repeats")
     assert head.split("  ")[0] == "stage"
-    assert any(line.startswith("site by lr") and "a0..a4" in line and "showcase.py:26" in line for line in lines)
-    assert lines[-1].startswith("compiled in ")
+    assert any(line.startswith("site by lr") and "a0..a4" in line and "showcase.py:26" in line for line in runner)
+    assert runner[-1].startswith("compiled in ")
     assert "<table>" in found._repr_html_()
     with pytest.raises(PropcValueError, match=r"no row 'a9'\. Did you mean"):
         found["a9"]
@@ -481,7 +482,7 @@ def test_leaves_no_trace() -> None:
     assert after.keys() == state.keys()
     assert all(torch.equal(after[key], value) for key, value in state.items())
     assert compiled.compiler.traces == 1
-    assert not watching._WATCHERS
+    assert not watcher._WATCHERS
     beta.grad = None
 
 
@@ -620,7 +621,7 @@ def test_nobody_watches_without_a_profiler(monkeypatch: pytest.MonkeyPatch) -> N
     compiled, args = PROGRAMS["rollout"]
     ranges(lambda: compiled(*args))
     watched: list[int] = []
-    monkeypatch.setattr(lines, "Watched", lambda *given: watched.append(1))
+    monkeypatch.setattr(runner, "Watched", lambda *given: watched.append(1))
     compiled(*args).mean().backward()
     assert not watched
 

@@ -19,11 +19,11 @@ from torch.distributions import (
 )
 
 import propc
-from propc.discrete import Binary, Categories, Family
-from propc.distributions import take_apart
+from propc.distributions.perturbed_logits import Binary, Categories, Family
+from propc.distributions.spec import take_apart
 from propc.errors import EstimatorError
 from propc.propagators import GumbelRao, GumbelSoftmax, ReinMax, SiteContext, StraightThrough, StraightThroughGumbel
-from propc.temperature import Temperature
+from propc.propagators.sites.temperature import Temperature
 
 HARD = ["st", "st_gumbel", "gumbel_rao", "reinmax"]
 ALL = ["gumbel_softmax", *HARD]

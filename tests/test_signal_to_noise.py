@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
 import propc
+from propc.diagnostics.explanation import HEADERS
 from propc.errors import PropcValueError
-from propc.explain import HEADERS
-from propc.paint import RATIOS, Ratios
-from propc.runtime.probe import Probe
+from propc.printing.colour_scale import RATIOS, Ratios
+from propc.runtime.observe.cotangent_probe import Probe
 
 ROWS = 50
 THETA = torch.tensor([0.3, 0.4], requires_grad=True)

@@ -21,7 +21,7 @@ from torch.distributions import (
 from torch.distributions import transforms as T
 
 import propc
-from propc.text import constant, runs
+from propc.printing.text import constant, runs
 
 
 @pytest.mark.parametrize("name", GRAPHS)

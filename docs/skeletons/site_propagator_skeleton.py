@@ -14,7 +14,7 @@ import propc
 from propc.estimators import LeaveOneOut, SiteView
 from propc.estimators.likelihood_ratio import require_batch
 from propc.propagators import Baseline, Draw, SiteContext, SitePropagator, row_log_prob
-from propc.runtime.gates import token
+from propc.runtime.autograd.tokens import token
 
 
 @dataclass(frozen=True)

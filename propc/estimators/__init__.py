@@ -1,8 +1,9 @@
 """The user's choices: names, options and what each estimator promises. One a file."""
 
-from propc.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
 from propc.estimators.antithetic import Arm, DisArm
-from propc.estimators.base import (
+from propc.estimators.combine import Combine
+from propc.estimators.enumerate import Enumerate
+from propc.estimators.estimator import (
     Estimator,
     EstimatorChoice,
     SiteChoice,
@@ -12,9 +13,6 @@ from propc.estimators.base import (
     register_estimator,
     resolve,
 )
-from propc.estimators.combine import Combine
-from propc.estimators.discrete import require_path_from_draw
-from propc.estimators.enumerate import Enumerate
 from propc.estimators.gaussian_shaping import GaussianResampling, GaussianShaping, ShapedTotalPropagation
 from propc.estimators.gumbel_rao import GumbelRao
 from propc.estimators.gumbel_softmax import GumbelSoftmax
@@ -24,10 +22,12 @@ from propc.estimators.local import Local
 from propc.estimators.measure_valued import MeasureValued
 from propc.estimators.pathwise import Pathwise, require_path
 from propc.estimators.reinmax import ReinMax
+from propc.estimators.requirements import require_path_from_draw
 from propc.estimators.straight_through import StraightThrough
 from propc.estimators.straight_through_gumbel import StraightThroughGumbel
 from propc.estimators.total_propagation import TotalPropagation
 from propc.estimators.vimco import Vimco
+from propc.propagators.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
 
 __all__ = [
     "Arm",

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
-from propc.discrete import family
+from propc.distributions.perturbed_logits import family
 from propc.errors import PropcValueError
-from propc.estimators.base import Estimator, SiteView, register_estimator
-from propc.propagators.samples import Samples
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
+from propc.propagators.sites.samples import Samples
 
 
 @dataclass(frozen=True)

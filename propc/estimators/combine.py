@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from propc import propagators
-from propc.baselines import baseline
 from propc.errors import PropcValueError, message
-from propc.estimators.base import Estimator, SiteView, register_estimator, resolve
+from propc.estimators.estimator import Estimator, SiteView, register_estimator, resolve
 from propc.estimators.likelihood_ratio import LikelihoodRatio, require_batch
-from propc.runtime.weighting import Weighting
+from propc.propagators.baselines import baseline
+from propc.runtime.weighting.weighting import Weighting
 
 if TYPE_CHECKING:
-    from propc.passes.base import Pass
+    from propc.passes.pipeline import Pass
 
 
 @register_estimator("combine")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
+from propc.distributions.support import places, values_of
 from propc.errors import PropcValueError
-from propc.estimators.base import Estimator, SiteView, register_estimator
-from propc.propagators.samples import Samples, positive
-from propc.support import places, values_of
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
+from propc.propagators.sites.samples import Samples, positive
 
 
 @register_estimator("enumerate")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from propc import propagators
-from propc.baselines import baseline
-from propc.estimators.base import Estimator, SiteView, register_estimator
 from propc.estimators.combine import Combine
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
 from propc.estimators.likelihood_ratio import LikelihoodRatio
 from propc.estimators.pathwise import Pathwise
+from propc.propagators.baselines import baseline
 
 if TYPE_CHECKING:
     from propc.passes import Pass
@@ -42,7 +42,7 @@ class Refitted(Estimator):
         self.estimator()
 
     def passes(self, sites: tuple[str, ...]) -> tuple[Pass, ...]:
-        from propc.passes.gaussian_shaping import GaussianShaping  # passes import estimators
+        from propc.passes.insert.gaussian_shaping import GaussianShaping  # passes import estimators
 
         made = GaussianShaping(
             at=self.at, sites=sites or None, costs=self.costs, shrinkage=self.shrinkage, jitter=self.jitter

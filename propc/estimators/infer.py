@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from propc.discrete import family
+from propc.distributions.perturbed_logits import family
+from propc.distributions.support import places, values_of
 from propc.estimators.antithetic import DisArm
-from propc.estimators.base import Estimator, SiteView, register_estimator
 from propc.estimators.enumerate import Enumerate
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
 from propc.estimators.likelihood_ratio import LikelihoodRatio
 from propc.estimators.local import Local
 from propc.estimators.pathwise import Pathwise
 from propc.estimators.vimco import Vimco
 from propc.propagators import Propagator
-from propc.propagators.samples import positive
-from propc.support import places, values_of
+from propc.propagators.sites.samples import positive
 
 
 @register_estimator("infer")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from propc import propagators
-from propc.baselines import LeaveOneOut, baseline
 from propc.errors import PropcValueError, message
-from propc.estimators.base import Estimator, SiteView, register_estimator
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
 from propc.propagators import Baseline
-from propc.propagators.samples import Samples
+from propc.propagators.baselines import LeaveOneOut, baseline
+from propc.propagators.sites.samples import Samples
 
 
 @register_estimator("lr")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
-from propc.estimators.base import Estimator, SiteView, register_estimator
-from propc.propagators.samples import Samples
-from propc.support import places, values_of
+from propc.distributions.support import places, values_of
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
+from propc.propagators.sites.samples import Samples
 
 
 @register_estimator("local")

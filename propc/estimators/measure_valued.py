@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
-from propc.estimators.base import Estimator, SiteView, register_estimator
+from propc.distributions.support import parameters, places, values_of
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
 from propc.estimators.local import Local
-from propc.propagators.measure_valued import FAMILIES, measures_of
-from propc.propagators.samples import Samples
-from propc.support import parameters, places, values_of
+from propc.propagators.sites.measure_valued import FAMILIES, measures_of
+from propc.propagators.sites.samples import Samples
 
 
 @register_estimator("mvd")

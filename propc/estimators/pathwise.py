@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
-from propc.estimators.base import Estimator, SiteView, register_estimator
-from propc.propagators.samples import Samples
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
+from propc.propagators.sites.samples import Samples
 
 
 @register_estimator("rp")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
-from propc.estimators.base import Estimator, SiteView, register_estimator
-from propc.estimators.discrete import require_path_from_draw
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
+from propc.estimators.requirements import require_path_from_draw
 
 
 @register_estimator("reinmax")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from propc import propagators
-from propc.estimators.base import Estimator, SiteView, register_estimator
-from propc.estimators.discrete import require_path_from_draw
-from propc.temperature import Temperature
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
+from propc.estimators.requirements import require_path_from_draw
+from propc.propagators.sites.temperature import Temperature
 
 
 @register_estimator("st_gumbel")

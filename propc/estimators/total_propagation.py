@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from propc import propagators
-from propc.estimators.base import Estimator, SiteView, register_estimator
 from propc.estimators.combine import Combine
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
 from propc.estimators.likelihood_ratio import LikelihoodRatio
 
 

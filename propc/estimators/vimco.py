@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
-from propc.baselines import GeometricMean, LeaveOneOut
-from propc.configure import one_of
 from propc.errors import PropcValueError, message
-from propc.estimators.base import Estimator, SiteView, register_estimator
-from propc.propagators.samples import Samples
+from propc.estimators.estimator import Estimator, SiteView, register_estimator
+from propc.propagators.baselines import GeometricMean, LeaveOneOut
+from propc.propagators.sites.samples import Samples
+from propc.util.configure import one_of
 
 MEANS = {"geometric": GeometricMean(), "arithmetic": LeaveOneOut()}
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from propc.baselines import Baseline
-from propc.drawing import draw_detached
+from propc.distributions.sampling import draw_detached
 from propc.errors import EstimatorError, MessageError, message, nearest
-from propc.messages import EMPTY, Field, Message, Target
-from propc.propagators.base import NodeView, Propagator, Sent, note
-from propc.propagators.site import Draw, SiteContext, SitePropagator
+from propc.ir.messages import EMPTY, Field, Message, Target
+from propc.propagators.baselines import Baseline
+from propc.propagators.propagator import NodeView, Propagator, Sent, note
+from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from propc.errors import PropcError, PropcTypeError, PropcValueError, message, nearest
-from propc.messages import Field
-from propc.propagators.base import Propagator
-from propc.registering import check_entry, check_name
+from propc.ir.messages import Field
+from propc.propagators.propagator import Propagator
+from propc.util.name_table import check_entry, check_name
 
 P = TypeVar("P", bound=Callable[..., Propagator])
 _TABLE: dict[str, Callable[..., Propagator]] = {}

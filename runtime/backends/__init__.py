@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from propc.runtime.backends.base import Backend, Report
+from propc.runtime.backend import Backend, Report
 
 __all__ = ["BACKENDS", "EAGER", "Backend", "Report", "backend"]
 
@@ -13,7 +13,7 @@ BACKENDS = (EAGER, "inductor", "cudagraphs", "auto")
 def backend(name: str) -> Backend | None:
     """The backend of this name; None is `eager`, which runs the plan as it is."""
     if name == "inductor":
-        from propc.runtime.backends.inductor import Inductor
+        from propc.runtime.backends.inductor.inductor import Inductor
 
         return Inductor()
     if name == "cudagraphs":

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from propc.errors import BackendError
-from propc.ir import Node, Opaque
-from propc.runtime.backends.base import Backend, Report
+from propc.ir.records import Node, Opaque
+from propc.runtime.backend import Backend, Report
 from propc.runtime.backends.cudagraphs import CudaGraphs
-from propc.runtime.backends.inductor import Inductor
-from propc.runtime.lines import Line
-from propc.runtime.noise import from_state, state_of
-from propc.runtime.straight import Call, Values
+from propc.runtime.backends.inductor.inductor import Inductor
+from propc.runtime.plan.codegen import Call, Values
+from propc.runtime.plan.runner import Line
+from propc.util.torch_rng import from_state, state_of
 
 if TYPE_CHECKING:
-    from propc.runtime.executor import Executable
+    from propc.runtime.executable import Executable
 
 TRIALS = 7  # of which the quickest counts
 

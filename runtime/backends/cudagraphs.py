@@ -17,18 +17,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from propc.errors import BackendError, message
-from propc.ir import Node
-from propc.runtime.backends.base import Backend, Named, Report, Several
-from propc.runtime.backends.inductor import Inductor
-from propc.runtime.backends.units import LOOKS, obstacle
-from propc.runtime.blocks import last_reads
-from propc.runtime.gates import applied
-from propc.runtime.noise import set_state, state_of
-from propc.runtime.straight import Call, Straight, Values
-from propc.runtime.watching import REPLAY, label_of
+from propc.ir.records import Node
+from propc.runtime.autograd.tokens import applied
+from propc.runtime.backend import Backend, Named, Report, Several
+from propc.runtime.backends.inductor.compiled_units import LOOKS, obstacle
+from propc.runtime.backends.inductor.inductor import Inductor
+from propc.runtime.observe.watcher import REPLAY, label_of
+from propc.runtime.plan.codegen import Call, Straight, Values
+from propc.runtime.plan.liveness import last_reads
+from propc.util.torch_rng import set_state, state_of
 
 if TYPE_CHECKING:
-    from propc.runtime.executor import Executable
+    from propc.runtime.executable import Executable
 
 WARMUP = 3  # runs before a capture, in which libraries set themselves up
 

@@ -11,7 +11,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 import propc
-from propc.runtime.backends import Report, compiling
+from propc.runtime.backends import Report
+from propc.runtime.backends.inductor import compile_stage
 
 Loss = Callable[[Any], Tensor]
 
@@ -28,7 +29,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    monkeypatch.setattr(compiling, "compiled", run)
+    monkeypatch.setattr(compile_stage, "compiled", run)
 
 
 def total(returned: Any) -> Tensor:

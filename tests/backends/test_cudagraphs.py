@@ -16,7 +16,7 @@ from torch.distributions import Normal
 
 import propc
 from propc.runtime.backends.cudagraphs import Captured, CudaGraphs
-from propc.runtime.executor import Executable
+from propc.runtime.executable import Executable
 
 
 class Repeated:

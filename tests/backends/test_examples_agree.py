@@ -13,13 +13,13 @@ import torch
 from backends.agreement import assert_same, plainly
 from torch import Tensor
 
-import propc.compiler
+import propc.compiler.compiler
 from propc.ir import Node
 from propc.runtime.backends import Backend, Report, auto
-from propc.runtime.backends.inductor import Inductor
-from propc.runtime.blocks import last_reads
-from propc.runtime.executor import Executable
-from propc.runtime.straight import Call, Straight, Values
+from propc.runtime.backends.inductor.inductor import Inductor
+from propc.runtime.executable import Executable
+from propc.runtime.plan.codegen import Call, Straight, Values
+from propc.runtime.plan.liveness import last_reads
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = [
@@ -91,7 +91,7 @@ def _step(executable: Executable, plan: Plan, values: Values) -> list[Tensor]:
 def test_first_graphs_agree(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plainly(monkeypatch)
     both = Both()
-    monkeypatch.setattr(propc.compiler, "backend", lambda chosen: both)
+    monkeypatch.setattr(propc.compiler.compiler, "backend", lambda chosen: both)
     monkeypatch.setattr(sys, "argv", [name, "--smoke", "--out", str(tmp_path / "out")])
     monkeypatch.syspath_prepend(str((EXAMPLES / name).parent))
     monkeypatch.syspath_prepend(str(EXAMPLES))

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import propc
-from propc.runtime.backends import compiling, inductor
+from propc.runtime.backends.inductor import compile_stage, inductor
 
 pytestmark = pytest.mark.filterwarnings("ignore::propc.PropcWarning")
 
@@ -48,7 +48,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return real(code, *args, **options)
 
     monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx_inner", counted)
-    monkeypatch.setattr(compiling, "_COMPILED", {})
+    monkeypatch.setattr(compile_stage, "_COMPILED", {})
     return seen
 
 
@@ -170,7 +170,7 @@ def test_what_is_saved_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_breaks_the_compiler_runs_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     plainly(monkeypatch)
-    ordinary = compiling.compiled
+    ordinary = compile_stage.compiled
 
     def breaks(code: Any, reverse: bool) -> Any:
         if any("tanh" in str(node.target) for node in code.graph.nodes):

@@ -15,7 +15,7 @@ import propc
 from propc import Field, Message, PropcTypeError, PropcValueError, propagator
 from propc.estimators import LeaveOneOut
 from propc.propagators import Chain, NodeView, Propagator, Sequence
-from propc.runtime.weighting import Weighting
+from propc.runtime.weighting.weighting import Weighting
 
 BATCH = 5
 THETA = torch.tensor([0.4, -1.3], dtype=torch.float64)

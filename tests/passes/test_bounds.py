@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
 import propc
-from propc.baselines import Baseline, GeometricMean, LeaveOneOut, MovingAverage, NoBaseline
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError
 from propc.ir import BATCH, LOG_MEAN_EXP, Cost, Reduce
+from propc.propagators.baselines import Baseline, GeometricMean, LeaveOneOut, MovingAverage, NoBaseline
 
 B = 5
 THETA = torch.tensor([0.3, -0.4], dtype=torch.float64)

@@ -20,8 +20,8 @@ from torch.distributions import (
 )
 
 import propc
-from propc.graph import leaf_named
 from propc.ir import Expand, Parameter
+from propc.ir.graph import leaf_named
 from propc.passes import ExpandTargets
 from propc.propagators import InverseVariance
 
@@ -32,7 +32,7 @@ Tangents = dict[str, tuple[list[Tensor], list[Tensor | None]]]
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Tangents:
     """φ and tangents that each site gets at the latest call; all that is small has exact ones."""
-    monkeypatch.setattr("propc.options.ExpandTargets", lambda: ExpandTargets(few=64))
+    monkeypatch.setattr("propc.compiler.options.ExpandTargets", lambda: ExpandTargets(few=64))
     found: Tangents = {}
     draw = InverseVariance.draw
 
@@ -248,8 +248,8 @@ def sketched(theta: Tensor, sample: Any = propc.sample) -> Tensor:
 
 def test_sketch(seen: Tangents, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random signs: every direction is one, drawn anew at each call, and E[(g·Jv)²] = ‖Jᵀg‖²."""
-    monkeypatch.setattr("propc.options.ExpandTargets", lambda: ExpandTargets(exact_up_to=3, sketches=4))
-    monkeypatch.setattr("propc.passes.expand_targets.find_uses", lambda *args: None)
+    monkeypatch.setattr("propc.compiler.options.ExpandTargets", lambda: ExpandTargets(exact_up_to=3, sketches=4))
+    monkeypatch.setattr("propc.passes.targets.expand_targets.find_uses", lambda *args: None)
     theta = torch.randn(DIM, DIM, requires_grad=True)
     compiled = propc.compile(sketched, estimator=propc.estimator("tp", target="theta"))
     (expand, *_) = compiled.graph(theta).of(Expand)

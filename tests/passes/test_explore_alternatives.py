@@ -25,8 +25,8 @@ import propc
 from propc.errors import EstimatorError, GraphError, NonFiniteError, PropcValueError
 from propc.ir import Compare, Node, Plate, Segment, Site
 from propc.passes import ExploreAlternatives
+from propc.printing.text import operations_of
 from propc.propagators import Draw, Enumerate, Plain, SiteContext, SitePropagator, row_log_prob, token
-from propc.text import operations_of
 
 BATCH = 6
 THETA = torch.tensor([0.3, -0.4], dtype=torch.float64)

@@ -17,7 +17,7 @@ import propc
 from propc.errors import GraphError
 from propc.ir import Ref, Route, Token
 from propc.passes import Pass, Pipeline, Prune, Schedule, SplitCosts
-from propc.passes.base import _TABLE, make_pass
+from propc.passes.pipeline import _TABLE, make_pass
 from propc.propagators import LikelihoodRatio, Pathwise
 
 BATCH = 5

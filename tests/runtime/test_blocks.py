@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from propc.runtime.blocks import block, last_reads
-from propc.runtime.straight import Call
+from propc.runtime.plan.codegen import Call
+from propc.runtime.plan.liveness import block, last_reads
 
 PLAN = [
     Call(lambda a: (a, a), (0,), range(2, 4)),

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from propc.runtime.checkpointing import checkpointed
-from propc.runtime.once import once
+from propc.runtime.autograd.recompute import checkpointed
+from propc.runtime.autograd.run_once import once
 
 Apply = Callable[[Any, Sequence[Tensor]], Sequence[Tensor]]
 

@@ -8,8 +8,8 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.distributions import Bernoulli, Categorical, Independent, OneHotCategorical
 
 import propc
-from propc.drawing import draw_detached
-from propc.runtime.classes import score
+from propc.distributions.sampling import draw_detached
+from propc.runtime.autograd.one_hot import score
 
 LOGITS = torch.tensor(
     [[[0.3, -0.5, 0.8], [-0.2, 0.6, 0.1]], [[0.0, 1.2, -0.7], [0.4, 0.4, -2.0]]], dtype=torch.float64

@@ -15,7 +15,7 @@ from torch.distributions import Bernoulli, Gamma, Independent, Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import propc
-from propc.runtime.gates import attach, guard, join, token
+from propc.runtime.autograd.tokens import attach, guard, join, token
 
 BATCH = 5
 

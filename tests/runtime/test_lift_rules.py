@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from propc import stages
-from propc.cut import dependence
-from propc.graph import PropagationGraph
+from propc.frontend import Tracer
+from propc.frontend.cut import dependence
+from propc.frontend.simplify import simplify
+from propc.fx import segment_code
+from propc.fx.operations import is_random
+from propc.fx.program import type_of
 from propc.ir import Input, Plate, Ref, Segment, Source, Stage
-from propc.runtime.lift_table import RULES
-from propc.runtime.lifting import Lifting, rewritten, vmapping
-from propc.tracing import Tracer
-from propc.tracing.operations import is_random
-from propc.tracing.program import type_of
-from propc.tracing.simplify import simplify
+from propc.ir.graph import PropagationGraph
+from propc.runtime.batching.table import RULES
+from propc.runtime.plates.segments import Lifting, rewritten, vmapping
 
 SIZES = {"a": 3, "b": 2}  # b was introduced after a, and stands outside it
 ORDER = ("b", "a")
@@ -54,7 +54,7 @@ def segment_of(fn, tensors, reads):
         arguments=arguments,
         results=program.outputs,
         dependence=masks,
-        stage=Stage("stage", stages.build("stage", body, arguments, program.outputs)),
+        stage=Stage("stage", segment_code.build("stage", body, arguments, program.outputs)),
         plates=tuple(n for n in ORDER if n in carried),
         spread=tuple(tuple(n for n in ORDER if n in part) for part in spread),
     )

@@ -16,11 +16,11 @@ import propc
 from propc.errors import PropcValueError
 from propc.estimators import LeaveOneOut
 from propc.propagators import InverseVariance, LikelihoodRatio, Pathwise
-from propc.runtime import mixing
-from propc.runtime.mixing import Target, mix
-from propc.runtime.past import remembered
-from propc.runtime.traced import tracing
-from propc.runtime.weighting import Weighting
+from propc.runtime.weighting import mix as mixing
+from propc.runtime.weighting.mix import Target, mix
+from propc.runtime.weighting.mix_compiled import tracing
+from propc.runtime.weighting.moving_variance import remembered
+from propc.runtime.weighting.weighting import Weighting
 
 RULE = InverseVariance((Pathwise(), LikelihoodRatio(propc.estimator("lr").baseline)), Weighting())  # type: ignore[attr-defined]
 Parts = list[Tensor]  # for each φ: [parts, batch, ...]

@@ -17,9 +17,9 @@ import propc
 from propc.ir import Expand, Site
 from propc.passes import ExpandTargets
 from propc.propagators import Draw, InverseVariance
-from propc.runtime.mixing import _measure, at_target
-from propc.runtime.norms import Norms
-from propc.runtime.tangents import random_signs
+from propc.runtime.weighting.mix import _measure, at_target
+from propc.runtime.weighting.per_sample_jvp import random_signs
+from propc.runtime.weighting.per_sample_norms import Norms
 
 BATCH, DIM = 7, 3
 
@@ -184,7 +184,7 @@ def values_of(dist: Any) -> list[Tensor]:
 
 def as_tangents(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, every target has a tangent for each element."""
-    monkeypatch.setattr("propc.options.ExpandTargets", lambda: ExpandTargets(few=10**6, exact_up_to=10**6))
+    monkeypatch.setattr("propc.compiler.options.ExpandTargets", lambda: ExpandTargets(few=10**6, exact_up_to=10**6))
 
 
 def kinds(compiled: Any, *args: Any) -> set[tuple[bool, int, bool]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import propc
-from propc.runtime import redraw
+from propc.runtime.autograd import redraw
 
 
 def chain(theta: Tensor) -> Tensor:

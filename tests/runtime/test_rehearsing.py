@@ -15,7 +15,7 @@ from torch.distributions import Gamma, Independent, Normal
 import propc
 from propc.errors import EstimatorError, PropcValueError
 from propc.passes import Checkpoint
-from propc.runtime import mixing
+from propc.runtime.weighting import mix
 
 STEPS, BATCH, SIGMA = 4, 12, 0.3
 
@@ -70,7 +70,7 @@ def by_hand(theta: Tensor, folds: int) -> Tensor:
 def _how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """In few operations for two parts, and without them, as on a GPU."""
     if request.param == "careful":
-        monkeypatch.setattr(mixing, "rehearse_two", lambda *args: None)
+        monkeypatch.setattr(mix, "rehearse_two", lambda *args: None)
 
 
 @pytest.mark.usefixtures("_how")

@@ -14,7 +14,7 @@ import propc
 from propc.errors import EstimatorError
 from propc.ir import Resample, Source, TensorType
 from propc.passes import GaussianShaping
-from propc.runtime.shaping import refit
+from propc.runtime.autograd.gaussian_refit import refit
 
 B, D = 50, 3
 THETA = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import propc
-from propc.runtime import mixing
-from propc.runtime.shares import mix_two
+from propc.runtime.weighting import mix
+from propc.runtime.weighting.mix_on_cpu import mix_two
 
 
 def pair(*shape: int) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ def test_second_derivatives(weights: str, program: Callable[..., Tensor], monkey
         return [first, *gradients(first[0] + 2 * first[1], [theta])]
 
     quick = run()
-    monkeypatch.setattr(mixing, "mix_two", lambda *args: None)
+    monkeypatch.setattr(mix, "mix_two", lambda *args: None)
     torch.testing.assert_close(quick, run())
 
 

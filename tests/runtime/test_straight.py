@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from propc.runtime.straight import Call, Straight, Values
+from propc.runtime.plan.codegen import Call, Straight, Values
 
 PLAN = [
     Call(lambda a, b: (a + b, a * b), (0, 1), range(2, 4)),

@@ -16,9 +16,9 @@ from torch.distributions import Independent, Normal
 
 import propc
 from propc.errors import EstimatorError
-from propc.runtime import together
-from propc.runtime.shares import known_variances, mix_known, mix_two
-from propc.runtime.together import Together
+from propc.runtime.weighting import normal_rows
+from propc.runtime.weighting.mix_on_cpu import known_variances, mix_known, mix_two
+from propc.runtime.weighting.normal_rows import Together
 
 Program = Callable[..., Any]
 
@@ -101,7 +101,7 @@ def test_the_same_numbers(
 ) -> None:
     if name == "two costs" and len(shape) != 2:
         shape = (8, 5)
-    monkeypatch.setattr(together, "STATE", 2**40 if small else -1)
+    monkeypatch.setattr(normal_rows, "STATE", 2**40 if small else -1)
     here, apart = both(PROGRAMS[name], estimator)
     theta = torch.ones(2, requires_grad=True)
     assert here.graph(theta, start(shape)).schedule.together
@@ -133,7 +133,7 @@ def test_samples_are_the_same_bit_for_bit() -> None:
 @pytest.mark.parametrize("small", [True, False])
 def test_a_second_reverse_pass(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the first has used up is drawn again."""
-    monkeypatch.setattr(together, "STATE", 2**40 if small else -1)
+    monkeypatch.setattr(normal_rows, "STATE", 2**40 if small else -1)
     theta = torch.tensor([0.7, 0.2], requires_grad=True)
     cost = propc.compile(chain, estimator="tp")(theta, start((8, 4)))
     grads = [torch.autograd.grad(cost.mean(), theta, retain_graph=True)[0] for _ in range(3)]

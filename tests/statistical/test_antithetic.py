@@ -15,8 +15,8 @@ from torch.distributions import Bernoulli, Categorical, Independent, Normal, One
 
 import propc
 from propc.propagators import Arm, DisArm
-from propc.propagators.antithetic import Antithetic
-from propc.propagators.decisions import Pair
+from propc.propagators.sites.antithetic import Antithetic
+from propc.propagators.sites.decision_tree import Pair
 
 pytestmark = pytest.mark.statistical
 

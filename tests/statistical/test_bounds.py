@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal
 
 import propc
-from propc.baselines import LeaveOneOut
 from propc.propagators import LikelihoodRatio
-from propc.propagators.samples import Samples
+from propc.propagators.baselines import LeaveOneOut
+from propc.propagators.sites.samples import Samples
 
 pytestmark = pytest.mark.statistical
 sample = propc.sample

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 import propc
-from propc.runtime import lifting
+from propc.runtime.plates import segments
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import discrete
@@ -168,7 +168,7 @@ def test_no_program_falls_back_on_vmap(workload: workloads.Workload, monkeypatch
     def refuse(*args: Any) -> None:
         raise AssertionError("a segment went through vmap")
 
-    monkeypatch.setattr(lifting, "vmapping", refuse)
+    monkeypatch.setattr(segments, "vmapping", refuse)
     program, name, options = discrete.PROGRAMS[workload.kind]
     model = workload.model()
     by_propc(program, name, **options)(model, workload.inputs().double()).mean().backward()

@@ -149,7 +149,7 @@ def test_unbiased(program: str, name: str) -> None:
 
 def test_what_would_be_biased_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of element i depends on z of element j by way of h: sent to element i alone, it is missed at j."""
-    monkeypatch.setattr("propc.passes.elements._through_outside", lambda *args: 0)
+    monkeypatch.setattr("propc.passes.plates.elementwise_routes._through_outside", lambda *args: 0)
     exact = oracles.gradient(PROGRAMS["nested"][1], THETA)
     assert_rejected(gradient_draws(propc.compile(nested, estimator="lr"), THETA, rows=100_000), exact)
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, OneHotCategorical
 
 import propc
-from propc.discrete import Binary, logits_of, probs_of
+from propc.distributions.perturbed_logits import Binary, logits_of, probs_of
 from propc.propagators import Draw, SiteContext, SitePropagator
-from propc.runtime.stand_in import stand_in
+from propc.runtime.autograd.surrogate_gradient import stand_in
 
 pytestmark = pytest.mark.statistical
 

@@ -1,0 +1,1 @@
+"""Passes that put new nodes into the graph for an estimator."""

@@ -1,0 +1,1 @@
+"""Passes on plates: samples of a site, and rows of the data."""

@@ -1,0 +1,1 @@
+"""Passes that turn equal steps into a loop."""

@@ -1,0 +1,363 @@
+"""Roll scans: steps of a long scan that are alike become one node that runs as often as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch.fx
+import torch.utils._pytree as pytree
+
+from propc.errors import ScanError, StepError, message
+from propc.fx.segment_code import structure
+from propc.ir.graph import PropagationGraph
+from propc.ir.influence import Reach
+from propc.ir.records import Cost, Expand, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site, Turn
+from propc.passes.pipeline import Pass, register
+from propc.passes.scan.carried_tokens import Sums
+from propc.propagators import InverseVariance
+
+FEW = 32  # steps of a scan, where what they are copied for grows with their square
+_MASKS = ("any", "smooth", "rough", "parents", "near")
+
+
+@register("roll-scans")
+@dataclass(frozen=True)
+class RollScans(Pass):
+    """Let the step that stands for many of a `propc.scan` be one node with the step as its inner graph.
+
+    Requires: the graph of a trace in which the steps around it are there too, with all routes. All passes before
+    this one have treated the steps as those of an unrolled loop.
+
+    Ensures: the graph of the unrolled loop, short of names. The steps before, the step itself and the one behind are
+    the same in all that they do, read and send, each relative to itself; and what influences what no longer depends
+    on how many steps lie between, from some number of them on. As a step's own influence is what
+    it does with that of the step before, this then holds for any number of steps. So a message
+    to all earlier steps goes to a sum of tokens that is carried from step to step.
+
+    Raises:
+        ScanError: it does not hold; traced with more steps, it may.
+        StepError: something that needs every step to be a node of its own.
+    """
+
+    name: ClassVar[str] = "roll-scans"
+
+    def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        turns = dict.fromkeys(node.turn for node in graph if node.turn is not None)
+        sums = Sums(graph)
+        for turn in turns:
+            if turn.last > turn.first:
+                _refuse(graph, turn)
+                steps = Steps(graph, turn)
+                _check_influence(steps)
+                graph = _rolled(steps, sums)
+        return sums.finished(graph)
+
+
+class Steps:
+    """The steps of one scan in a graph.
+
+    Attributes:
+        nodes: of each step, in program order.
+        place: step and position of every node in a step.
+        middle: the index of the one that stands for many.
+        first: of the first from which on all are alike, up to the one behind the middle.
+    """
+
+    def __init__(self, graph: PropagationGraph, turn: Turn) -> None:
+        self.graph, self.turn, self.middle = graph, turn, turn.index
+        self.nodes: list[list[Node]] = []
+        every = list(graph)
+        mine = [i for i, node in enumerate(every) if node.turn is not None and node.turn.scan == turn.scan]
+        for node in every[mine[0] : mine[-1] + 1]:  # what passes have put between them belongs to the step before
+            if node.turn is not None and node.turn.scan == turn.scan and node.turn.index >= len(self.nodes):
+                self.nodes += [[] for _ in range(node.turn.index + 1 - len(self.nodes))]
+            self.nodes[-1].append(node)
+        self.place = {node.name: (i, j) for i, nodes in enumerate(self.nodes) for j, node in enumerate(nodes)}
+        self.first = 0
+        for early in range(self.middle, -1, -1):
+            if (odd := _difference(self, early)) is not None:
+                self.first = early + 1
+                break
+        if odd is not None and self.middle - self.first < 2:
+            raise self.error(*odd)
+
+    def like(self, name: str) -> tuple[int, int] | None:
+        """Step and position of a node in a step that is like the middle one; None for others."""
+        place = self.place.get(name)
+        return place if place is not None and place[0] >= self.first else None
+
+    def lag(self) -> int:
+        """How many steps back the middle one reads."""
+        steps = (self.like(ref.node) for node in self.nodes[self.middle] for ref in reads(node))
+        return max((self.middle - place[0] for place in steps if place is not None), default=0)
+
+    def error(self, finding: str, node: Node | None = None) -> ScanError:
+        """The error of steps that cannot be one node."""
+        at = f"scan {self.turn.scan!r}" if node is None else f"{node.kind.value} {node.name!r}"
+        error = ScanError(
+            message(
+                f"its steps cannot be one node: {finding}"
+                if node is None
+                else f"the steps of its scan differ: {finding}",
+                "Write a Python loop in place of propc.scan, or keep the scan short.",
+                at=at,
+                where=None if node is None else node.where,
+            )
+        )
+        error.length = self.turn.last
+        return error
+
+
+def reads(node: Node) -> tuple[Ref, ...]:
+    """All values that a node reads."""
+    return (*node.inputs, *(ref for ref in getattr(node, "tangents", ()) if ref is not None))
+
+
+# -- what cannot be rolled ------------------------------------------------------------------
+
+
+def _refuse(graph: PropagationGraph, turn: Turn) -> None:
+    """Refuse what needs every step to be a node of its own."""
+    if graph.general:
+        vertex = next((graph[name] for name in graph.wiring.vertices), graph.output)
+        raise _alone(vertex, turn, "its messages are more than cotangents, which nodes receive one by one")
+    inside = {node.name: node for node in graph if node.turn is not None and node.turn.scan == turn.scan}
+    for node in graph:
+        if node.copy_of in inside:
+            raise _alone(inside[node.copy_of], turn, "an estimator before it copies all that is behind it", FEW)
+    for node in inside.values():
+        rule = node.propagator
+        if isinstance(rule, InverseVariance) and (rule.donor is not None or rule.weighting.k_interval > 1):
+            raise _alone(node, turn, "k_interval= lets it take the weights of another step")
+        if isinstance(node, Site) and node.plate in inside and graph.plate(node.plate).kind != "samples":
+            raise _alone(node, turn, f"estimator {node.estimator!r} gives it a plate of its own in every step", FEW)
+        if node.turn != turn or rule is None:
+            continue
+        if isinstance(node, Site) and node.rule is not None and node.rule.state(node.spec) is not None:
+            raise _alone(node, turn, f"estimator {node.estimator!r} keeps something for it from call to call")
+        if not isinstance(node, Site) and rule.keeps:
+            raise _alone(node, turn, f"propagator {rule.name!r} keeps something for it from call to call")
+    for route in graph.routes:
+        source = inside.get(route.source)
+        if source is not None and source.turn == turn and route.baseline is not None and route.baseline.stateful:
+            what = f"baseline {type(route.baseline).__name__} keeps something for it from call to call"
+            raise _alone(source, turn, what)
+
+
+def _alone(node: Node, turn: Turn, why: str, longest: int = StepError.longest) -> StepError:
+    error = StepError(
+        message(
+            f"{why}; in a long propc.scan many steps are one node",
+            "Choose another estimator there, or write a Python loop in place of the scan.",
+            at=f"{node.kind.value} {node.name!r}",
+            where=node.where,
+        )
+    )
+    error.length, error.longest = turn.last, longest
+    return error
+
+
+# -- that steps are alike -------------------------------------------------------------------
+
+
+def _difference(steps: Steps, early: int) -> tuple[str, Node] | None:
+    """Where a step and the next one are not alike: what there is, and at which node; None if they are."""
+    a, b = steps.nodes[early], steps.nodes[early + 1]
+    for x, y in zip(a, b):
+        if type(x) is not type(y) or _detail(x) != _detail(y):
+            return f"it is not the like of {x.name!r}", y
+        if len(reads(x)) != len(reads(y)) or not all(map(partial(_same_value, steps), reads(x), reads(y))):
+            return f"it does not read the like of what {x.name!r} reads", y
+    if len(a) != len(b):
+        return f"one has {len(a)} nodes and the next {len(b)}", (a if len(a) > len(b) else b)[-1]
+    return None
+
+
+def _same_value(steps: Steps, early: Ref, late: Ref) -> bool:
+    a, b = steps.place.get(early.node), steps.place.get(late.node)
+    if early.port != late.port:
+        return False
+    return early == late or (a is not None and b is not None and (a[0] + 1, a[1]) == b)
+
+
+def _detail(node: Node) -> Hashable:
+    """What a node does, short of its name and what it reads."""
+    common: tuple[Any, ...] = (node.outputs, node.plates, node.dims)
+    if isinstance(node, Segment):
+        return (*common, id(node.stage), node.dependence, node.spread)
+    if isinstance(node, Site):
+        wanted = tuple(ref is None for ref in node.tangents)
+        return (*common, node.spec, _Equal(node.rule), node.estimator, wanted, node.alternatives)
+    if isinstance(node, (Cost, Named)):
+        return (*common, _Equal(node.rule), _Equal(node.forced), getattr(node, "how", ""))
+    if isinstance(node, Resample):
+        return (*common, bool(node.sites), node.shrinkage, node.jitter)
+    if isinstance(node, Reduce):
+        return (*common, node.over, node.how, node.of_cost)
+    if isinstance(node, Opaque):
+        return (*common, node.how, structure((node.call,), node.arguments, (node.call,)))
+    if isinstance(node, Expand):
+        return (*common, node.target, node.exact, node.directions, node.norms, _code(node.code.graph))
+    return (*common, id(node))
+
+
+def _code(graph: torch.fx.Graph) -> Hashable:
+    """A key that is equal for equal code."""
+    body = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    ends = pytree.tree_leaves([node.args for node in graph.find_nodes(op="output")])
+    return structure(body, graph.find_nodes(op="placeholder"), [n for n in ends if isinstance(n, torch.fx.Node)])
+
+
+@dataclass(frozen=True)
+class _Equal:
+    """Compared by equality alone, for what may have no hash."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        return 0
+
+
+# -- that influence has settled -------------------------------------------------------------
+
+
+def _check_influence(steps: Steps) -> None:
+    """What reaches a value of the middle step no longer depends on how many steps it has come, from some on.
+
+    Influence on a step's values is a function, the same in all steps and additive, of that on the values of the `lag`
+    steps before. If as many steps in a row reach a value alike, so do all before them.
+    """
+    influence, lag = steps.graph.influence, max(1, steps.lag())
+    if steps.first + lag >= steps.middle:
+        raise steps.error("too few of them are alike to tell what they depend on")
+    draws = [[influence.index[n.name] for n in nodes if isinstance(n, (Site, Resample))] for nodes in steps.nodes]
+    fixed = ~sum(1 << bit for bits in draws[steps.first :] for bit in bits)  # what is drawn before
+    for position, node in enumerate(steps.nodes[steps.middle]):
+        for ref in node.made:
+            now = influence.values[ref]
+            for name in _MASKS:
+                mask = getattr(now, name)
+                far = draws[steps.first : steps.first + lag + 1]
+                if len({tuple([mask >> bit & 1 for bit in bits]) for bits in far}) > 1:
+                    raise steps.error("how it depends on earlier steps has not settled", node)
+            for back in range(1, lag + 1):
+                before = influence.values[Ref(steps.nodes[steps.middle - back][position].name, ref.port)]
+                if _lasting(now, fixed) != _lasting(before, fixed):
+                    raise steps.error("what it depends on has not settled", node)
+
+
+def _lasting(reach: Reach, fixed: int) -> tuple[int, ...]:
+    return (*(getattr(reach, name) & fixed for name in _MASKS), reach.leaves, reach.ancestors)
+
+
+def check_steady(graph: PropagationGraph, longer: PropagationGraph) -> None:
+    """Check that passes do the same where more steps of a scan were traced.
+
+    Args:
+        graph, longer: with fewer and with more nodes for the first and last steps.
+
+    Raises:
+        ScanError: a step is treated otherwise.
+    """
+    for node in graph:
+        if node.turn is None or not isinstance(node, (Site, Cost, Named)):
+            continue
+        low, _, high = node.name.partition("..")
+        for name in (low, high or low):
+            other = longer.nodes.get(name)
+            if other is None or _role(other) != _role(node):
+                error = ScanError(
+                    message(
+                        "a pass tells the steps of its scan apart by how many there are, and only some are traced",
+                        "Let it go by names, or write a Python loop in place of propc.scan.",
+                        at=f"{node.kind.value} {node.name!r}",
+                        where=node.where,
+                    )
+                )
+                error.length = max(each.turn.last for each in graph if each.turn is not None)
+                raise error
+
+
+def _role(node: Node) -> tuple[object, ...]:
+    """What a node does with messages; a rule may hold code of its own trace."""
+    return type(node), type(node.propagator), getattr(node, "estimator", "")
+
+
+# -- rolling --------------------------------------------------------------------------------
+
+
+def _rolled(steps: Steps, sums: Sums) -> PropagationGraph:
+    """The graph with the node."""
+    graph, turn = steps.graph, steps.turn
+    values = _Values(steps)
+    tokens = sums.carried(steps)
+    rewritten = {node.name: _moved(values, steps, node) for node in _behind(steps)}
+    body = tuple(node.name for node in steps.nodes[steps.middle])
+    outputs = tuple(graph[ref.node].outputs[ref.port] for ref in values.first)
+    scan = Scan(
+        name=turn.scan,
+        inputs=tuple(values.first),
+        outputs=outputs,
+        where=steps.nodes[steps.middle][0].where,
+        body=body,
+        again=tuple(values.again),
+        length=turn.last - turn.first + 1,
+        tokens=tokens,
+    )
+    nodes: dict[str, Node] = {}
+    for name, node in graph.nodes.items():
+        if name == body[0]:
+            nodes[scan.name] = scan
+        nodes[name] = rewritten.get(name, node)
+    return replace(graph, nodes=nodes)
+
+
+def _behind(steps: Steps) -> Iterator[Node]:
+    """The nodes of the middle step and all behind it."""
+    names = list(steps.graph.nodes)
+    for name in names[names.index(steps.nodes[steps.middle][0].name) :]:
+        yield steps.graph[name]
+
+
+class _Values:
+    """The values that steps carry."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+        self.known: dict[tuple[int, int, int], Ref] = {}
+        self.first: list[Ref] = []
+        self.again: list[Ref] = []
+
+    def at(self, position: int, port: int, back: int) -> Ref:
+        """What a node of the step makes, `back` steps before."""
+        nodes, middle = self.steps.nodes, self.steps.middle
+        if back == 0:
+            return Ref(nodes[middle][position].name, port)
+        key = position, port, back
+        if key not in self.known:
+            nearer = self.at(position, port, back - 1)
+            self.known[key] = Ref(self.steps.turn.scan, len(self.first))
+            self.first.append(Ref(nodes[middle - back][position].name, port))
+            self.again.append(nearer)
+        return self.known[key]
+
+
+def _moved(values: _Values, steps: Steps, node: Node) -> Node:
+    """A node that reads carried values where it read those of earlier steps."""
+    inside = node.name in steps.place
+
+    def moved(ref: Ref) -> Ref:
+        place = steps.like(ref.node)
+        if place is None or place[0] > steps.middle:
+            return ref
+        if not inside:
+            raise steps.error(f"{node.name!r} ({node.where}), behind the scan, reads a value of a step in the middle")
+        return values.at(place[1], ref.port, steps.middle - place[0])
+
+    node = replace(node, inputs=tuple(map(moved, node.inputs)))
+    if isinstance(node, Site) and node.tangents:
+        node = replace(node, tangents=tuple(None if ref is None else moved(ref) for ref in node.tangents))
+    return node

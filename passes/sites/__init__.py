@@ -1,0 +1,1 @@
+"""Passes that find costs and sites and give each site its rule."""

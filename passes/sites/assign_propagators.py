@@ -1,0 +1,242 @@
+"""Assign propagators: what every site does, from the user's choice of estimator."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from propc.errors import PropcError, PropcTypeError, PropcValueError, PropcWarning, message, nearest
+from propc.estimators import Estimator, SiteView, known_estimators, resolve
+from propc.estimators.estimator import at_site
+from propc.ir.graph import PropagationGraph
+from propc.ir.records import LOG_MEAN_EXP, Cost, Resample, Site
+from propc.passes.pipeline import Pass, register
+from propc.passes.sites.check_support import refuse_moving_support
+from propc.propagators import InverseVariance, Plain, Propagator, SitePropagator
+from propc.util.patterns import matches, same_for_all
+
+
+@register("assign-propagators")
+@dataclass(frozen=True)
+class AssignPropagators(Pass):
+    """Choose a propagator for every site.
+
+    A site's own request (``propc.sample(..., estimator=)``, or a pass's) comes first, then
+    `estimator`: a name, an `Estimator`, a mapping from site-name patterns to either (the first
+    that matches; others get `infer`), or a function of the `SiteView` that gives one or None.
+    """
+
+    name: ClassVar[str] = "assign-propagators"
+    needed: ClassVar[bool] = True
+    estimator: Any = "infer"
+
+    def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        views = site_views(graph)
+        chosen = choices(graph, self.estimator, views)
+        if not chosen:
+            return graph.with_nodes(*_only_values(graph, self.estimator, views))
+        sites = [self._assigned(graph, site, views[site.name], chosen.get(site.name)) for site in graph.sites]
+        assigned = graph.with_nodes(*_with_donors(sites))
+        refuse_moving_support(assigned)
+        return assigned
+
+    def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView, choice: Estimator | None) -> Site:
+        if choice is None:
+            return self._plain(site, view)
+        if not view.costs:  # then nothing is known of the batch
+            guess = replace(view, batch=view.spec.rows())
+            rule = at_site(_asked(choice, guess)[0], guess)
+            if rule.per_sample:  # it says what is wrong
+                return _without_cost(graph, site, rule)
+        given, reason = _asked(choice, view)
+        rule = at_site(given, view)
+        if rule.passes_path and view.rough:
+            _warn_rough(view)
+        return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason)
+
+    def _plain(self, site: Site, view: SiteView) -> Site:
+        """A site that only draws, once; relaxed, if that is what its estimator does."""
+        rule = _choice(self.estimator, site, view).without_gradient(view)
+        once = Plain(relaxed=rule.relaxed if isinstance(rule, Plain) else None)
+        return replace(site, rule=once, estimator="plain", reason="no parameter before it wants a gradient")
+
+
+def _only_values(graph: PropagationGraph, estimator: Any, views: Mapping[str, SiteView]) -> list[Site]:
+    """The sites of a call that wants no gradient at all: they draw as they do where one is wanted."""
+    reason = "no parameter before it wants a gradient"
+    found = []
+    for site in graph.sites:
+        rule = _choice(estimator, site, views[site.name]).without_gradient(views[site.name])
+        found.append(replace(site, rule=rule, estimator=rule.name, reason=reason))
+    return found
+
+
+def choices(
+    graph: PropagationGraph, estimator: Any, views: Mapping[str, SiteView] | None = None
+) -> dict[str, Estimator]:
+    """The estimator of every site before which a parameter wants a gradient.
+
+    Raises:
+        PropcValueError: an unknown name, or a pattern that matches no site.
+        PropcTypeError: something that is no estimator.
+    """
+    if isinstance(estimator, Mapping):
+        _check_patterns(graph, estimator)
+    if views is None:
+        views = site_views(graph) if _is_function(estimator) else {}
+    return {
+        site.name: _choice(estimator, site, views.get(site.name))
+        for site in graph.sites
+        if graph.influence.phi[site.name].ancestors or site.spec.holds_parameters()
+    }
+
+
+def _choice(estimator: Any, site: Site, view: SiteView | None) -> Estimator:
+    try:
+        choice = site.requested
+        if choice is None and isinstance(estimator, Mapping):
+            choice = next((e for pattern, e in estimator.items() if matches(site.name, pattern)), None)
+        elif choice is None and _is_function(estimator):
+            choice = _chosen(estimator, view)
+        elif choice is None:
+            choice = estimator
+        return resolve("infer" if choice is None else choice)
+    except PropcError as error:
+        raise type(error)(message(str(error).rstrip("."), at=f"site {site.name!r}", where=site.where)) from None
+
+
+def _chosen(function: Any, view: SiteView | None) -> Any:
+    """What a function of the site chooses."""
+    if view is None or ".." not in view.name:
+        return function(view)
+    return same_for_all(view.name, lambda name: function(replace(view, name=name)), "the function in estimator=")
+
+
+def _check_patterns(graph: PropagationGraph, estimator: Mapping[str, Any]) -> None:
+    names = [site.name for site in graph.sites]
+    for pattern in estimator:
+        if not any(matches(name, pattern) for name in names):
+            raise PropcValueError(
+                message(
+                    f"the pattern {pattern!r} in estimator= matches no site of {graph.name!r}; a site in a branch "
+                    "that was not taken is not in the graph",
+                    nearest(pattern, names),
+                )
+            )
+
+
+def site_views(graph: PropagationGraph) -> dict[str, SiteView]:
+    """What estimators get to know of each site."""
+    influence = graph.influence
+    costs: dict[str, list[str]] = {name: [] for name in influence.draws}
+    blocked: dict[str, list[str]] = {name: [] for name in influence.draws}
+    rough: dict[str, list[str]] = {name: [] for name in influence.draws}
+    for cost in (*graph.of(Cost), *graph.of(Resample)):
+        reach = influence.at(cost)
+        for table, mask in ((costs, reach.any), (blocked, reach.any & ~reach.smooth), (rough, reach.rough)):
+            for name in influence.named(mask):
+                table[name].append(cost.name)
+    followed = 0  # the sites that another one depends on
+    for name in influence.sites:
+        followed |= influence.phi[name].any
+    bounds = {cost.name for cost in graph.of(Cost) if cost.how == LOG_MEAN_EXP}
+    return {
+        site.name: SiteView(
+            site.name,
+            site.spec,
+            site.shape,
+            site.where,
+            graph.batch,
+            tuple(costs[site.name]),
+            tuple(blocked[site.name]),
+            tuple(rough[site.name]),
+            tuple(graph[ref.node].outputs[ref.port] for ref in site.inputs),
+            not influence.phi[site.name].any and not followed >> influence.index[site.name] & 1,
+            tuple(name for name in costs[site.name] if name in bounds),
+        )
+        for site in graph.sites
+    }
+
+
+def _asked(choice: Estimator, view: SiteView) -> tuple[Propagator, str]:
+    """The rule that an estimator, perhaps a user's, gives, and why.
+
+    Raises:
+        PropcTypeError: it gives something else.
+    """
+    found = choice.propagator(view)
+    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Propagator):
+        return found
+    raise PropcTypeError(
+        message(
+            f"the estimator {choice.name!r} ({type(choice).__qualname__}) gives {found!r} for its rule",
+            "Let its method propagator(site) return a propagator and the reason, such as (Pathwise(), 'asked for').",
+            at=f"site {view.name!r}",
+            where=view.where,
+        )
+    )
+
+
+def _label(choice: Estimator, rule: SitePropagator) -> str:
+    """The estimator at work: what `infer` and its like have chosen, else the user's choice."""
+    return rule.name if rule.name in known_estimators() and not choice.keeps_name else choice.name
+
+
+def _is_function(choice: Any) -> bool:
+    return callable(choice) and not isinstance(choice, (str, type, Estimator))
+
+
+def _without_cost(graph: PropagationGraph, site: Site, rule: SitePropagator) -> Site:
+    """A site that needs costs and influences none: an error if it influences what is returned."""
+    returned = [ref for ref in graph.output.inputs if graph.influence.reaches(site.name, ref)]
+    if returned:
+        kinds = [graph[ref.node].outputs[ref.port] for ref in returned]
+        whole = [not (kind.dtype.is_floating_point or kind.dtype.is_complex) for kind in kinds]
+        convert = any(w and len(kind.shape) <= 1 for w, kind in zip(whole, kinds))
+        raise PropcValueError(
+            message(
+                "its estimator needs costs of shape [batch], and it influences none; returned are "
+                + ", ".join(map(str, kinds)),
+                "A cost is floating point: convert the returned one by .float()."
+                if convert
+                else "Sum the returned cost over everything but the batch"
+                + (", or use estimator='rp'." if site.spec.has_rsample else "."),
+                at=f"site {site.name!r}",
+                where=site.where,
+            )
+        )
+    return replace(site, rule=Plain(), estimator="plain", reason="no cost after it")
+
+
+def _warn_rough(view: SiteView) -> None:
+    warnings.warn(
+        message(
+            f"it also reaches {', '.join(map(repr, view.rough))} through a comparison, rounding or an integer, of "
+            "which a pathwise gradient knows nothing",
+            "Use 'lr' if that step matters for the cost.",
+            at=f"site {view.name!r}",
+            where=view.where,
+        ),
+        PropcWarning,
+        stacklevel=2,
+    )
+
+
+def _with_donors(sites: list[Site]) -> list[Site]:
+    """With k_interval > 1, let sites between reuse the weights of the next site that computes them."""
+    done: list[Site] = []
+    donor: Site | None = None
+    since = 0
+    for site in reversed(sites):
+        rule = site.rule
+        if isinstance(rule, InverseVariance) and rule.weighting.k_interval > 1:
+            fits = donor is not None and donor.rule == rule and donor.shape == site.shape
+            if fits and donor is not None and since < rule.weighting.k_interval - 1:
+                since += 1
+                site = replace(site, rule=replace(rule, donor=donor.name))
+            else:
+                donor, since = site, 0
+        done.append(site)
+    return done[::-1]

@@ -1,0 +1,52 @@
+"""Prepare estimators: the passes that chosen estimators and propagators bring, such as those that insert nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from propc.estimators import Estimator
+from propc.ir.graph import PropagationGraph
+from propc.ir.records import Named
+from propc.passes.pipeline import Pass, register
+from propc.passes.sites.assign_propagators import choices
+
+
+@register("prepare-estimators")
+@dataclass(frozen=True)
+class PrepareEstimators(Pass):
+    """Run the passes that estimators bring, once for all sites whose estimators bring the same.
+
+    These sites keep their choice: an estimator that is a function of the site saw them as they were.
+    """
+
+    name: ClassVar[str] = "prepare-estimators"
+    needed: ClassVar[bool] = True
+    estimator: Any = "infer"
+
+    def apply(self, graph: PropagationGraph) -> PropagationGraph:
+        groups: list[tuple[tuple[Pass, ...], Estimator, list[str]]] = []
+        for site, choice in choices(graph, self.estimator).items():
+            brings = choice.passes(())
+            if not brings:
+                continue
+            same = next((sites for known, _, sites in groups if known == brings), None)
+            if same is None:
+                groups.append((brings, choice, same := []))
+            same.append(site)
+            graph = graph.with_estimator(site, choice)
+        for _, choice, sites in groups:
+            for step in choice.passes(tuple(sites)):
+                graph = step(graph)
+        return _from_propagators(graph)
+
+
+def _from_propagators(graph: PropagationGraph) -> PropagationGraph:
+    """Run the passes that the propagators of named nodes bring, in their place."""
+    for node in graph.of(Named):
+        brings = node.rule.passes(node.name) if node.rule is not None else ()
+        if brings:
+            graph = graph.with_nodes(replace(node, rule=None))
+        for step in brings:
+            graph = step(graph)
+    return graph

@@ -1,0 +1,1 @@
+"""Passes for the tensors at which inverse-variance weights are taken."""

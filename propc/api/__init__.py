@@ -1,0 +1,1 @@
+"""What users write: `compile`, the marks in a program, plates, scans and networks."""

@@ -1,0 +1,1 @@
+"""What explains and measures; nothing that computes a gradient needs it."""

@@ -1,0 +1,1 @@
+"""What is known of torch distributions: parameters, support, log probabilities, samples."""

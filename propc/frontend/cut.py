@@ -1,0 +1,206 @@
+"""Cutting a traced program at its marks and cost terms into the nodes of a propagation graph.
+
+Segments are the stretches of program order between marks, so that random draws,
+writes and reads happen in the order in which the user wrote them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch.fx
+
+from propc.fx.operations import is_arithmetic
+from propc.fx.program import Leaf, Mark, Program, mark_of, type_of
+from propc.ir.records import (
+    Cost,
+    Dependence,
+    Input,
+    Named,
+    Node,
+    Opaque,
+    Output,
+    Parameter,
+    Ref,
+    Segment,
+    Site,
+    TensorType,
+    Turn,
+)
+
+
+def cut(program: Program, aside: Iterable[int] = ()) -> dict[str, Node]:
+    """Cut `program` into nodes, in program order.
+
+    Args:
+        program: a trace whose costs are marked (`propc.frontend.cost_terms.with_terms`).
+        aside: positions of the returned values that depend on sites and are no costs.
+    """
+    return _Cutter(program, frozenset(aside)).run()
+
+
+class _Cutter:
+    def __init__(self, program: Program, aside: frozenset[int]) -> None:
+        self.program, self.aside = program, aside
+        self.nodes: dict[str, Node] = {}
+        self.refs: dict[torch.fx.Node, Ref] = {}
+        self.pending: list[torch.fx.Node] = []
+        self.turn: Turn | None = None
+
+    def run(self) -> dict[str, Node]:
+        for leaf in self.program.leaves:
+            made = self.leaf(leaf)
+            self.nodes[made.name] = made
+            self.refs[leaf.node] = Ref(made.name)
+        for node in self.program.graph.nodes:
+            mark = mark_of(node)
+            if node.op in ("placeholder", "output") or node in self.refs:
+                continue
+            if mark is None:
+                self.pending.append(node)
+            elif mark.kind == "turn":
+                self.close(mark.name)
+                self.turn = mark.turn
+            else:
+                self.close(mark.name)
+                self.marked(node, mark)
+        self.close("output")
+        self.output()
+        return self.nodes
+
+    def leaf(self, leaf: Leaf) -> Node:
+        """An argument, or a tensor that the program holds."""
+        if leaf.fetch is None:
+            return Input(
+                name=self.unique(f"input.{leaf.path}"), outputs=(leaf.type,), where=self.program.where, path=leaf.path
+            )
+        prefix = "const" if leaf.constant else "held"
+        return Parameter(
+            name=self.unique(f"{prefix}.{leaf.path}"),
+            outputs=(leaf.type,),
+            path=leaf.path,
+            where=leaf.node.meta["where"],
+            constant=leaf.constant,
+        )
+
+    def close(self, anchor: str) -> None:
+        """Make the pending torch.fx nodes a segment, named after what it feeds."""
+        body, self.pending = self.pending, []
+        if not body:
+            return
+        inside = set(body)
+        arguments = tuple(dict.fromkeys(s for n in body for s in n.all_input_nodes if s not in inside))
+        results = tuple(n for n in body if any(u not in inside for u in n.users))
+        name = self.unique(f"{anchor}.in")
+        self.nodes[name] = Segment(
+            name=name,
+            inputs=tuple(self.refs[n] for n in arguments),
+            outputs=tuple(type_of(n) or _NO_TENSOR for n in results),
+            where=body[-1].meta["where"],
+            body=tuple(body),
+            arguments=arguments,
+            results=results,
+            dependence=dependence(body, arguments, results),
+            turn=self.turn,
+        )
+        for port, node in enumerate(results):
+            self.refs[node] = Ref(name, port)
+
+    def marked(self, node: torch.fx.Node, mark: Mark) -> None:
+        common: dict[str, Any] = {
+            "name": self.unique(mark.name),
+            "where": node.meta["where"],
+            "inputs": tuple(self.refs[n] for n in node.all_input_nodes),
+            "turn": self.turn,
+        }
+        made: Node
+        if mark.kind == "opaque":
+            arguments = tuple(node.all_input_nodes)
+            made = Opaque(**common, outputs=node.meta["types"], call=node, arguments=arguments, how=mark.how)
+            if type_of(node) is None:  # a tuple: its items are the ports
+                for item in node.users:
+                    port = item.args[1]
+                    assert isinstance(port, int)
+                    self.refs[item] = Ref(made.name, port)
+        else:
+            kind = type_of(node)
+            assert kind is not None
+            # one entry for each φ, also where two are the same value
+            common["inputs"] = tuple(self.refs[n] for n in node.args if isinstance(n, torch.fx.Node))
+            common["outputs"] = (kind,)
+            common["dims"] = mark.dims
+            made = _MADE[mark.kind](common, mark)
+        self.nodes[made.name] = made
+        self.refs[node] = Ref(made.name)
+
+    def output(self) -> None:
+        """The returned values."""
+        program = self.program
+        returned = program.outputs
+        kinds = [type_of(v) for v in returned]
+        self.nodes["output"] = Output(
+            name="output",
+            inputs=tuple(self.refs[v] for v in returned),
+            outputs=tuple(k or _NO_TENSOR for k in kinds),
+            where=program.where,
+            guarded=tuple(i in self.aside for i in range(len(returned))),
+            paths=program.paths,
+        )
+
+    def unique(self, name: str) -> str:
+        if name not in self.nodes:
+            return name
+        return next(f"{name}#{i}" for i in range(2, len(self.nodes) + 3) if f"{name}#{i}" not in self.nodes)
+
+
+def _site(common: dict[str, Any], mark: Mark) -> Site:
+    assert mark.spec is not None
+    return Site(**common, spec=mark.spec, requested=mark.estimator)
+
+
+_MADE = {
+    "site": _site,
+    "node": lambda common, mark: Named(**common, rule=mark.propagator),
+    "term": lambda common, mark: Cost(**common, path=mark.name, rule=mark.propagator, how=mark.how or "mean"),
+}
+_NO_TENSOR = TensorType((), torch.uint8, torch.device("cpu"))  # a port that carries a tuple; nobody looks at it
+
+
+def dependence(
+    body: Iterable[torch.fx.Node], arguments: tuple[torch.fx.Node, ...], results: tuple[torch.fx.Node, ...]
+) -> tuple[Dependence, ...]:
+    """Which inputs reach which outputs, and through what kind of path."""
+    masks: dict[torch.fx.Node, Dependence] = {}
+    for i, argument in enumerate(arguments):
+        masks[argument] = Dependence(1 << i, 1 << i, 0)
+    for node in body:
+        masks[node] = step_dependence(node, masks)
+    return tuple(masks[node] for node in results)
+
+
+def step_dependence(node: torch.fx.Node, masks: Mapping[torch.fx.Node, Dependence]) -> Dependence:
+    """Dependence of one torch.fx node, from that of its inputs.
+
+    Autograd follows a step whose result requires a gradient and does not jump. A result of
+    integers or truths, or one that jumps, is rough; a condition that only selects
+    (the first argument of where, an index) hands no roughness on; a factor or an addend does.
+    """
+    kind = type_of(node)
+    whole = kind is not None and not (kind.dtype.is_floating_point or kind.dtype.is_complex)
+    jumps = bool(node.meta.get("rough"))
+    smooth_step = not jumps and (kind is None or kind.requires_grad)
+    hides = smooth_step and not whole and not is_arithmetic(node)
+    reach = smooth = rough = 0
+    for source in node.all_input_nodes:
+        mask, source_kind = masks.get(source), type_of(source)
+        if mask is None:
+            continue
+        reach |= mask.any
+        if smooth_step:
+            smooth |= mask.smooth
+        selects = source_kind is not None and not source_kind.dtype.is_floating_point
+        rough |= 0 if selects and hides else mask.rough
+        if whole or jumps:
+            rough |= mask.any
+    return Dependence(reach, smooth, rough)

@@ -1,0 +1,1 @@
+"""What is known of torch.fx nodes: operations, programs, code of a segment."""

@@ -1,0 +1,1 @@
+"""Propagators of nodes and costs."""

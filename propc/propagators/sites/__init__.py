@@ -1,0 +1,1 @@
+"""Propagators of sites: how a site draws, and which messages it sends."""

@@ -1,0 +1,38 @@
+"""Gumbel-softmax: the program runs on a relaxed draw, and plain autograd differentiates it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from propc.distributions.perturbed_logits import Family, logits_of
+from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
+from propc.propagators.sites.temperature import Temperature
+
+
+@dataclass(frozen=True)
+class GumbelSoftmax(SitePropagator):
+    """Draws soft((logits + noise) / temperature), inside the simplex, and cuts nothing.
+
+    Attributes:
+        family: of the site's distribution.
+        temperature: of the relaxation.
+    """
+
+    name: ClassVar[str] = "gumbel_softmax"
+    passes_path: ClassVar[bool] = True
+    relaxes: ClassVar[bool] = True
+    family: Family
+    temperature: Temperature
+
+    def state(self, node: Any) -> nn.Module | None:
+        return self.temperature.state()
+
+    def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
+        logits = logits_of(site.build(phi))
+        temperature = self.temperature.now(site, torch.is_grad_enabled() and logits.requires_grad)
+        return Draw(self.family.soft((logits + self.family.noise(logits)) / temperature))

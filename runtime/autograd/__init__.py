@@ -1,0 +1,1 @@
+"""The autograd functions that carry messages, and what runs again in the reverse pass."""

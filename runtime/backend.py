@@ -1,0 +1,97 @@
+"""What runs the plan of a graph, and what there is to say of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from propc.ir.records import Node
+from propc.runtime.plan.codegen import Call, Values
+
+if TYPE_CHECKING:
+    from propc.runtime.executable import Executable
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a backend has made of a graph.
+
+    Attributes:
+        backend: its name.
+        stages: how many distinct ones it has compiled.
+        uses: how many times they run in a call.
+        seconds: what compiling took.
+        apart: the nodes that run as they do on `eager`, with the reasons.
+        measured: seconds of a forward and reverse pass, by backend, where several were tried.
+        waiting: whether the first call is still to come.
+    """
+
+    backend: str
+    stages: int = 0
+    uses: int = 0
+    seconds: float = 0.0
+    apart: tuple[tuple[str, str], ...] = ()
+    measured: tuple[tuple[str, float], ...] = ()
+    waiting: bool = False
+
+    def __str__(self) -> str:
+        if self.waiting:
+            found = f"backend {self.backend}: compiles at the first call"
+        elif not self.stages:
+            found = f"backend {self.backend}: nothing is compiled"
+        else:
+            found = (
+                f"backend {self.backend}: {self.stages} stages compiled in {self.seconds:.1f} s, run {self.uses} times"
+            )
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.apart:
+            reasons.setdefault(why, []).append(name)
+        if self.measured:
+            best = min(seconds for _, seconds in self.measured)
+            found += "; measured " + ", ".join(f"{name} {seconds / best:.2f}" for name, seconds in self.measured)
+        return "\n".join([found, *(f"  not compiled: {_some(names)}: {why}" for why, names in reasons.items())])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"
+
+
+class Violated(Exception):
+    """A parameter of a site is not in its support."""
+
+
+Named = tuple[str, Callable[..., Sequence[Any]], Mapping[str, tuple[Node, ...]]]
+
+
+class Several(ABC):
+    """The function of a call that does the steps of several nodes."""
+
+    @abstractmethod
+    def named(self) -> Named:
+        """Its name, the same for who watches, and the nodes of every name that is heard then; a node is in one."""
+
+
+class Backend(ABC):
+    """Turns the plan of a graph into one that runs faster, and gives the same numbers from the same noise."""
+
+    name: ClassVar[str]
+
+    def require(self, devices: Sequence[torch.device]) -> None:  # noqa: B027
+        """Check that it can run on these devices, those of a graph's values.
+
+        Raises:
+            BackendError: says what is missing.
+        """
+
+    @abstractmethod
+    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, Call]], Report]:
+        """The plan to run from the second call on.
+
+        Args:
+            executable: with the plan as it is.
+            values: all values of its first call.
+        """

@@ -1,0 +1,1 @@
+"""The backend that compiles stages with torch's inductor."""

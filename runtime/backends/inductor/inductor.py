@@ -1,0 +1,210 @@
+"""The `inductor` backend: every distinct stage compiled once, forward and reverse, and called many times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from propc.errors import BackendError, message
+from propc.ir.records import Node, Scan, Site
+from propc.runtime.backend import Backend, Report
+from propc.runtime.backends.inductor import compile_stage
+from propc.runtime.backends.inductor.compiled_units import Apart, Piece, Unit, Wire, blocks_of, pieces, tokens_of
+from propc.runtime.backends.inductor.joint_graph import READ, Halves, Layout
+from propc.runtime.backends.inductor.stage import Stage
+from propc.runtime.backends.inductor.stage_run import Run
+from propc.runtime.plan.codegen import Call, Values
+from propc.runtime.plan.liveness import block
+
+if TYPE_CHECKING:
+    from propc.runtime.executable import Executable
+
+PATIENCE = 2.0  # seconds of compiling before a progress line appears
+
+
+@dataclass(frozen=True)
+class Made:
+    """The two halves of a kind of unit, compiled."""
+
+    halves: Halves
+    forward: Callable[[list[Tensor]], Sequence[Tensor]]
+    reverse: Callable[[list[Tensor]], Sequence[Tensor]] | None
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A progress line that starts no thread."""
+
+    monitor_interval = 0
+
+
+class Inductor(Backend):
+    """Stages compiled by TorchInductor; what cannot be compiled runs as on `eager`, and the report says why."""
+
+    name: ClassVar[str] = "inductor"
+
+    def require(self, devices: Sequence[torch.device]) -> None:
+        for kind in sorted({device.type for device in devices}):
+            lacking = compile_stage.missing(kind)
+            if lacking:
+                found = f"backend 'inductor' needs {lacking} for device {kind!r}, and finds none"
+                fix = "Install g++ (or name a compiler in the environment variable CXX)"
+                fix = fix if kind == "cpu" else f"Install {lacking}"
+                raise BackendError(message(found, f"{fix}, or use backend='eager'."))
+
+    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, Call]], Report]:
+        return _Compilation(executable, values).plan()
+
+
+class _Compilation:
+    def __init__(self, executable: Executable, values: Values) -> None:
+        self.executable = executable
+        self.tokens = tokens_of(executable)
+        self.layouts = {i: Layout.of(value).apart() for i, value in enumerate(values) if isinstance(value, Tensor)}
+        self.layouts.update({i: self.layouts[i].dense() for i in self.tokens if i in self.layouts})
+        self.pieces = pieces(executable)
+
+    def plan(self) -> tuple[Sequence[tuple[Node, Call]], Report]:
+        start = time.perf_counter()
+        made, failed = self._compiled()
+        parts = [self._part(piece, made, failed) for piece in self.pieces]
+        stages = [part for part in parts if isinstance(part, Stage)]
+        apart = [
+            (part.node.name, part.why)
+            for part in parts
+            if isinstance(part, Apart) and not isinstance(part.node, Scan)  # which only passes values on
+        ]
+        for part in parts:
+            if isinstance(part, Unit):
+                apart += [(node.name, failed[self._kind(part)]) for node in part.nodes]
+        seconds = time.perf_counter() - start
+        report = Report(Inductor.name, len({id(s.halves) for s in stages}), len(stages), seconds, tuple(apart))
+        return list(self._joined(parts)), report
+
+    # -- compiling ----------------------------------------------------------------------
+
+    def _kind(self, unit: Unit) -> Hashable:
+        """Units of one kind share their code."""
+        known = (self.layouts.get(i) for i in unit.block.reads)
+        return unit.key, tuple(None if each is None else replace(each, requires_grad=False) for each in known)
+
+    def _compiled(self) -> tuple[dict[Hashable, Made], dict[Hashable, str]]:
+        """The code of each kind of unit, and why others have none."""
+        kinds: dict[Hashable, list[Unit]] = {}
+        failed: dict[Hashable, str] = {}
+        for unit in self.pieces:
+            if isinstance(unit, Unit):
+                kinds.setdefault(self._kind(unit), []).append(unit)
+        made: dict[Hashable, Made] = {}
+        with _Bar(total=len(kinds), desc=f"propc: compiling {self.executable.graph.name}", delay=PATIENCE) as bar:
+            for kind, units in kinds.items():
+                try:
+                    made[kind] = self._make(units)
+                except Exception as error:  # whatever torch says; the stage runs as it is
+                    failed[kind] = _said(error)
+                bar.update()
+        return made, failed
+
+    def _make(self, units: Sequence[Unit]) -> Made:
+        first = units[0]
+        if any(i not in self.layouts for i in first.block.reads):
+            raise NotImplementedError("it reads what is no tensor")
+        layouts = []
+        for position, place in enumerate(first.block.reads):
+            wants = any(self.layouts[unit.block.reads[position]].requires_grad for unit in units)
+            layouts.append(replace(self.layouts[place], requires_grad=wants))
+        tokens = frozenset(i for i, place in enumerate(first.block.writes) if place in self.tokens)
+        halves = compile_stage.traced(self._function(first), layouts, tokens)
+        wanted = {i for kind, i in (*halves.takes, *halves.wants) if kind == READ}
+        if any(first.block.reads[i] in self.tokens for i in wanted):
+            raise NotImplementedError("it reads a token")
+        forward = compile_stage.compiled(halves.forward, reverse=False)
+        reverse = None if halves.reverse is None else compile_stage.compiled(halves.reverse, reverse=True)
+        return Made(halves, forward, reverse)
+
+    def _function(self, unit: Unit) -> Callable[..., Sequence[Tensor]]:
+        """What a unit does, as a function of what it reads; with a flag behind, where parameters are to be checked."""
+        block = unit.block
+        checked = self._checked(unit)
+
+        def run(*given: Tensor) -> Sequence[Tensor]:
+            values: dict[int, Any] = dict(zip(block.reads, given))
+            flags = []
+            with self.executable.mode.unchecked():
+                for node, call in zip(unit.nodes, block.calls):
+                    arguments = [values[i] for i in call.reads]
+                    if node is checked:
+                        flags.append(_valid(self.executable.planner.bounds[node.name], arguments))
+                    values.update(zip(call.writes, call.function(*arguments), strict=True))
+            return [*(values[i] for i in block.writes), *flags]
+
+        return run
+
+    def _checked(self, unit: Unit) -> Node | None:
+        """The site whose parameters are checked at every call, if any."""
+        site = unit.nodes[-1]
+        return site if isinstance(site, Site) and self.executable.planner.bounds.get(site.name) else None
+
+    # -- putting together ---------------------------------------------------------------
+
+    def _part(
+        self, piece: Piece, made: dict[Hashable, Made], failed: dict[Hashable, str]
+    ) -> Stage | Wire | Apart | Unit:
+        if not isinstance(piece, Unit) or self._kind(piece) in failed:
+            return piece
+        code = made[self._kind(piece)]
+        return Stage(piece, code.halves, code.forward, code.reverse, self._checked(piece) is not None)
+
+    def _joined(self, parts: Sequence[Stage | Wire | Apart | Unit]) -> Iterator[tuple[Node, Call]]:
+        """The plan, with a run in place of consecutive stages and the wires between them."""
+        plan, calls = self.executable.plan, [call for _, call in self.executable.plan]
+        inside = blocks_of(self.executable.graph)
+        start = 0
+        group: list[Stage | Wire] = []
+
+        def close(stop: int) -> Iterator[tuple[Node, Call]]:
+            if any(isinstance(part, Stage) for part in group):
+                whole = block(calls, start, stop, self.executable.places.returned)
+                entering = [self.layouts[i] for i in whole.reads]
+                run = Run(tuple(group), whole, entering, self.tokens, self.layouts)
+                yield plan[start][0], Call(run, whole.reads, whole.writes)
+            else:
+                yield from plan[start:stop]
+
+        at = 0
+        for part in parts:
+            unit = part.unit if isinstance(part, Stage) else part
+            count = len(unit.nodes) if isinstance(unit, Unit) else 1
+            if group and inside.get(plan[at][0].name) != inside.get(plan[start][0].name):
+                yield from close(at)
+                start, group = at, []
+            if isinstance(part, (Stage, Wire)):
+                group.append(part)
+            else:
+                yield from close(at)
+                yield from plan[at : at + count]
+                start, group = at + count, []
+            at += count
+        yield from close(at)
+
+
+def _valid(bounds: Sequence[tuple[int, Any]], phi: Sequence[Tensor]) -> Tensor:
+    """Whether parameters are in their support, a tensor of one truth."""
+    found: Tensor | None = None
+    for index, known in bounds:
+        constraint = known if not hasattr(known, "at") else known.at(phi)
+        each = constraint.check(phi[index]).all()
+        found = each if found is None else found & each
+    assert found is not None
+    return found
+
+
+def _said(error: Exception) -> str:
+    """The first line of what an error says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

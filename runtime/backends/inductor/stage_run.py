@@ -1,0 +1,159 @@
+"""A run of compiled stages as one autograd function: its forward and its reverse pass are a straight line of calls.
+
+Tokens hold nothing, so here they do not exist: a cost's reverse code gives its messages, and the line of the reverse
+pass hands each to the reverse code of the sites that it is routed to, adding up what meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from propc.errors import EstimatorError, message
+from propc.ir.records import Site
+from propc.propagators import InverseVariance
+from propc.runtime.autograd.tokens import applied
+from propc.runtime.backend import Named, Several, Violated
+from propc.runtime.backends.inductor.compiled_units import Wire
+from propc.runtime.backends.inductor.forward_source import Forward
+from propc.runtime.backends.inductor.joint_graph import Layout
+from propc.runtime.backends.inductor.reverse_source import Reverse
+from propc.runtime.backends.inductor.stage import Stage
+from propc.runtime.plan.codegen import Values
+from propc.runtime.plan.liveness import Block
+from propc.util.torch_rng import from_state, state_unless_captured
+
+
+class Run(Several):
+    """Consecutive stages, and the wires between them, as the function of one call.
+
+    Args:
+        parts: in order.
+        whole: their calls, with what enters and leaves.
+        entering: the layouts of what enters.
+        tokens: the places of tokens.
+        layouts: of everything, by place.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Stage | Wire],
+        whole: Block,
+        entering: Sequence[Layout],
+        tokens: frozenset[int],
+        layouts: Mapping[int, Layout],
+    ) -> None:
+        self.parts, self.whole, self.entering, self.tokens, self.layouts = parts, whole, entering, tokens, layouts
+        self.device = next((layout.device for layout in layouts.values()), torch.device("cpu"))
+        sites = [
+            node for part in parts if isinstance(part, Stage) for node in part.unit.nodes if isinstance(node, Site)
+        ]
+        self.weighing = next((site for site in sites if isinstance(site.rule, InverseVariance)), None)
+        line = Forward(self)
+        self.names, self.kept, self.entered = line.names, line.kept, line.entered
+        self.leaving = tuple(dict.fromkeys(line.leaving))
+        self.wants = tuple(line.wants[name] for name in self.leaving)
+        places = {f"v{place}": i for i, place in enumerate(whole.reads)}
+        places.update({name: len(whole.reads) + i for i, name in enumerate(self.leaving)})
+        self.order = [places[name] for name in line.leaving_all]
+        self.trains = any(layout.requires_grad for layout in entering)
+        self.still = [i for i, wants in enumerate(self.wants) if not wants]
+        self.forward: Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]] = line.made()
+        self.reverses: dict[Hashable, Callable[..., tuple[Tensor | None, ...]]] = {}
+
+    def __call__(self, *given: Tensor) -> list[Tensor]:
+        """Run; what leaves, in the order of the block."""
+        traced = self.trains and torch.is_grad_enabled()
+        found = _run(self, *given) if traced else self.values(given)[0]
+        both = (*given, *found)
+        return [both[i] for i in self.order]
+
+    def named(self) -> Named:
+        from propc.runtime.backends.inductor.observed_run import heard
+
+        return heard(self)
+
+    def values(self, given: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What leaves, and what the reverse pass needs.
+
+        Raises:
+            Violated: a parameter of a site is not in its support.
+        """
+        found, kept, flags = self.forward(*given)
+        if flags and not all(map(bool, flags)):
+            raise Violated
+        return found, kept
+
+    def cotangents(self, kept: Sequence[Tensor], arrived: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Cotangents on what has entered, from those on what left."""
+        pattern = tuple(each is not None for each in arrived)
+        if pattern not in self.reverses:
+            self.reverses[pattern] = Reverse(self, pattern).made()
+        return self.reverses[pattern](kept, arrived)
+
+    def again(self, given: Sequence[Tensor], seed: Tensor) -> list[Tensor]:
+        """What leaves, step by step, from the random numbers of an earlier run: for derivatives of any order."""
+        values: Values = [None] * (1 + max((*self.whole.reads, *(i for call in self.whole.calls for i in call.writes))))
+        for place, value in zip(self.whole.reads, given):
+            values[place] = value
+        with from_state(self.device, seed):
+            for call in self.whole.calls:
+                call(values)
+        return [values[place] for place in self.whole.writes]
+
+
+class _Run(Function):
+    @staticmethod
+    def forward(ctx: Any, run: Run, *given: Tensor) -> tuple[Tensor, ...]:
+        ctx.run, ctx.seed, ctx.count = run, state_unless_captured(run.device), len(given)
+        found, kept = run.values(given)
+        ctx.save_for_backward(*given, *kept)
+        ctx.set_materialize_grads(False)
+        if run.still:
+            ctx.mark_non_differentiable(*(found[i] for i in run.still))
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
+        run: Run = ctx.run
+        kept = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (None, *_differentiable(run, kept[: ctx.count], arrived, ctx.seed))
+        return (None, *run.cotangents(kept, arrived))
+
+
+_run = applied(_Run)
+
+
+def _differentiable(
+    run: Run, given: Sequence[Tensor], arrived: Sequence[Tensor | None], seed: Tensor
+) -> Sequence[Tensor | None]:
+    """Cotangents that can be differentiated again: the steps run once more, one by one.
+
+    Raises:
+        EstimatorError: the run has a site that weighs by the variance of what arrives. The second reverse pass would
+            meet it twice, each time with a part, and weigh each by itself; on `eager` it meets it once.
+    """
+    if run.weighing is not None:
+        finding = "second derivatives of an inverse-variance weighting, which compiled code does not give"
+        fix = "Use backend='eager'; or 'rp' or 'lr' here."
+        raise EstimatorError(message(finding, fix, at=f"site {run.weighing.name!r}", where=run.weighing.where))
+    given = [value.view_as(value) if value.requires_grad else value for value in given]  # no gradient goes past them
+    found = run.again(given, seed)
+    ends = dict(zip((i for i in run.order), found))
+    live = [
+        (ends[len(given) + i], grad)
+        for i, grad in enumerate(arrived)
+        if grad is not None and ends[len(given) + i].requires_grad
+    ]
+    wanted = [i for i, value in enumerate(given) if value.requires_grad]
+    if not live or not wanted:
+        return [None] * len(given)
+    outputs, cotangents = zip(*live)
+    grads = torch.autograd.grad(outputs, [given[i] for i in wanted], cotangents, create_graph=True, allow_unused=True)
+    by_place = dict(zip(wanted, grads))
+    return [by_place.get(i) for i in range(len(given))]

@@ -1,0 +1,1 @@
+"""Batching rules of torch operations: how each runs on many samples at once."""

@@ -1,0 +1,38 @@
+"""All rules for values in plates, by operation name."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+
+from propc.fx.operations import Property, name_of
+from propc.runtime.batching import layer_rules, operation_rules
+from propc.runtime.batching.rule import Node, Rule, Step
+
+RULES: dict[str, Rule] = {**operation_rules.RULES, **layer_rules.RULES}
+_TORCH = frozenset(
+    value
+    for module in (torch, F, torch.Tensor, torch.special, torch._C._nn, torch.linalg, operator)
+    for value in vars(module).values()
+    if callable(value) and getattr(value, "__hash__", None)
+)
+
+
+def is_by_element(node: torch.fx.Node) -> bool:
+    """Whether an operation acts on each element alone, with broadcasting."""
+    target = node.target
+    name = target if isinstance(target, str) else name_of(target)
+    known = isinstance(target, (str, Property)) or target in _TORCH
+    return known and RULES.get(name.removeprefix("__").removesuffix("__")) is operation_rules.by_element
+
+
+def write(step: Step) -> Node | None:
+    """The operation for values in plates; None where there is no rule for it."""
+    target = step.node.target
+    if not step.args or (not isinstance(target, (str, Property)) and target not in _TORCH):
+        return None
+    found = RULES.get(step.name.removeprefix("__").removesuffix("__"))
+    known = all(n.meta["type"] is not None for n in step.tensors) or target is operator.getitem
+    return found(step) if found is not None and known and step.kwargs.get("out") is None else None

@@ -1,0 +1,1 @@
+"""Checks of values, of independence, and of memory."""

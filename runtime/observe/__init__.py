@@ -1,0 +1,1 @@
+"""Hooks for profiles and statistics: steps, time, cotangents."""

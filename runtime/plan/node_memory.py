@@ -1,0 +1,97 @@
+"""What nodes keep from call to call: messages to themselves, and modules of state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from propc.ir.graph import PropagationGraph
+from propc.ir.messages import Message, merged
+from propc.ir.records import Node
+from propc.propagators.propagator import NodeView
+from propc.runtime.messaging.mailbox import Post
+from propc.util.estimator_state import EstimatorState
+
+PREFIX = "field:"  # of the buffers, so that a field may have the name of a module's attribute
+
+
+class Keepsake(nn.Module):
+    """A message that a node has sent to itself: tensors are buffers, the rest is extra state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rest: dict[str, Any] = {}
+
+    def put(self, sent: Message) -> None:
+        """Replace what is kept."""
+        for name in list(self._buffers):
+            delattr(self, name)
+        self.rest = {}
+        for name, value in sent.items():
+            if isinstance(value, Tensor):
+                self.register_buffer(f"{PREFIX}{name}", value.detach().clone())
+            else:
+                self.rest[name] = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), value)
+
+    def message(self) -> Message:
+        """What is kept."""
+        return Message({**{k.removeprefix(PREFIX): v for k, v in self.named_buffers()}, **self.rest})
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.rest
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.rest = dict(state)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        tensors = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        self.put(Message({k.removeprefix(PREFIX): v for k, v in tensors.items() if isinstance(v, Tensor)}))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Memory:
+    """The persistent memory of a graph's nodes."""
+
+    def __init__(self, graph: PropagationGraph, state: EstimatorState) -> None:
+        self.graph, self.state = graph, state
+        self.batch = None if graph.program is None else graph.batch
+        self.keepers = [
+            name for name in graph.wiring.vertices if (rule := graph.nodes[name].propagator) is not None and rule.keeps
+        ]
+
+    def view(self, node: Node, touched: list[NodeView] | None = None) -> NodeView:
+        """A node as its propagator sees it."""
+        return NodeView(node, self.batch, state=self._module, touched=touched)
+
+    def waiting(self) -> dict[str, Message]:
+        """What nodes have sent to themselves when they last did."""
+        found = {name: self._keepsake(name).message() for name in self.keepers}
+        return {name: kept for name, kept in found.items() if kept}
+
+    def keep(self, posts: Iterable[Post]) -> None:
+        """Keep what nodes have sent to themselves in this call, in place of what they kept; an empty message forgets.
+
+        What a node keeps outlasts calls in which it sends nothing, such as a forward pass between two steps of
+        training.
+        """
+        posts = list(posts)
+        for name in self.keepers:
+            sent = [each for post in posts for each in post.kept.get(name, ())]
+            if sent:
+                with torch.no_grad():
+                    self._keepsake(name).put(merged(sent, self.graph.fields, name))
+
+    def _keepsake(self, name: str) -> Keepsake:
+        part = self.state.part(f"{name}:kept", Keepsake)
+        assert isinstance(part, Keepsake)
+        return part
+
+    def _module(self, view: NodeView) -> nn.Module | None:
+        rule = view.record.propagator
+        known = view.name.replace(".", "/") in self.state.parts
+        made = rule.state(view) if rule is not None and not known else None
+        return self.state.part(view.name, lambda: made) if made is not None or known else None

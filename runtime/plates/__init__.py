@@ -1,0 +1,1 @@
+"""Segments, sites and sums in plates."""

@@ -1,0 +1,1 @@
+"""Inverse-variance weights and the per-sample gradients they need."""
