@@ -21,17 +21,15 @@ test: $(READY)  ## all tests, on two processes
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(READY)  ## mypy, on an installed copy, as it does not see the package-dir mapping, and on a user's program
-	rm -rf build/lib build/typed
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
-	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p propc
-	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
-		../../tests/typed_user.py
+types: $(READY)  ## mypy, on the tree and on a user's program
+	$(BIN)/mypy
+	$(BIN)/mypy tests/typed_user.py
 
 bench: $(READY)  ## the tables of docs/benchmarks.md; ARGS="--out docs/benchmarks.md" writes them there
 	$(BIN)/python benchmarks/all.py $(ARGS)
