@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from propc.ir.records import Node
-from propc.runtime.plan.codegen import Call, Values
+from propc.runtime.plan.codegen import StepCall, Values
 
 if TYPE_CHECKING:
     from propc.runtime.executable import Executable
@@ -88,7 +88,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, Call]], Report]:
+    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
         """The plan to run from the second call on.
 
         Args:

@@ -19,14 +19,14 @@ from propc.frontend.environment.isolation import same_random
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Node
 from propc.ir.repeatable import beside_writes
-from propc.runtime.autograd.run_once import Recording
+from propc.runtime.autograd.run_once import EffectLog
 from propc.runtime.backend import Backend, Report, Violated
 from propc.runtime.checks import values as checks
 from propc.runtime.checks.out_of_memory import checking
 from propc.runtime.checks.replay import Replay, fresh
 from propc.runtime.checks.values import Mode
 from propc.runtime.observe.cotangent_probe import Probe
-from propc.runtime.plan.codegen import Call, Values
+from propc.runtime.plan.codegen import StepCall, Values
 from propc.runtime.plan.liveness import last_reads
 from propc.runtime.plan.planner import Planner
 from propc.runtime.plan.runner import Line, with_blocks
@@ -100,11 +100,11 @@ class Executable:
             self._use(plan)
         return [values[slot] for slot in self.places.returned]
 
-    def _use(self, plan: Sequence[tuple[Node, Call]]) -> None:
+    def _use(self, plan: Sequence[tuple[Node, StepCall]]) -> None:
         """Run this plan from now on."""
         self.straight = self.line(plan)
 
-    def line(self, plan: Sequence[tuple[Node, Call]]) -> Line:
+    def line(self, plan: Sequence[tuple[Node, StepCall]]) -> Line:
         """A plan as it is run: scans as loops, block by block where the schedule has blocks."""
         returned = self.places.returned
         plan = rolled(self.graph, plan, self.planner.loops, returned, keep=False)
@@ -134,7 +134,7 @@ class Executable:
         if not self.graph.schedule.blocks:
             values = self._forward(inputs, held, self.keeping)
             return values, values
-        recording = Recording(list({kind.device for node in self.graph for kind in node.outputs}))
+        recording = EffectLog(list({kind.device for node in self.graph for kind in node.outputs}))
         with recording.running():
             values = self._forward(inputs, held, self.straight)
         with checking(self.graph), recording.repeating(recording.tensors):
@@ -174,7 +174,7 @@ class Executable:
             return self._forward(inputs, held, self.keeping)
 
 
-def _forgetting(call: Call, written: bool) -> Call:
+def _forgetting(call: StepCall, written: bool) -> StepCall:
     """The same without the history of what it gives; `written` says that this may be written into."""
     again = fresh if written else _bare
 

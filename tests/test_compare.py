@@ -39,7 +39,7 @@ class AFifthTooMuch(propc.Estimator):
     keeps_name: ClassVar[bool] = True
 
     def propagator(self, site: Any) -> tuple[propc.Propagator, str]:
-        return propc.propagators.LikelihoodRatio(Louder()), "asked for"
+        return propc.propagators.LikelihoodRatioRule(Louder()), "asked for"
 
 
 def square(theta: Tensor) -> Tensor:

@@ -249,7 +249,7 @@ class Gives(propc.Estimator):
         return type(self).what
 
 
-@pytest.mark.parametrize("what", [None, (3, "asked for"), propc.propagators.Pathwise(), "rp"], ids=str)
+@pytest.mark.parametrize("what", [None, (3, "asked for"), propc.propagators.PathwiseRule(), "rp"], ids=str)
 def test_an_estimator_that_gives_no_rule(what: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gives, "what", what)
     with pytest.raises(propc.PropcTypeError, match=r"site 'x' \(test_life\.py:\d+\): the estimator 'gives' \(Gives\)"):

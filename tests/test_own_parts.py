@@ -14,7 +14,7 @@ from torch.distributions import Exponential, Normal, Poisson
 import propc
 from propc.estimators import SiteView
 from propc.estimators.estimator import _TABLE
-from propc.propagators import Baseline, Pathwise
+from propc.propagators import Baseline, PathwiseRule
 
 B = 8
 
@@ -35,7 +35,7 @@ class MyRule(propc.Estimator):
     keeps_name = True
 
     def propagator(self, site: SiteView) -> Any:
-        return Pathwise(), "asked for"
+        return PathwiseRule(), "asked for"
 
 
 class Half(Baseline):
@@ -103,7 +103,7 @@ def test_names_come_from_the_class_or_the_table() -> None:
     assert "look-on" in dict(propc.compile(model, passes=[LookOn]).graphs(theta()))
 
 
-@pytest.mark.parametrize("made", [Pathwise(), (Pathwise(),), ("rp", "asked for"), None])
+@pytest.mark.parametrize("made", [PathwiseRule(), (PathwiseRule(),), ("rp", "asked for"), None])
 def test_an_estimator_gives_a_propagator_and_the_reason(made: Any) -> None:
     class Wrong(propc.Estimator):
         def propagator(self, site: SiteView) -> Any:
@@ -119,7 +119,7 @@ def test_classes_stand_for_objects() -> None:
     torch.manual_seed(0)
     by_object = torch.autograd.grad(lr(Half())(start).sum(), start)
     torch.testing.assert_close(by_class, by_object)
-    assert propc.compile(model, estimator=Pathwise).graph(theta()).sites[0].estimator == "rp"
+    assert propc.compile(model, estimator=PathwiseRule).graph(theta()).sites[0].estimator == "rp"
 
 
 def test_a_baseline_with_a_state_is_stateful() -> None:

@@ -23,7 +23,7 @@ from torch.distributions import Normal
 from torch.profiler import ProfilerActivity
 
 import propc
-from propc.diagnostics.profile.bench import Step, _by_node
+from propc.diagnostics.profile.bench import TimedStep, _by_node
 from propc.diagnostics.profile.memory import CALL, memory
 from propc.diagnostics.profile.node_rows import BESIDE, OVERHEAD, Part, rows
 from propc.diagnostics.profile.timers import Clock, HostTimer, Interval, cost_of_a_reading, hooks, intervals, timer_of
@@ -35,7 +35,7 @@ from propc.runtime.observe import watcher
 from propc.runtime.observe.watched_plan import named
 from propc.runtime.observe.watcher import BLOCK, RUN
 from propc.runtime.plan import runner
-from propc.runtime.plan.codegen import Call
+from propc.runtime.plan.codegen import StepCall
 from propc.util.formatting import milliseconds, size
 from propc.util.stopwatch import Laps
 
@@ -202,7 +202,7 @@ def test_who_runs_from_stamp_to_stamp() -> None:
 
 def test_the_cost_of_hooks_is_taken_off() -> None:
     pieces = (Interval("a", FORWARD, 0.0, 1.0), Interval("a", BACKWARD, 1.0, 3.0), Interval("b", BACKWARD, 4.0, 0.5))
-    steps = [Step(1.0, 3.5, pieces, {"a": 2, "b": 1})] * 2
+    steps = [TimedStep(1.0, 3.5, pieces, {"a": 2, "b": 1})] * 2
     assert _by_node(steps, 0.2) == pytest.approx({("a", FORWARD): 1.0, ("a", BACKWARD): 2.6, ("b", BACKWARD): 0.3})
     assert 0 < cost_of_a_reading(HostTimer()) < 1e-4
 
@@ -304,7 +304,7 @@ def test_of_a_replay() -> None:
     executable = compiled.compiler.compiled(None, args, {}).executable
     captured = Captured.__new__(Captured)
     captured.executable = executable
-    step = named(executable.graph.output, Call(captured, (), ()), ())
+    step = named(executable.graph.output, StepCall(captured, (), ()), ())
     assert step.name == "replay (x0.in … output)"
     assert [node.name for node in step.nodes[step.name]] == list(dict.fromkeys(n.name for n, _ in executable.plan))
     part = Part(step.name, step.nodes[step.name], 1.0, 2.0, 3, 2, 1)

@@ -22,7 +22,14 @@ import propc
 from propc.distributions.perturbed_logits import Binary, Categories, Family
 from propc.distributions.spec import take_apart
 from propc.errors import EstimatorError
-from propc.propagators import GumbelRao, GumbelSoftmax, ReinMax, SiteContext, StraightThrough, StraightThroughGumbel
+from propc.propagators import (
+    GumbelRaoRule,
+    GumbelSoftmaxRule,
+    ReinMaxRule,
+    SiteContext,
+    StraightThroughGumbelRule,
+    StraightThroughRule,
+)
 from propc.propagators.sites.temperature import Temperature
 
 HARD = ["st", "st_gumbel", "gumbel_rao", "reinmax"]
@@ -140,11 +147,11 @@ def test_a_relaxed_site_whose_gradient_ends_draws_relaxed() -> None:
 
 
 RULES: dict[str, Any] = {
-    "gumbel_softmax": lambda kind: GumbelSoftmax(kind, Temperature(0.7)),
-    "st": StraightThrough,
-    "st_gumbel": lambda kind: StraightThroughGumbel(kind, Temperature(0.7)),
-    "gumbel_rao": lambda kind: GumbelRao(kind, 4, Temperature(0.7)),
-    "reinmax": ReinMax,
+    "gumbel_softmax": lambda kind: GumbelSoftmaxRule(kind, Temperature(0.7)),
+    "st": StraightThroughRule,
+    "st_gumbel": lambda kind: StraightThroughGumbelRule(kind, Temperature(0.7)),
+    "gumbel_rao": lambda kind: GumbelRaoRule(kind, 4, Temperature(0.7)),
+    "reinmax": ReinMaxRule,
 }
 
 

@@ -57,7 +57,7 @@ class Mine(propc.Estimator):
     name: ClassVar[str] = "mine"
 
     def propagator(self, site: propc.estimators.SiteView) -> tuple[propc.propagators.SitePropagator, str]:
-        return propc.propagators.Pathwise(), "asked for"
+        return propc.propagators.PathwiseRule(), "asked for"
 
 
 class Halve(propc.Propagator):

@@ -15,7 +15,7 @@ from propc.ir.adjacency import takes_messages
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import (
     LOG_MEAN_EXP,
-    Compare,
+    CompareAlternatives,
     Cost,
     Named,
     Node,
@@ -40,7 +40,7 @@ class ExploreAlternatives(Pass):
 
     Copies run without gradient and are named after their original and the site, such as ``decoder.in@z``. What
     does not depend on the site they read of the originals: of a segment only the steps that do are copied. A
-    `Compare` node puts each cost beside its copy and sends the site the difference.
+    `CompareAlternatives` node puts each cost beside its copy and sends the site the difference.
 
     Args:
         chunk: how many alternatives segments hold at once, where an estimator says nothing; None is all.
@@ -229,7 +229,7 @@ class _Copying:
         """Put a cost beside what it is on the alternatives."""
         growing, cost = self.growing, self.growing.old[level]
         old = Ref(level)
-        made = Compare(
+        made = CompareAlternatives(
             name=self._name(cost, ".compare"),
             inputs=(growing.ends.get(old, old), self.new[old]),
             outputs=cost.outputs,

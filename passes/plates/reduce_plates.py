@@ -33,12 +33,12 @@ class ReducePlates(Pass):
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         if all(plate.kind == DATA for plate in graph.plates):
             return graph
-        made = replace(graph, nodes=_Walk(graph).run())
+        made = replace(graph, nodes=_PlateSpread(graph).run())
         _warn_wide(made)
         return made
 
 
-class _Walk:
+class _PlateSpread:
     """One walk in program order."""
 
     def __init__(self, graph: PropagationGraph) -> None:

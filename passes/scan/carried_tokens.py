@@ -10,7 +10,7 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.records import Carried, Join, Route, Scan, Token
 
 if TYPE_CHECKING:
-    from propc.passes.scan.roll_scans import Steps
+    from propc.passes.scan.roll_scans import EqualSteps
 
 Names = tuple[str, ...]
 Group = tuple[Names, Names, Names]  # what tokens are fitted to: plates, leading dimensions, elements that stay apart
@@ -31,7 +31,7 @@ class Sums:
         self.joins: list[Join] = []
         self.known: dict[tuple[Group, Names | tuple[Token, ...]], Token] = {}
 
-    def carried(self, steps: Steps) -> tuple[Carried, ...]:
+    def carried(self, steps: EqualSteps) -> tuple[Carried, ...]:
         """What a scan carries for the routes that begin in its middle step or behind it."""
         order = steps.graph.wiring.place
         own = _OfScan(steps, self)
@@ -68,7 +68,7 @@ class Sums:
 class _OfScan:
     """The sums that one scan carries."""
 
-    def __init__(self, steps: Steps, sums: Sums) -> None:
+    def __init__(self, steps: EqualSteps, sums: Sums) -> None:
         self.steps, self.sums = steps, sums
         self.carried: list[Carried] = []
         self.known: dict[object, Token] = {}

@@ -50,13 +50,13 @@ class RollScans(Pass):
         for turn in turns:
             if turn.last > turn.first:
                 _refuse(graph, turn)
-                steps = Steps(graph, turn)
+                steps = EqualSteps(graph, turn)
                 _check_influence(steps)
                 graph = _rolled(steps, sums)
         return sums.finished(graph)
 
 
-class Steps:
+class EqualSteps:
     """The steps of one scan in a graph.
 
     Attributes:
@@ -163,7 +163,7 @@ def _alone(node: Node, turn: Turn, why: str, longest: int = StepError.longest) -
 # -- that steps are alike -------------------------------------------------------------------
 
 
-def _difference(steps: Steps, early: int) -> tuple[str, Node] | None:
+def _difference(steps: EqualSteps, early: int) -> tuple[str, Node] | None:
     """Where a step and the next one are not alike: what there is, and at which node; None if they are."""
     a, b = steps.nodes[early], steps.nodes[early + 1]
     for x, y in zip(a, b):
@@ -176,7 +176,7 @@ def _difference(steps: Steps, early: int) -> tuple[str, Node] | None:
     return None
 
 
-def _same_value(steps: Steps, early: Ref, late: Ref) -> bool:
+def _same_value(steps: EqualSteps, early: Ref, late: Ref) -> bool:
     a, b = steps.place.get(early.node), steps.place.get(late.node)
     if early.port != late.port:
         return False
@@ -224,7 +224,7 @@ class _Equal:
 # -- that influence has settled -------------------------------------------------------------
 
 
-def _check_influence(steps: Steps) -> None:
+def _check_influence(steps: EqualSteps) -> None:
     """What reaches a value of the middle step no longer depends on how many steps it has come, from some on.
 
     Influence on a step's values is a function, the same in all steps and additive, of that on the values of the `lag`
@@ -289,7 +289,7 @@ def _role(node: Node) -> tuple[object, ...]:
 # -- rolling --------------------------------------------------------------------------------
 
 
-def _rolled(steps: Steps, sums: Sums) -> PropagationGraph:
+def _rolled(steps: EqualSteps, sums: Sums) -> PropagationGraph:
     """The graph with the node."""
     graph, turn = steps.graph, steps.turn
     values = _Values(steps)
@@ -315,7 +315,7 @@ def _rolled(steps: Steps, sums: Sums) -> PropagationGraph:
     return replace(graph, nodes=nodes)
 
 
-def _behind(steps: Steps) -> Iterator[Node]:
+def _behind(steps: EqualSteps) -> Iterator[Node]:
     """The nodes of the middle step and all behind it."""
     names = list(steps.graph.nodes)
     for name in names[names.index(steps.nodes[steps.middle][0].name) :]:
@@ -325,7 +325,7 @@ def _behind(steps: Steps) -> Iterator[Node]:
 class _Values:
     """The values that steps carry."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: EqualSteps) -> None:
         self.steps = steps
         self.known: dict[tuple[int, int, int], Ref] = {}
         self.first: list[Ref] = []
@@ -345,7 +345,7 @@ class _Values:
         return self.known[key]
 
 
-def _moved(values: _Values, steps: Steps, node: Node) -> Node:
+def _moved(values: _Values, steps: EqualSteps, node: Node) -> Node:
     """A node that reads carried values where it read those of earlier steps."""
     inside = node.name in steps.place
 

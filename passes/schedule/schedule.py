@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from propc.ir.graph import PropagationGraph
+from propc.ir.records import Order as Order
 from propc.ir.records import Resample, Site
-from propc.ir.records import Schedule as Order
 from propc.passes.pipeline import Pass, register
 from propc.propagators import Plain
 

@@ -8,7 +8,7 @@ from propc.distributions.support import moving_ends
 from propc.errors import EstimatorError, message
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Site, TensorType
-from propc.propagators import InverseVariance, LikelihoodRatio, Propagator
+from propc.propagators import InverseVariance, LikelihoodRatioRule, Propagator
 
 
 def refuse_moving_support(graph: PropagationGraph) -> None:
@@ -30,7 +30,7 @@ def refuse_moving_support(graph: PropagationGraph) -> None:
 def _scores(rule: Propagator | None) -> bool:
     """Whether a rule sends messages through `log_prob`."""
     parts = rule.parts if isinstance(rule, InverseVariance) else (rule,)
-    return any(isinstance(part, LikelihoodRatio) for part in parts)
+    return any(isinstance(part, LikelihoodRatioRule) for part in parts)
 
 
 def _phi(graph: PropagationGraph, site: Site) -> list[TensorType]:

@@ -21,7 +21,7 @@ from propc.propagators.registry import at_node
 from propc.runtime.messaging.mailbox import Directory, Post
 from propc.runtime.messaging.network_sweep import Sweep
 from propc.runtime.messaging.propagation import Propagation, check_call
-from propc.runtime.plan.node_memory import Memory
+from propc.runtime.plan.node_memory import NodeMemory
 from propc.util.estimator_state import EstimatorState
 
 
@@ -133,7 +133,7 @@ class _Ready:
     """A network ready to run."""
 
     def __init__(self, graph: PropagationGraph, state: EstimatorState) -> None:
-        self.graph, self.memory = graph, Memory(graph, state)
+        self.graph, self.memory = graph, NodeMemory(graph, state)
         self.touched: list[NodeView] = []
         views = [self.memory.view(graph.nodes[name], self.touched) for name in graph.wiring.vertices]
         self.views = {view.name: view for view in views}

@@ -57,7 +57,7 @@ GRAPHS_KEPT = 64  # compiled graphs that one compiled object keeps
 GRAPHS_WARNED = 16  # a warning at this many traces: an argument that should be a tensor
 
 
-class Call(NamedTuple):
+class CallKey(NamedTuple):
     """A call taken apart: flattened arguments, which of them are tensors, the key of its graph, and the
     module or object that it is called with."""
 
@@ -196,7 +196,7 @@ class Compiler:
         new._keep(call, replace(compiled, executable=new._build(compiled.graph)))
         return new
 
-    def take_apart(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def take_apart(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallKey:
         """Flatten the arguments and make the key of their graph.
 
         Raises:
@@ -214,7 +214,7 @@ class Compiler:
                 statics.append(("", leaf))
         reached = self._reached(owner, statics)
         modes = torch.is_grad_enabled(), autocast(), torch.get_default_dtype(), default_device()
-        return Call(leaves, tensors, tree, (tuple(kinds), form, modes, _identity(owner), reached), owner)
+        return CallKey(leaves, tensors, tree, (tuple(kinds), form, modes, _identity(owner), reached), owner)
 
     def _reached(self, owner: Any, statics: list[tuple[str, Any]]) -> State:
         """What the program reaches besides its arguments; looked through anew only where something has changed."""
@@ -229,7 +229,7 @@ class Compiler:
         self.watched = _weak(owner), objects, seen
         return seen.state
 
-    def _find(self, call: Call) -> tuple[Compiled, list[Tensor]]:
+    def _find(self, call: CallKey) -> tuple[Compiled, list[Tensor]]:
         """The compiled graph of a call, and the tensors that its program holds as they are now."""
         for compiled in self.cache.get(call.key, ()):
             held = compiled.fetch(call.owner)
@@ -238,7 +238,7 @@ class Compiler:
         with TRACING:
             return self._found_or_made(call)
 
-    def _found_or_made(self, call: Call) -> tuple[Compiled, list[Tensor]]:
+    def _found_or_made(self, call: CallKey) -> tuple[Compiled, list[Tensor]]:
         """The same, one thread after the other."""
         for compiled in self.cache.get(call.key, ()):
             held = compiled.fetch(call.owner)
@@ -255,7 +255,7 @@ class Compiler:
         assert held is not None
         return compiled, held
 
-    def _keep(self, call: Call, compiled: Compiled) -> None:
+    def _keep(self, call: CallKey, compiled: Compiled) -> None:
         """Cache a graph, also for the state in which tracing has left the program's surroundings."""
         args, kwargs = pytree.tree_unflatten(call.leaves, call.tree)
         for key in {call.key, self.take_apart(call.owner, args, kwargs).key}:
@@ -264,7 +264,7 @@ class Compiler:
         while len(self.cache) > GRAPHS_KEPT:
             self.cache.popitem(last=False)
 
-    def _compile(self, call: Call) -> Compiled:
+    def _compile(self, call: CallKey) -> Compiled:
         self._count()
         with without_collection():
             laps, program, graph = _with_room(lambda room: self._passed(call, room))
@@ -279,7 +279,7 @@ class Compiler:
             return Messenger(graph, self.state, self.options.validate, self.probe)
         return Executable(graph, self.state, self.options.validate, self.probe, backend(self.options.backend))
 
-    def _passed(self, call: Call, room: int) -> tuple[Laps, Program, PropagationGraph]:
+    def _passed(self, call: CallKey, room: int) -> tuple[Laps, Program, PropagationGraph]:
         """The program of a call and its graph after all passes, with the seconds that these took."""
         laps = Laps()
         program = self._trace(call, room)
@@ -293,7 +293,7 @@ class Compiler:
             check_steady(graph, self.options.pipeline().run(self._first(self._trace(call, 2 * ROOMS[-1]))))
         return laps, program, graph
 
-    def _trace(self, call: Call, room: int) -> Program:
+    def _trace(self, call: CallKey, room: int) -> Program:
         paths = self._paths(call)
         fn = self.fn if call.owner is None else self.fn.__get__(call.owner)
         with (
@@ -349,11 +349,11 @@ class Compiler:
         marked = with_terms(program, returned_costs(program), ())
         return PropagationGraph(self.name, program, cut(marked, aside(program)), program.plates)
 
-    def _roots(self, call: Call, paths: list[str]) -> Roots:
+    def _roots(self, call: CallKey, paths: list[str]) -> Roots:
         statics = tuple((p, leaf) for p, leaf in zip(paths, call.leaves) if not isinstance(leaf, Tensor))
         return Roots(self.fn, call.owner, statics)
 
-    def _paths(self, call: Call) -> list[str]:
+    def _paths(self, call: CallKey) -> list[str]:
         """A name for every flattened argument, from the function's signature."""
         args, kwargs = pytree.tree_unflatten(list(range(len(call.leaves))), call.tree)
         first = () if call.owner is None else (call.owner,)

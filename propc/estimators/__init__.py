@@ -13,7 +13,7 @@ from propc.estimators.estimator import (
     register_estimator,
     resolve,
 )
-from propc.estimators.gaussian_shaping import GaussianResampling, GaussianShaping, ShapedTotalPropagation
+from propc.estimators.gaussian_shaping import GaussianResampling, ShapedLikelihoodRatio, ShapedTotalPropagation
 from propc.estimators.gumbel_rao import GumbelRao
 from propc.estimators.gumbel_softmax import GumbelSoftmax
 from propc.estimators.infer import Infer
@@ -28,6 +28,9 @@ from propc.estimators.straight_through_gumbel import StraightThroughGumbel
 from propc.estimators.total_propagation import TotalPropagation
 from propc.estimators.vimco import Vimco
 from propc.propagators.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline
+
+# The name of before, for one release.
+GaussianShaping = ShapedLikelihoodRatio
 
 __all__ = [
     "Arm",
@@ -51,6 +54,7 @@ __all__ = [
     "NoBaseline",
     "Pathwise",
     "ReinMax",
+    "ShapedLikelihoodRatio",
     "ShapedTotalPropagation",
     "SiteChoice",
     "SiteView",

@@ -77,7 +77,7 @@ class DisArm(Antithetic):
     name: ClassVar[str] = "disarm"
 
     def _rule(self, samples: Samples) -> propagators.SitePropagator:
-        return propagators.DisArm(samples)
+        return propagators.DisArmRule(samples)
 
 
 @register_estimator("arm")
@@ -101,4 +101,4 @@ class Arm(Antithetic):
     name: ClassVar[str] = "arm"
 
     def _rule(self, samples: Samples) -> propagators.SitePropagator:
-        return propagators.Arm(samples)
+        return propagators.ArmRule(samples)

@@ -82,7 +82,7 @@ class Combine(Estimator):
         if isinstance(part, LikelihoodRatio):
             require_batch(self.name, baseline(part.baseline), site)
         rule = part.propagator(site)[0]
-        if not isinstance(rule, (propagators.Pathwise, propagators.LikelihoodRatio)):
+        if not isinstance(rule, (propagators.PathwiseRule, propagators.LikelihoodRatioRule)):
             raise site.error(
                 f"estimator {self.name!r} weighs pathwise and likelihood-ratio parts; {part.name!r} is {rule!r}",
                 "Leave it out, or weigh it in a propagator of your own.",

@@ -61,7 +61,7 @@ class Enumerate(Estimator):
                 f"in {where} places); the budget is {self.budget:,}",
                 f"Use budget={count} (and chunk= for the memory), or 'lr' with several samples.",
             )
-        return propagators.Enumerate(values, where, self.noise == "common", self.chunk), "asked for"
+        return propagators.EnumerateRule(values, where, self.noise == "common", self.chunk), "asked for"
 
     def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
         try:

@@ -59,7 +59,7 @@ class Refitted(Estimator):
 
 @register_estimator("gs")
 @dataclass(frozen=True)
-class GaussianShaping(Refitted):
+class ShapedLikelihoodRatio(Refitted):
     r"""Gaussian shaping: `lr` with a shaped message in place of the cost.
 
     Approximates: ∇_φ E f(x′), x′ ~ N(μ, Σ), μ and Σ the mean and covariance of the refitted values x
@@ -90,7 +90,7 @@ class GaussianShaping(Refitted):
         baseline(self.baseline)
 
     def estimator(self) -> Estimator:
-        return _Score(self.baseline)
+        return _ShapedScore(self.baseline)
 
 
 @register_estimator("gs-tp")
@@ -120,7 +120,7 @@ class ShapedTotalPropagation(Refitted):
     decay: float = 0.9
 
     def estimator(self) -> Estimator:
-        return _Total(
+        return _ShapedPair(
             ("rp", LikelihoodRatio(self.baseline)),
             self.target,
             self.per_coordinate,
@@ -156,11 +156,11 @@ class GaussianResampling(Refitted):
 # What works at the sites, under the names that users write, for errors.
 
 
-class _Score(LikelihoodRatio):
+class _ShapedScore(LikelihoodRatio):
     name: ClassVar[str] = "gs"
 
 
-class _Total(Combine):
+class _ShapedPair(Combine):
     name: ClassVar[str] = "gs-tp"
 
 

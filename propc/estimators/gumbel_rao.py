@@ -45,4 +45,4 @@ class GumbelRao(Estimator):
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         found = require_path_from_draw(self.name, site)
-        return propagators.GumbelRao(found, self.samples, Temperature(self.temperature)), "asked for"
+        return propagators.GumbelRaoRule(found, self.samples, Temperature(self.temperature)), "asked for"

@@ -48,7 +48,7 @@ class GumbelSoftmax(Estimator):
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         found = require_path_from_draw(self.name, site)
-        return propagators.GumbelSoftmax(found, Temperature(self.temperature)), "asked for"
+        return propagators.GumbelSoftmaxRule(found, Temperature(self.temperature)), "asked for"
 
     def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
         free = replace(site, blocked=(), rough=())  # no gradient has to come through

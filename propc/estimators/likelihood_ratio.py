@@ -53,7 +53,7 @@ class LikelihoodRatio(Estimator):
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         chosen = baseline(self.baseline)
         require_batch(self.name, chosen, site, self.samples)
-        return propagators.LikelihoodRatio(chosen, self._samples()), "asked for"
+        return propagators.LikelihoodRatioRule(chosen, self._samples()), "asked for"
 
     def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
         return propagators.Plain(self._samples())

@@ -54,4 +54,4 @@ class Local(Estimator):
                 "'rp' here.",
             )
         count = places(site.spec, batched=site.batched)
-        return propagators.Local(count, values - 1, self.noise == "common", self.chunk), "asked for"
+        return propagators.LocalRule(count, values - 1, self.noise == "common", self.chunk), "asked for"

@@ -73,4 +73,4 @@ class MeasureValued(Estimator):
         if not each:
             return propagators.Plain(), "no parameter of its distribution wants a gradient"
         count = places(site.spec, batched=site.batched)
-        return propagators.MeasureValued(count, each, self.noise == "common", self.chunk, wanted), "asked for"
+        return propagators.MeasureValuedRule(count, each, self.noise == "common", self.chunk, wanted), "asked for"

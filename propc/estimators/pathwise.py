@@ -41,7 +41,7 @@ class Pathwise(Estimator):
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         require_path(self.name, site)
-        return propagators.Pathwise(self._samples()), "asked for"
+        return propagators.PathwiseRule(self._samples()), "asked for"
 
     def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
         return propagators.Plain(self._samples())

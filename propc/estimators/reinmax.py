@@ -31,4 +31,4 @@ class ReinMax(Estimator):
     name: ClassVar[str] = "reinmax"
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
-        return propagators.ReinMax(require_path_from_draw(self.name, site)), "asked for"
+        return propagators.ReinMaxRule(require_path_from_draw(self.name, site)), "asked for"

@@ -30,4 +30,4 @@ class StraightThrough(Estimator):
     name: ClassVar[str] = "st"
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
-        return propagators.StraightThrough(require_path_from_draw(self.name, site)), "asked for"
+        return propagators.StraightThroughRule(require_path_from_draw(self.name, site)), "asked for"

@@ -39,4 +39,4 @@ class StraightThroughGumbel(Estimator):
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         found = require_path_from_draw(self.name, site)
-        return propagators.StraightThroughGumbel(found, Temperature(self.temperature)), "asked for"
+        return propagators.StraightThroughGumbelRule(found, Temperature(self.temperature)), "asked for"

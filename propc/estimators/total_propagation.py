@@ -67,7 +67,7 @@ class TotalPropagation(Estimator):
         return self._combination().propagator(site)
 
     def _combination(self) -> Combine:
-        return _Total(
+        return _WeightedPair(
             ("rp", LikelihoodRatio(self.baseline)),
             self.target,
             self.per_coordinate,
@@ -78,7 +78,7 @@ class TotalPropagation(Estimator):
         )
 
 
-class _Total(Combine):
+class _WeightedPair(Combine):
     """The combination under its own name, for errors."""
 
     name: ClassVar[str] = "tp"

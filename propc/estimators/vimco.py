@@ -64,7 +64,7 @@ class Vimco(Estimator):
                 f"estimator 'vimco' needs a multi-sample bound among the costs that the site influences: {costs}",
                 "Return propc.bound(log_weight), or use 'rloo' for the mean of the costs.",
             )
-        return propagators.LikelihoodRatio(MEANS[self.mean], self._samples()), "asked for"
+        return propagators.LikelihoodRatioRule(MEANS[self.mean], self._samples()), "asked for"
 
     def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
         return propagators.Plain(self._samples())

@@ -314,8 +314,8 @@ class Recorder(torch.fx.Tracer):
         sites = " and ".join(repr(mark.name) for mark in marks if mark.kind == "site")
         return TraceError(
             message(
-                f"{data_dependence.called(func, args)} needs the value of a traced tensor, which is only known when the "
-                "compiled function runs",
+                f"{data_dependence.called(func, args)} needs the value of a traced tensor, which is only known when "
+                "the compiled function runs",
                 data_dependence.instead(Distribution.sample if operations.in_sampler() else func, args),
                 at=f"a value that depends on site {sites}" if sites else "",
                 where=user_source(),

@@ -61,7 +61,7 @@ def label(rounds: Sequence[Round], name: str | None, kind: str) -> str:
 
 
 @dataclass(frozen=True)
-class Wire:
+class CarriedValue:
     """Where a tensor of the state comes from: its torch.fx node, and, of one inside a step, its place there."""
 
     node: torch.fx.Node
@@ -69,7 +69,7 @@ class Wire:
     step: int
     place: int
 
-    def shifted(self, later: Wire) -> bool:
+    def shifted(self, later: CarriedValue) -> bool:
         """Whether the state after the next step has the same there, or the like of the next step."""
         if self.type != later.type:
             return False
@@ -119,7 +119,7 @@ class _Traced:
             before, wires = wires, self.wires(state, index)
             if index == self.length:
                 return self.done(state)
-            if all(map(Wire.shifted, before, wires)):
+            if all(map(CarriedValue.shifted, before, wires)):
                 break
             if index == LONGEST:
                 raise self.never(state, before, wires)
@@ -169,19 +169,19 @@ class _Traced:
         node.meta.update(where=user_source(), context=None, rough=False, mark=Mark("turn", name, turn=turn), type=None)
         return node
 
-    def wires(self, state: Any, index: int) -> list[Wire]:
+    def wires(self, state: Any, index: int) -> list[CarriedValue]:
         """Where the tensors of a state come from, before step `index`."""
         found = []
         with torch._C.DisableTorchFunction():
             for leaf in _tensors(state):
                 node = self.tracer._node(leaf)
                 step, place = self.places.get(node, (-1, 0))
-                found.append(Wire(node, _type(leaf), step, place))
+                found.append(CarriedValue(node, _type(leaf), step, place))
                 if step >= 0:
                     self.deepest = max(self.deepest, index - step)
         return found
 
-    def never(self, state: Any, before: Sequence[Wire], after: Sequence[Wire]) -> PropcValueError:
+    def never(self, state: Any, before: Sequence[CarriedValue], after: Sequence[CarriedValue]) -> PropcValueError:
         """The error of steps that do not become alike."""
         with torch._C.DisableTorchFunction():
             paths = [p for p, leaf in pytree.tree_flatten_with_path(state)[0] if isinstance(leaf, Tensor)]

@@ -7,7 +7,7 @@ from propc.ir.records import (
     KIND_OF,
     LOG_MEAN_EXP,
     Carried,
-    Compare,
+    CompareAlternatives,
     Cost,
     Dependence,
     Expand,
@@ -17,6 +17,7 @@ from propc.ir.records import (
     Named,
     Node,
     Opaque,
+    Order,
     Output,
     Parameter,
     Plate,
@@ -25,7 +26,6 @@ from propc.ir.records import (
     Resample,
     Route,
     Scan,
-    Schedule,
     Segment,
     Site,
     Source,
@@ -35,6 +35,10 @@ from propc.ir.records import (
     Turn,
 )
 
+# The names of before, for one release.
+Compare = CompareAlternatives
+Schedule = Order
+
 __all__ = [
     "BATCH",
     "BETWEEN",
@@ -43,6 +47,7 @@ __all__ = [
     "LOG_MEAN_EXP",
     "Carried",
     "Compare",
+    "CompareAlternatives",
     "Cost",
     "Dependence",
     "Expand",
@@ -52,6 +57,7 @@ __all__ = [
     "Named",
     "Node",
     "Opaque",
+    "Order",
     "Output",
     "Parameter",
     "Plate",

@@ -28,6 +28,7 @@ from propc.ir.records import (
     Named,
     Node,
     Opaque,
+    Order,
     Output,
     Parameter,
     Plate,
@@ -35,7 +36,6 @@ from propc.ir.records import (
     Ref,
     Route,
     Scan,
-    Schedule,
     Segment,
     Site,
     TensorType,
@@ -64,7 +64,7 @@ class PropagationGraph:
     plates: tuple[Plate, ...] = ()
     routes: tuple[Route, ...] = ()
     joins: tuple[Join, ...] = ()
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: Order = field(default_factory=Order)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", MappingProxyType(dict(self.nodes)))

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from propc.ir.records import Compare, Expand, Input, Node, Opaque, Output, Parameter, Ref, Resample, Scan, Segment, Site
+from propc.ir.records import (
+    CompareAlternatives,
+    Expand,
+    Input,
+    Node,
+    Opaque,
+    Output,
+    Parameter,
+    Ref,
+    Resample,
+    Scan,
+    Segment,
+    Site,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +146,7 @@ def _walk(nodes: Mapping[str, Node], again: Mapping[Ref, Reach]) -> Influence:
             for port in range(len(node.outputs)):
                 values[Ref(node.name, port)] = Reach()
         elif not isinstance(node, Output):
-            alone = len(node.inputs) == 1 or isinstance(node, Compare)
+            alone = len(node.inputs) == 1 or isinstance(node, CompareAlternatives)
             values[Ref(node.name)] = values[node.inputs[0]] if alone else _union(node, values)
     return Influence(sites, draws, leaves, values, phi, index)
 

@@ -385,7 +385,7 @@ class Reduce(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compare(Node):
+class CompareAlternatives(Node):
     """A cost beside what it would be on alternatives of a site; inserted by explore-alternatives.
 
     Inputs are the cost and that of the alternatives, in the plate `over`; the value is the cost's. A route leads
@@ -463,7 +463,7 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class Order:
     """Names in the order of execution: forward steps, then the sites as the reverse pass meets them.
 
     All reverse steps run in `engine_calls` calls of the autograd engine; 0 where nodes are visited one by one.
@@ -487,7 +487,7 @@ KIND_OF: dict[type, Kind] = {
     Resample: Kind.RESAMPLE,
     Reduce: Kind.REDUCE,
     Scan: Kind.SCAN,
-    Compare: Kind.COMPARE,
+    CompareAlternatives: Kind.COMPARE,
     Named: Kind.NODE,
     Opaque: Kind.OPAQUE,
     Cost: Kind.COST,

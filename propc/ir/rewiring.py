@@ -67,7 +67,7 @@ class Rewiring:
         last = max((ref.node for ref in made.inputs), key=self.places.__getitem__)
         if ends is None and len(made.inputs) == 1:
             return self._take_over(made, self.places[last])
-        change = _Change(self, made, self.places[last], None if ends is None else set(ends))
+        change = _Rewiring(self, made, self.places[last], None if ends is None else set(ends))
         if not change.reached:
             return False
         self.inserted += 1
@@ -126,7 +126,7 @@ class Rewiring:
             self.readers[ref].pop(node.name, None)
 
 
-class _Change:
+class _Rewiring:
     """One insertion: what depends on the old values, which of it leads to the ends, which elsewhere."""
 
     def __init__(self, wiring: Rewiring, made: Node, place: Place, ends: set[str] | None) -> None:

@@ -6,7 +6,20 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir.records import BATCH, DATA, Compare, Cost, Output, Reduce, Resample, Route, Scan, Segment, Site, Token
+from propc.ir.records import (
+    BATCH,
+    DATA,
+    CompareAlternatives,
+    Cost,
+    Output,
+    Reduce,
+    Resample,
+    Route,
+    Scan,
+    Segment,
+    Site,
+    Token,
+)
 
 if TYPE_CHECKING:
     from propc.ir.graph import PropagationGraph
@@ -77,7 +90,7 @@ def _plates(graph: PropagationGraph) -> Iterator[str]:
     if len(order) != len(graph.plates):
         yield "two plates have the same name"
     for node in graph:
-        if isinstance(node, Compare):
+        if isinstance(node, CompareAlternatives):
             yield from _comparison(graph, node)
         if not {*node.dims} <= {BATCH, *(plate.name for plate in graph.plates if plate.kind == DATA)}:
             yield f"{node.kind.value} {node.name!r} ({node.where}) has elements of a plate that nobody has declared"
@@ -89,7 +102,7 @@ def _plates(graph: PropagationGraph) -> Iterator[str]:
             yield f"returned values still stand in the plates {', '.join(map(repr, node.plates))}"
 
 
-def _comparison(graph: PropagationGraph, node: Compare) -> Iterator[str]:
+def _comparison(graph: PropagationGraph, node: CompareAlternatives) -> Iterator[str]:
     """A cost is compared with copies of itself, on alternatives of a site to which a route leads."""
     sites = [site for site in graph.sites if site.alternatives == node.over]
     ways = [route for route in graph.routes if route.source == node.name and route.kind == "alternatives"]
@@ -137,7 +150,7 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
         if not route.by_autograd:
             yield from _between(graph, route)
             continue
-        if not isinstance(source, (Cost, Reduce, Compare, Resample)):
+        if not isinstance(source, (Cost, Reduce, CompareAlternatives, Resample)):
             yield f"the route from {route.source!r} does not begin at a cost or resample node"
             continue
         if not route.targets:

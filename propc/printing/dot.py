@@ -15,7 +15,7 @@ from propc.errors import PropcValueError, message, nearest
 from propc.ir.records import Expand, Input, Join, Parameter, Route, Scan, Token
 from propc.printing import dot_style
 from propc.printing.colour_scale import NOTHING, Paint, Ratios
-from propc.printing.folding import Box, boxes
+from propc.printing.folding import DrawnBox, boxes
 
 if TYPE_CHECKING:
     from propc.ir.graph import PropagationGraph
@@ -126,7 +126,7 @@ def ratios(graph: PropagationGraph, snr: Mapping[str, float] | None) -> Paint:
     return Ratios(snr)
 
 
-def _homes(drawn: Iterable[Box], joins: Mapping[str, str]) -> dict[str, str]:
+def _homes(drawn: Iterable[DrawnBox], joins: Mapping[str, str]) -> dict[str, str]:
     """In which box a node or a join is drawn; joins of costs inside a folded box are in it too."""
     home = {node.name: box.name for box in drawn if not box.reader for node in box.nodes}
     home.update((box.name, box.name) for box in drawn)
@@ -134,7 +134,7 @@ def _homes(drawn: Iterable[Box], joins: Mapping[str, str]) -> dict[str, str]:
     return home | {name: home[cost] if home[cost] in folded else name for name, cost in joins.items()}
 
 
-def _values(graph: PropagationGraph, drawn: Iterable[Box]) -> Iterator[Link]:
+def _values(graph: PropagationGraph, drawn: Iterable[DrawnBox]) -> Iterator[Link]:
     """The ways of values and tangents. What an expand node is about is in its label."""
     for box in drawn:
         if box.reader:

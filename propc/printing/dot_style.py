@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from propc.ir.records import (
-    Compare,
+    CompareAlternatives,
     Cost,
     Expand,
     Input,
@@ -25,7 +25,7 @@ from propc.ir.records import (
     Site,
 )
 from propc.printing.colour_scale import Legend, Paint, Tint
-from propc.printing.folding import Box
+from propc.printing.folding import DrawnBox
 from propc.printing.text import calls, described, directions, distribution, operations_of, plates_of, refit, runs
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def title(graph: PropagationGraph, paint: Paint) -> str:
     return "<" + "".join(f'{line}<br align="left"/>' for line in lines) + ">"
 
 
-def box_look(graph: PropagationGraph, box: Box, paint: Paint) -> Look:
+def box_look(graph: PropagationGraph, box: DrawnBox, paint: Paint) -> Look:
     """A box, by what is in it, painted where something was measured."""
     if box.steps:
         return _repeated(graph, box, paint)
@@ -235,7 +235,7 @@ def _reduce(graph: PropagationGraph, node: Reduce) -> Look:
     }
 
 
-def _compare(graph: PropagationGraph, node: Compare) -> Look:
+def _compare(graph: PropagationGraph, node: CompareAlternatives) -> Look:
     return {
         "shape": "invtrapezium",
         "color": PINK[0],
@@ -281,7 +281,7 @@ _RULES: dict[type[Node], Rule] = {
     Expand: _expand,
     Resample: _resample,
     Reduce: _reduce,
-    Compare: _compare,
+    CompareAlternatives: _compare,
     Scan: _scan,
     Output: _output,
 }
@@ -306,7 +306,7 @@ def _leaves(nodes: Sequence[Node]) -> Look:
     }
 
 
-def _repeated(graph: PropagationGraph, box: Box, paint: Paint) -> Look:
+def _repeated(graph: PropagationGraph, box: DrawnBox, paint: Paint) -> Look:
     """A folded run: how many steps, and a row for each of the step's sites, costs and named values."""
     whole = paint.run([node.name for node in box.nodes])
     rows = [f'<td colspan="3">{_text(f"⋯ {box.repeats} × the same ⋯", QUIET, bold=True)}</td>']

@@ -19,7 +19,7 @@ Unit = tuple[Node, ...]
 
 
 @dataclass(frozen=True)
-class Box:
+class DrawnBox:
     """What is drawn as one: a node, the repetitions of a step, or what a box reads of leaves.
 
     Attributes:
@@ -37,10 +37,12 @@ class Box:
     reader: str = ""
 
 
-def boxes(graph: PropagationGraph, *, fold: bool) -> list[Box]:
+def boxes(graph: PropagationGraph, *, fold: bool) -> list[DrawnBox]:
     """All boxes in program order. Constants that are one number have none: they are labels."""
     if not fold:
-        return [Box(node.name, (node,)) for node in graph if constant(node) is None and not _is_end_of_network(node)]
+        return [
+            DrawnBox(node.name, (node,)) for node in graph if constant(node) is None and not _is_end_of_network(node)
+        ]
     folded = _repeated(graph)
     home = {node.name: box.name for box in folded for node in box.nodes}
     first = {box.nodes[0].name: box for box in folded}
@@ -51,7 +53,7 @@ def boxes(graph: PropagationGraph, *, fold: bool) -> list[Box]:
             continue
         if _is_end_of_network(node):
             continue
-        box = first.get(node.name) or Box(node.name, (node,))
+        box = first.get(node.name) or DrawnBox(node.name, (node,))
         if box.name in leaves:
             found.append(leaves[box.name])
         found.append(box)
@@ -63,7 +65,7 @@ def _is_end_of_network(node: Node) -> bool:
     return isinstance(node, Output) and not node.inputs
 
 
-def _repeated(graph: PropagationGraph) -> list[Box]:
+def _repeated(graph: PropagationGraph) -> list[DrawnBox]:
     """The inner repetitions of every run of equal steps."""
     units = list(_units(graph))
     numbers: dict[Hashable, int] = {}
@@ -118,15 +120,15 @@ def _longest_run(kinds: Sequence[int], start: int) -> tuple[int, int]:
     return best
 
 
-def _box(units: Sequence[Unit], repeats: int) -> Box:
+def _box(units: Sequence[Unit], repeats: int) -> DrawnBox:
     nodes = tuple(node for unit in units for node in unit)
     ends = [unit[-1] for unit in units]
     period = len(units) // repeats
     steps = tuple(tuple(ends[i::period]) for i in range(period))
-    return Box(f"{ends[0].name} … {ends[-1].name}", nodes, repeats, steps)
+    return DrawnBox(f"{ends[0].name} … {ends[-1].name}", nodes, repeats, steps)
 
 
-def _leaves(graph: PropagationGraph, home: Mapping[str, str]) -> dict[str, Box]:
+def _leaves(graph: PropagationGraph, home: Mapping[str, str]) -> dict[str, DrawnBox]:
     """For every box what it reads of inputs and parameters: an edge from each would cross the picture."""
     read: dict[str, set[str]] = {}
     for node in graph:
@@ -137,5 +139,5 @@ def _leaves(graph: PropagationGraph, home: Mapping[str, str]) -> dict[str, Box]:
     found = {}
     for reader, names in read.items():
         mine = tuple(leaf for leaf in leaves if leaf.name in names)
-        found[reader] = Box(f"{reader} reads", mine, reader=reader)
+        found[reader] = DrawnBox(f"{reader} reads", mine, reader=reader)
     return found

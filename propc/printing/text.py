@@ -14,13 +14,14 @@ from propc.fx import operations
 from propc.ir.records import (
     DATA,
     LOG_MEAN_EXP,
-    Compare,
+    CompareAlternatives,
     Cost,
     Expand,
     Input,
     Named,
     Node,
     Opaque,
+    Order,
     Output,
     Parameter,
     Plate,
@@ -29,7 +30,6 @@ from propc.ir.records import (
     Resample,
     Route,
     Scan,
-    Schedule,
     Segment,
     Site,
     Token,
@@ -200,7 +200,7 @@ def _does(graph: PropagationGraph, node: Node) -> str:
         return f"resample({reads}) {{{refit(node)}}}"
     if isinstance(node, Reduce):
         return f"{node.how}({reads}) over {', '.join(node.over)}"
-    if isinstance(node, Compare):
+    if isinstance(node, CompareAlternatives):
         return f"compare({reads})"
     if isinstance(node, Scan):
         blocks = f" in {node.blocks} blocks" if node.blocks > 1 else ""
@@ -259,13 +259,13 @@ def _schedule(graph: PropagationGraph) -> list[tuple[str, str]]:
     return [("forward", forward), ("reverse", reverse), *_together(order), *_blocks(order)]
 
 
-def _together(order: Schedule) -> list[tuple[str, str]]:
+def _together(order: Order) -> list[tuple[str, str]]:
     """Which sites draw together."""
     parts = "; ".join(runs(names) for names in order.together)
     return [("together", f"{parts}  [noise drawn at once]")] if parts else []
 
 
-def _blocks(order: Schedule) -> list[tuple[str, str]]:
+def _blocks(order: Order) -> list[tuple[str, str]]:
     """What runs again in the reverse pass."""
     if not order.blocks:
         return []

@@ -7,7 +7,7 @@ from propc.propagators.nodes.backprop import Backprop
 from propc.propagators.nodes.chain import Chain
 from propc.propagators.nodes.clip import Clip
 from propc.propagators.nodes.detach import Detach, Stop
-from propc.propagators.nodes.gaussian_fit import GaussianShaping
+from propc.propagators.nodes.gaussian_fit import GaussianFit
 from propc.propagators.nodes.loss import Loss
 from propc.propagators.nodes.pause import Pause
 from propc.propagators.nodes.scale import Scale
@@ -18,49 +18,77 @@ from propc.propagators.nodes.sum import Sum
 from propc.propagators.propagator import NodeView, Propagator
 from propc.propagators.registry import find, known_propagators, propagator, register_propagator
 from propc.propagators.sites.alternatives import Exploring
-from propc.propagators.sites.antithetic import Antithetic, Arm, DisArm
-from propc.propagators.sites.enumerate import Enumerate
-from propc.propagators.sites.gumbel_rao import GumbelRao
-from propc.propagators.sites.gumbel_softmax import GumbelSoftmax
+from propc.propagators.sites.antithetic import AntitheticRule, ArmRule, DisArmRule
+from propc.propagators.sites.enumerate import EnumerateRule
+from propc.propagators.sites.gumbel_rao import GumbelRaoRule
+from propc.propagators.sites.gumbel_softmax import GumbelSoftmaxRule
 from propc.propagators.sites.inverse_variance import InverseVariance, total_propagation
-from propc.propagators.sites.likelihood_ratio import LikelihoodRatio
-from propc.propagators.sites.local import Local
-from propc.propagators.sites.measure_valued import MeasureValued
-from propc.propagators.sites.pathwise import Pathwise
+from propc.propagators.sites.likelihood_ratio import LikelihoodRatioRule
+from propc.propagators.sites.local import LocalRule
+from propc.propagators.sites.measure_valued import MeasureValuedRule
+from propc.propagators.sites.pathwise import PathwiseRule
 from propc.propagators.sites.plain import Plain, plain
-from propc.propagators.sites.reinmax import ReinMax
+from propc.propagators.sites.reinmax import ReinMaxRule
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
-from propc.propagators.sites.straight_through import StraightThrough
-from propc.propagators.sites.straight_through_gumbel import StraightThroughGumbel
+from propc.propagators.sites.straight_through import StraightThroughRule
+from propc.propagators.sites.straight_through_gumbel import StraightThroughGumbelRule
 from propc.runtime.autograd.tokens import token
+
+# The names of before, for one release: an estimator and its rule no longer share theirs.
+Antithetic = AntitheticRule
+Arm = ArmRule
+DisArm = DisArmRule
+Enumerate = EnumerateRule
+GumbelRao = GumbelRaoRule
+GumbelSoftmax = GumbelSoftmaxRule
+LikelihoodRatio = LikelihoodRatioRule
+Local = LocalRule
+MeasureValued = MeasureValuedRule
+Pathwise = PathwiseRule
+ReinMax = ReinMaxRule
+StraightThrough = StraightThroughRule
+StraightThroughGumbel = StraightThroughGumbelRule
+GaussianShaping = GaussianFit
 
 __all__ = [
     "Antithetic",
+    "AntitheticRule",
     "Arm",
+    "ArmRule",
     "Backprop",
     "Baseline",
     "Chain",
     "Clip",
     "Detach",
     "DisArm",
+    "DisArmRule",
     "Draw",
     "Enumerate",
+    "EnumerateRule",
     "Exploring",
     "Gated",
+    "GaussianFit",
     "GaussianShaping",
     "GumbelRao",
+    "GumbelRaoRule",
     "GumbelSoftmax",
+    "GumbelSoftmaxRule",
     "InverseVariance",
     "LikelihoodRatio",
+    "LikelihoodRatioRule",
     "Local",
+    "LocalRule",
     "Loss",
     "MeasureValued",
+    "MeasureValuedRule",
     "NodeView",
     "Pathwise",
+    "PathwiseRule",
     "Pause",
     "Plain",
     "Propagator",
     "ReinMax",
+    "ReinMaxRule",
     "Scale",
     "Sequence",
     "SiteContext",
@@ -69,6 +97,8 @@ __all__ = [
     "Stop",
     "StraightThrough",
     "StraightThroughGumbel",
+    "StraightThroughGumbelRule",
+    "StraightThroughRule",
     "SubtractBaseline",
     "Sum",
     "find",

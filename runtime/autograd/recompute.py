@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from propc.fx.operations import region
-from propc.runtime.autograd.run_once import Recording, differentiating
+from propc.runtime.autograd.run_once import EffectLog, differentiating
 from propc.runtime.autograd.tokens import applied
 
 Run = Callable[..., Sequence[Tensor]]
@@ -47,16 +47,16 @@ def checkpointed(
     if not torch.is_grad_enabled() or not any(value.requires_grad for value in inputs):
         return tuple(run(*inputs))
     drawn = {CPU, *(value.device for value in inputs), *devices} if draws else set()
-    recording = Recording([device for device in drawn if device.type != "meta"])
+    recording = EffectLog([device for device in drawn if device.type != "meta"])
     found: tuple[Tensor, ...] = _checkpoint(run, recording, around, *inputs)
     return found
 
 
-class _Checkpoint(Function):
+class _Recompute(Function):
     """(inputs) → what `run` makes of them."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, recording: Recording, around: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, run: Run, recording: EffectLog, around: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.run, ctx.recording, ctx.around = run, recording, around
         with torch.enable_grad(), recording.running():
             ctx.region = region()
@@ -87,7 +87,7 @@ class _Checkpoint(Function):
         return None, None, None, *(next(back) if needs else None for needs in needed)
 
 
-_checkpoint = applied(_Checkpoint)
+_checkpoint = applied(_Recompute)
 
 
 def _start(value: Tensor, twice: bool) -> Tensor:

@@ -57,7 +57,7 @@ def differentiating(twice: bool) -> Iterator[None]:
         _LOCAL.twice = before
 
 
-class Recording:
+class EffectLog:
     """The random states in front of a stretch of a program, and what the stretch has done once.
 
     Args:
@@ -127,7 +127,7 @@ class Recording:
         return {device: state_of(device) for device in self.states}
 
 
-def _through(recordings: Sequence[Recording], call: Callable[[], T], draws: bool) -> T:
+def _through(recordings: Sequence[EffectLog], call: Callable[[], T], draws: bool) -> T:
     """A call inside recordings, the innermost last."""
     if not recordings:
         return call()
@@ -136,7 +136,7 @@ def _through(recordings: Sequence[Recording], call: Callable[[], T], draws: bool
     return found
 
 
-def _recordings() -> list[Recording]:
+def _recordings() -> list[EffectLog]:
     """Those in force in this thread, the innermost last."""
-    stack: list[Recording] = vars(_LOCAL).setdefault("stack", [])
+    stack: list[EffectLog] = vars(_LOCAL).setdefault("stack", [])
     return stack

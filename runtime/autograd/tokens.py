@@ -44,7 +44,7 @@ def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return torch.zeros((), dtype=dtype, device="cpu").expand(shape)
 
 
-class _Join(Function):
+class _SumOfTokens(Function):
     """The sum of tokens: zeros, sent back to every member."""
 
     @staticmethod
@@ -58,7 +58,7 @@ class _Join(Function):
         return (grad,) * members
 
 
-class _Attach(Function):
+class _AttachTokens(Function):
     """A cost with tokens: value L; sends weight · (L − b) to each token.
 
     Equals L·exp(ΣT) − Σ_g b_g·(exp(T_g) − 1) over channels g with baselines b_g. The first
@@ -104,7 +104,7 @@ class _Guard(Function):
         )
 
 
-_join, _attach = applied(_Join), applied(_Attach)
+_join, _attach = applied(_SumOfTokens), applied(_AttachTokens)
 
 
 def token(logp: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from propc.ir.records import Site
 from propc.runtime.autograd.tokens import applied
 
 
-class _Compare(Function):
+class _WeighAlternatives(Function):
     """(cost, difference, τ) → cost; sends weight · difference to τ.
 
     The alternatives were run without gradient, so that the difference is a number: there are first derivatives only.
@@ -41,7 +41,7 @@ class _Compare(Function):
         return grad, None, grad * difference, None
 
 
-_compare = applied(_Compare)
+_compare = applied(_WeighAlternatives)
 
 
 def compared(cost: Tensor, alternatives: Tensor, token: Tensor, site: Site) -> Tensor:

@@ -17,7 +17,7 @@ from propc.ir.records import Node, Opaque
 from propc.runtime.backend import Backend, Report
 from propc.runtime.backends.cudagraphs import CudaGraphs
 from propc.runtime.backends.inductor.inductor import Inductor
-from propc.runtime.plan.codegen import Call, Values
+from propc.runtime.plan.codegen import StepCall, Values
 from propc.runtime.plan.runner import Line
 from propc.util.torch_rng import from_state, state_of
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TRIALS = 7  # of which the quickest counts
 
-Plan = Sequence[tuple[Node, Call]]
+Plan = Sequence[tuple[Node, StepCall]]
 
 
 class Auto(Backend):

@@ -23,7 +23,7 @@ from propc.runtime.backend import Backend, Named, Report, Several
 from propc.runtime.backends.inductor.compiled_units import LOOKS, obstacle
 from propc.runtime.backends.inductor.inductor import Inductor
 from propc.runtime.observe.watcher import REPLAY, label_of
-from propc.runtime.plan.codegen import Call, Straight, Values
+from propc.runtime.plan.codegen import StepCall, Straight, Values
 from propc.runtime.plan.liveness import last_reads
 from propc.util.torch_rng import set_state, state_of
 
@@ -55,7 +55,7 @@ class CudaGraphs(Backend):
                 )
             )
 
-    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, Call]], Report]:
+    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
         plan, report = _compiled(executable, values)
         report = replace(report, backend=self.name)
         why = _hindrance(executable)
@@ -65,12 +65,12 @@ class CudaGraphs(Backend):
             except RuntimeError as error:  # what CUDA does not let a graph do
                 why = f"CUDA cannot capture it: {str(error).splitlines()[0]}"
             else:
-                call = Call(captured, captured.reads, executable.places.returned)
+                call = StepCall(captured, captured.reads, executable.places.returned)
                 return [(executable.graph.output, call)], report
         return plan, replace(report, apart=(*report.apart, ("the whole schedule", f"not captured, {why}")))
 
 
-def _compiled(executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, Call]], Report]:
+def _compiled(executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
     from torch.utils._triton import has_triton
 
     if has_triton():
@@ -86,7 +86,7 @@ def _hindrance(executable: Executable) -> str | None:
     return next((f"{name}: {why}" for name, why in found if why and why != LOOKS), None)
 
 
-class Recording:
+class GraphCapture:
     """What a function does on the current device, captured; a replay does it again in the same memory.
 
     Attributes:
@@ -128,9 +128,9 @@ class Captured(Several):
     def __init__(
         self,
         executable: Executable,
-        plan: Sequence[tuple[Node, Call]],
+        plan: Sequence[tuple[Node, StepCall]],
         values: Values,
-        record: Callable[..., Recording] = Recording,
+        record: Callable[..., GraphCapture] = GraphCapture,
     ) -> None:
         calls = [call for _, call in plan]
         places = executable.places

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from propc.runtime.batching.rule import Node, Rule, Step, rank, rules_into
+from propc.runtime.batching.rule import BatchedOperation, Node, Rule, rank, rules_into
 
 RULES: dict[str, Rule] = {}
 rule = rules_into(RULES)
@@ -19,7 +19,7 @@ rule = rules_into(RULES)
     "adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
     "conv_transpose3d max_pool1d max_pool2d max_pool3d"
 )
-def _by_row(step: Step) -> Node | None:
+def _by_row(step: BatchedOperation) -> Node | None:
     """Acts on each row of a batch: the plates are folded into it."""
     value = step.args[0] if step.args else None
     dims = int(step.name[-2])
@@ -30,7 +30,7 @@ def _by_row(step: Step) -> Node | None:
 
 
 @rule("gru lstm rnn_relu rnn_tanh")
-def _recurred(step: Step) -> Node | None:
+def _recurred(step: BatchedOperation) -> Node | None:
     """Recurrent networks: the plates of input and state are folded into the batch."""
     if len(step.args) != 9 or not isinstance(step.args[2], (list, tuple)) or (step.args[5] and step.args[6]):
         return None  # packed sequences, dropout
@@ -44,7 +44,7 @@ def _recurred(step: Step) -> Node | None:
 
 
 @rule("lstm_cell")
-def _cell(step: Step) -> Node | None:
+def _cell(step: BatchedOperation) -> Node | None:
     """One step of a recurrent network on rows of the batch."""
     if len(step.args) < 2 or step.kwargs:
         return None
@@ -56,7 +56,7 @@ def _cell(step: Step) -> Node | None:
 
 
 @rule("multi_head_attention_forward")
-def _attended(step: Step) -> Node | None:
+def _attended(step: BatchedOperation) -> Node | None:
     """Attention of several heads, without masks of each row: the plates of its arguments are folded into the batch."""
     if len(step.args) < 3:
         return None
@@ -73,7 +73,7 @@ def _attended(step: Step) -> Node | None:
 
 
 @rule("scaled_dot_product_attention")
-def _scaled(step: Step) -> Node | None:
+def _scaled(step: BatchedOperation) -> Node | None:
     """Attention on rows of the batch; a mask is the same for all rows."""
     if len(step.args) < 3:
         return None
@@ -87,7 +87,7 @@ def _scaled(step: Step) -> Node | None:
 
 
 @rule("alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout")
-def _dropped(step: Step) -> Node | None:
+def _dropped(step: BatchedOperation) -> Node | None:
     """Dropout that is switched off; what is on draws random numbers, and has no rule."""
     return step.call(_unchanged, step.args[0]) if step.single else None
 

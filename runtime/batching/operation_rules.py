@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from propc.runtime.batching.rule import MISSING, Node, Rule, Step, rank, rules_into
+from propc.runtime.batching.rule import MISSING, BatchedOperation, Node, Rule, rank, rules_into
 
 RULES: dict[str, Rule] = {}
 rule = rules_into(RULES)
@@ -27,7 +27,7 @@ rule = rules_into(RULES)
     "special_xlog1py special_xlogy sqrt square sub subtract tan tanh tanhshrink true_divide truediv trunc where xlogy "
     "xor"
 )
-def by_element(step: Step) -> Node | None:
+def by_element(step: BatchedOperation) -> Node | None:
     """Plates stand in front of all dimensions of the result."""
     width = len(step.shape)
     if step.promotes or any(rank(n) > width for n in step.tensors):
@@ -36,7 +36,7 @@ def by_element(step: Step) -> Node | None:
     return step.mapped(lambda value: _widened(step, value, width)).written()
 
 
-def _widened(step: Step, value: Node, width: int) -> Node:
+def _widened(step: BatchedOperation, value: Node, width: int) -> Node:
     """A value with dimensions of length 1 between its plates and its own, up to a rank."""
     made = value
     for _ in range(width - rank(value) if value.meta["lead"] else 0):
@@ -45,26 +45,26 @@ def _widened(step: Step, value: Node, width: int) -> Node:
 
 
 @rule("bfloat16 bool clone contiguous data detach double float half imag int long mT real short to tril triu type")
-def _alone(step: Step) -> Node | None:
+def _alone(step: BatchedOperation) -> Node | None:
     """Acts on each element, or on the last two dimensions, of one tensor."""
     return step.written() if step.single and "memory_format" not in step.kwargs else None
 
 
 @rule("clamp clamp_max clamp_min clip")
-def _clamped(step: Step) -> Node | None:
+def _clamped(step: BatchedOperation) -> Node | None:
     """Bounds that are tensors must have the shape of what they bound, for the sake of torch's backward."""
     alike = len({(n.meta["type"], n.meta["plates"]) for n in step.tensors}) == 1
     return step.written() if alike else None
 
 
 @rule("masked_fill")
-def _filled(step: Step) -> Node | None:
+def _filled(step: BatchedOperation) -> Node | None:
     """The number may be a tensor of no dimensions, not one in plates."""
     return None if isinstance(step.args[-1], Node) or step.kwargs else by_element(step)
 
 
 @rule("binary_cross_entropy binary_cross_entropy_with_logits huber_loss l1_loss mse_loss smooth_l1_loss")
-def _loss(step: Step) -> Node | None:
+def _loss(step: BatchedOperation) -> Node | None:
     """Losses of each element; they want both arguments in one shape."""
     pair = step.args[:2]
     fits = step.tensors == [*pair] and len({n.meta["type"].shape for n in step.tensors}) == 1
@@ -83,7 +83,7 @@ def _along(position: int, default: Any = MISSING, grows: int = 0) -> Rule:
         grows: how many dimensions more the result has.
     """
 
-    def found(step: Step) -> Node | None:
+    def found(step: BatchedOperation) -> Node | None:
         given = step.argument("dim", position)
         dims = default if given is MISSING else given
         width = (rank(step.args[0]) if step.single else 0) + grows
@@ -120,25 +120,25 @@ rule("unsqueeze")(_along(1, grows=1))
 
 
 @rule("squeeze")
-def _squeezed(step: Step) -> Node | None:
+def _squeezed(step: BatchedOperation) -> Node | None:
     return _shaped(step) if len(step.args) == 1 and not step.kwargs else _along(1)(step)
 
 
 @rule("flip")
-def _flipped(step: Step) -> Node | None:
+def _flipped(step: BatchedOperation) -> Node | None:
     dims = step.args[1] if len(step.args) == 2 and isinstance(step.args[1], (tuple, list)) else step.args[1:]
     width = rank(step.args[0])
     return step.method("flip", step.args[0], [_behind(dim, width) for dim in dims]) if width and dims else None
 
 
 @rule("max min")
-def _extreme(step: Step) -> Node | None:
+def _extreme(step: BatchedOperation) -> Node | None:
     """Of two tensors, or along a dimension."""
     return _along(1)(step) if step.single else by_element(step) if step.kind is not None else None
 
 
 @rule("flatten ravel reshape reshape_as unflatten view view_as")
-def _shaped(step: Step) -> Node | None:
+def _shaped(step: BatchedOperation) -> Node | None:
     """The result's shape is known."""
     value, *sizes = step.args
     if value.meta["plates"] != step.plates or any(isinstance(size, torch.dtype) for size in sizes):
@@ -147,14 +147,14 @@ def _shaped(step: Step) -> Node | None:
 
 
 @rule("broadcast_to expand expand_as")
-def _grown(step: Step) -> Node | None:
+def _grown(step: BatchedOperation) -> Node | None:
     """The result's shape is known."""
     value = step.spread(step.args[0])
     return None if value is None else step.call(_expanded, value, step.lead, step.shape)
 
 
 @rule("repeat")
-def _repeated(step: Step) -> Node | None:
+def _repeated(step: BatchedOperation) -> Node | None:
     value, *sizes = step.args
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         (sizes,) = sizes
@@ -163,7 +163,7 @@ def _repeated(step: Step) -> Node | None:
 
 
 @rule("swapaxes swapdims transpose")
-def _swapped(step: Step) -> Node | None:
+def _swapped(step: BatchedOperation) -> Node | None:
     value, *dims = step.args
     width = rank(value)
     if len(dims) != 2 or not width:
@@ -172,12 +172,12 @@ def _swapped(step: Step) -> Node | None:
 
 
 @rule("T t")
-def _turned(step: Step) -> Node | None:
+def _turned(step: BatchedOperation) -> Node | None:
     return step.method("transpose", step.args[0], -2, -1) if rank(step.args[0]) == 2 else None
 
 
 @rule("permute")
-def _permuted(step: Step) -> Node | None:
+def _permuted(step: BatchedOperation) -> Node | None:
     value, *dims = step.args
     order = dims[0] if dims and isinstance(dims[0], (tuple, list)) else dims
     width, lead = rank(value), step.lead
@@ -187,16 +187,16 @@ def _permuted(step: Step) -> Node | None:
 
 
 @rule("cat concat concatenate")
-def _joined(step: Step) -> Node | None:
+def _joined(step: BatchedOperation) -> Node | None:
     return _together(step, 0)
 
 
 @rule("stack")
-def _stacked(step: Step) -> Node | None:
+def _stacked(step: BatchedOperation) -> Node | None:
     return _together(step, 1)
 
 
-def _together(step: Step, grows: int) -> Node | None:
+def _together(step: BatchedOperation, grows: int) -> Node | None:
     """Tensors in one; all must have the plates."""
     dim = step.argument("dim", 1)
     parts = step.args[0] if step.args else ()
@@ -210,7 +210,7 @@ def _together(step: Step, grows: int) -> Node | None:
 
 
 @rule("getitem")
-def _indexed(step: Step) -> Node | None:
+def _indexed(step: BatchedOperation) -> Node | None:
     """Plates are taken whole. One index may be a tensor; two would move dimensions."""
     value, index = step.args
     if value.meta["type"] is None:  # a tuple
@@ -240,7 +240,7 @@ def _counts(index: Any) -> bool:
 
 
 @rule("gather")
-def _gathered(step: Step) -> Node | None:
+def _gathered(step: BatchedOperation) -> Node | None:
     if len(step.args) != 3 or step.kwargs:
         return None
     value, dim, index = step.args
@@ -251,7 +251,7 @@ def _gathered(step: Step) -> Node | None:
 
 
 @rule("embedding")
-def _embedded(step: Step) -> Node | None:
+def _embedded(step: BatchedOperation) -> Node | None:
     """Indices in plates, into one table."""
     limited = step.argument("max_norm", 3) not in (None, MISSING)
     counted = step.argument("scale_grad_by_freq", 5) not in (False, MISSING)
@@ -259,23 +259,23 @@ def _embedded(step: Step) -> Node | None:
 
 
 @rule("one_hot")
-def _one_hot(step: Step) -> Node | None:
+def _one_hot(step: BatchedOperation) -> Node | None:
     count = step.argument("num_classes", 1)
     return step.written() if step.single and isinstance(count, int) and count > 0 else None
 
 
 @rule("linear layer_norm rms_norm")
-def _trailing(step: Step) -> Node | None:
+def _trailing(step: BatchedOperation) -> Node | None:
     """Acts on trailing dimensions of its first argument, with weights that are in no plate."""
     return step.written() if step.first_leads and rank(step.args[0]) else None
 
 
-def _only_first(step: Step) -> bool:
+def _only_first(step: BatchedOperation) -> bool:
     return [n for n in step.tensors if n.meta["lead"]] == [step.args[0]]
 
 
 @rule("bmm matmul mm rmatmul")
-def _multiplied(step: Step) -> Node | None:
+def _multiplied(step: BatchedOperation) -> Node | None:
     """Matrices stand last; vectors in plates beside other tensors in plates would be taken for matrices."""
     if len(step.args) != 2 or step.kwargs:
         return None
@@ -290,7 +290,7 @@ def _multiplied(step: Step) -> Node | None:
 
 
 @rule("einsum")
-def _einsum(step: Step) -> Node | None:
+def _einsum(step: BatchedOperation) -> Node | None:
     """``ij,jk->ik`` with ``...`` in front of the operands in plates, and of the result."""
     equation, *operands = step.args
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):

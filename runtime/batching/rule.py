@@ -20,12 +20,12 @@ from propc.ir.named_dims import Names
 from propc.ir.records import TensorType
 
 Node = torch.fx.Node
-Rule = Callable[["Step"], "Node | None"]
+Rule = Callable[["BatchedOperation"], "Node | None"]
 MISSING = object()  # an argument that is not given
 
 
 @dataclass(frozen=True)
-class Step:
+class BatchedOperation:
     """An operation to be written for values in plates.
 
     Attributes:
@@ -97,7 +97,7 @@ class Step:
         """A function."""
         return self.emit("call_function", function, args, kwargs)
 
-    def mapped(self, change: Callable[[Node], Node]) -> Step:
+    def mapped(self, change: Callable[[Node], Node]) -> BatchedOperation:
         """The step with other tensors as arguments."""
         args, kwargs = torch.fx.node.map_arg((self.args, self.kwargs), change)
         return replace(self, args=args, kwargs=kwargs)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from propc.fx.operations import Property, name_of
 from propc.runtime.batching import layer_rules, operation_rules
-from propc.runtime.batching.rule import Node, Rule, Step
+from propc.runtime.batching.rule import BatchedOperation, Node, Rule
 
 RULES: dict[str, Rule] = {**operation_rules.RULES, **layer_rules.RULES}
 _TORCH = frozenset(
@@ -28,7 +28,7 @@ def is_by_element(node: torch.fx.Node) -> bool:
     return known and RULES.get(name.removeprefix("__").removesuffix("__")) is operation_rules.by_element
 
 
-def write(step: Step) -> Node | None:
+def write(step: BatchedOperation) -> Node | None:
     """The operation for values in plates; None where there is no rule for it."""
     target = step.node.target
     if not step.args or (not isinstance(target, (str, Property)) and target not in _TORCH):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from propc.frontend.environment.isolation import same_random
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Compare, Cost, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site
+from propc.ir.records import CompareAlternatives, Cost, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site
 from propc.runtime.checks.independence import check_independence
 from propc.runtime.plan.codegen import Values
 from propc.runtime.plan.planner import Planner
@@ -70,7 +70,7 @@ class Replay:
                     again = self.planner.boxes[node.name].again(self._ends(values, node)[0], self._ends(first, node)[1])
                     start = places.first(node)
                     values[start : start + len(node.outputs)] = again
-                elif isinstance(node, (Cost, Compare, Named)):
+                elif isinstance(node, (Cost, CompareAlternatives, Named)):
                     values[places.first(node)] = values[places.slots[node.inputs[0]]]
                 elif isinstance(node, Reduce):
                     mean = reduced(self.graph, node)

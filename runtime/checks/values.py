@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from propc.distributions.spec import Relative
 from propc.errors import NonFiniteError, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Compare, Cost, Output, Parameter, Ref, Site, Source
+from propc.ir.records import CompareAlternatives, Cost, Output, Parameter, Ref, Site, Source
 
 Bounds = Sequence[tuple[int, constraints.Constraint | Relative]]
 
@@ -133,7 +133,7 @@ def _not_finite(value: Tensor, at: str, where: Source) -> NonFiniteError | None:
     )
 
 
-def finite_alternatives(node: Compare, site: Site, costs: Tensor) -> None:
+def finite_alternatives(node: CompareAlternatives, site: Site, costs: Tensor) -> None:
     """Check the costs of a site's alternatives.
 
     Raises:

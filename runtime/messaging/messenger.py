@@ -32,9 +32,9 @@ from propc.runtime.messaging.mailbox import Directory, Post, several
 from propc.runtime.messaging.step_tape import Cotangents, Piece, Tape
 from propc.runtime.observe.cotangent_probe import Probe
 from propc.runtime.observe.watcher import span, watching
-from propc.runtime.plan.codegen import Call
+from propc.runtime.plan.codegen import StepCall
 from propc.runtime.plan.cost_steps import baselines
-from propc.runtime.plan.node_memory import Memory
+from propc.runtime.plan.node_memory import NodeMemory
 from propc.util.estimator_state import EstimatorState
 
 Start = dict[int, Tensor]
@@ -64,7 +64,7 @@ class Messenger:
         self, graph: PropagationGraph, state: EstimatorState, validate: bool = True, probe: Probe | None = None
     ) -> None:
         _refuse_scans(graph)
-        self.graph, self.memory, self.probe = graph, Memory(graph, state), probe
+        self.graph, self.memory, self.probe = graph, NodeMemory(graph, state), probe
         self.executable = Executable(_unfused(graph), state, validate, probe)
         self.slots = self.executable.places.slots
         self.directories = {d: Directory(graph, d) for d in (FORWARD, BACKWARD)}
@@ -138,7 +138,7 @@ class Messenger:
 
     # -- building -----------------------------------------------------------------------
 
-    def _piece(self, node: Node, call: Call) -> Piece:
+    def _piece(self, node: Node, call: StepCall) -> Piece:
         if not takes_messages(node):
             return Piece(node, call, call.reads, tuple(call.writes))
         made: list[Ref | Token] = [*node.made]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from propc.ir.records import Node
 from propc.runtime.observe.watcher import label
-from propc.runtime.plan.codegen import Call
+from propc.runtime.plan.codegen import StepCall
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Piece:
     """A node's step with the places of what it reads and makes; no step where a propagator does the work."""
 
     node: Node
-    step: Call | None
+    step: StepCall | None
     reads: tuple[int, ...]
     makes: tuple[int, ...]
 

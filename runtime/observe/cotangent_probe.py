@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from propc.ir.records import Node, Site
-from propc.runtime.plan.codegen import Call
+from propc.runtime.plan.codegen import StepCall
 
 Place = tuple[str, int]  # a site, and the position of one of its φ
 
@@ -26,7 +26,7 @@ class Probe:
     def __init__(self) -> None:
         self.heard: dict[Place, Tensor] = {}
 
-    def around(self, node: Node, call: Call) -> Call:
+    def around(self, node: Node, call: StepCall) -> StepCall:
         """A site's step on aliases of its φ, whose cotangents are heard; other steps as they are."""
         if not isinstance(node, Site):
             return call

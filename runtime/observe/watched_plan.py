@@ -13,7 +13,7 @@ from propc.ir.records import Node
 from propc.runtime.autograd.run_once import recorded
 from propc.runtime.backend import Several
 from propc.runtime.observe.watcher import WATCHING, Watcher, direction, label, next_function, span, watch_reverse
-from propc.runtime.plan.codegen import Call, Values
+from propc.runtime.plan.codegen import StepCall, Values
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class NamedStep:
     """
 
     name: str
-    call: Call
+    call: StepCall
     done: Sequence[int]
     nodes: Mapping[str, tuple[Node, ...]]
 
 
-def named(node: Node, call: Call, done: Sequence[int]) -> NamedStep:
+def named(node: Node, call: StepCall, done: Sequence[int]) -> NamedStep:
     """The step of a node, or what a backend has put in place of several."""
     if isinstance(call.function, Several):
         name, function, nodes = call.function.named()

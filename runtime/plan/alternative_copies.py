@@ -12,7 +12,7 @@ from torch import Tensor
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Node, Site
 from propc.runtime.autograd.run_once import once
-from propc.runtime.plan.codegen import Call
+from propc.runtime.plan.codegen import StepCall
 from propc.util.torch_rng import from_state, state_of
 
 
@@ -29,7 +29,7 @@ class Copies:
         self.repeated = {site.copy_of for site in copies if graph.plate(site.plates[0]).common}
         self.states: dict[str, Tensor] = {}
 
-    def around(self, node: Node, call: Call) -> Call:
+    def around(self, node: Node, call: StepCall) -> StepCall:
         """The step of a node, as its copies or what it copies want it."""
         run = call.function
         if node.copy_of:

@@ -16,7 +16,7 @@ Values = list[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class StepCall:
     """A step: calls a function on values of the table and puts what it gives into the table.
 
     Attributes:
@@ -34,7 +34,7 @@ class Call:
             values[i] = value
 
 
-Steps = Sequence[tuple[Call, Sequence[int]]]  # each with the places to let go after it
+Steps = Sequence[tuple[StepCall, Sequence[int]]]  # each with the places to let go after it
 
 
 def same(*values: Any) -> tuple[Any, ...]:
@@ -67,7 +67,7 @@ class Straight:
         return None
 
 
-def _line(index: int, step: Call, done: Sequence[int]) -> str:
+def _line(index: int, step: StepCall, done: Sequence[int]) -> str:
     made = "".join(f"values[{i}], " for i in step.writes) + ("= " if step.writes else "")
     call = f"{made}f{index}({', '.join(f'values[{i}]' for i in step.reads)})"
     return f" {call}" + (";" + " = ".join(f"values[{i}]" for i in done) + " = None" if done else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from propc.runtime.plan.codegen import Call
+from propc.runtime.plan.codegen import StepCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,12 @@ class Block:
         writes: the places of what they make and others read later.
     """
 
-    calls: tuple[Call, ...]
+    calls: tuple[StepCall, ...]
     reads: tuple[int, ...]
     writes: tuple[int, ...]
 
 
-def block(plan: Sequence[Call], start: int, stop: int, returned: Collection[int]) -> Block:
+def block(plan: Sequence[StepCall], start: int, stop: int, returned: Collection[int]) -> Block:
     """The calls ``plan[start:stop]`` with what enters and leaves.
 
     Args:
@@ -36,7 +36,7 @@ def block(plan: Sequence[Call], start: int, stop: int, returned: Collection[int]
     return Block(calls, tuple(reads), tuple(i for i in made if i in later))
 
 
-def last_reads(plan: Sequence[Call], returned: Collection[int]) -> list[list[int]]:
+def last_reads(plan: Sequence[StepCall], returned: Collection[int]) -> list[list[int]]:
     """For each call of a plan, the places of the values that nobody reads after it."""
     last: dict[int, int] = {}
     for i, call in enumerate(plan):

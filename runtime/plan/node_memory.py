@@ -53,7 +53,7 @@ class Keepsake(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class Memory:
+class NodeMemory:
     """The persistent memory of a graph's nodes."""
 
     def __init__(self, graph: PropagationGraph, state: EstimatorState) -> None:

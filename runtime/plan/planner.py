@@ -13,7 +13,7 @@ from torch import Tensor
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import aligned
 from propc.ir.records import (
-    Compare,
+    CompareAlternatives,
     Cost,
     Expand,
     Named,
@@ -38,15 +38,15 @@ from propc.runtime.autograd.weigh_alternatives import compared
 from propc.runtime.checks import values as checks
 from propc.runtime.checks.values import Mode
 from propc.runtime.plan.alternative_copies import Copies
-from propc.runtime.plan.codegen import Call, same
+from propc.runtime.plan.codegen import StepCall, same
 from propc.runtime.plan.cost_steps import Sender, sender
-from propc.runtime.plan.node_memory import Memory
+from propc.runtime.plan.node_memory import NodeMemory
 from propc.runtime.plan.scan_loop import Loop, fitted_last, nothing
 from propc.runtime.plan.shared_draws import Member, Members
 from propc.runtime.plan.slots import Places
 from propc.runtime.plan.token_reads import Inlets
 from propc.runtime.plates.batch_chunks import ByRows
-from propc.runtime.plates.black_boxes import Box
+from propc.runtime.plates.black_boxes import OpaqueCall
 from propc.runtime.plates.reduce import reduced
 from propc.runtime.plates.segments import Lifting, chunked
 from propc.runtime.plates.sites import Placing
@@ -78,14 +78,14 @@ class Planner:
 
     def __init__(self, graph: PropagationGraph, state: EstimatorState, places: Places, mode: Mode) -> None:
         self.graph, self.state, self.places, self.mode = graph, state, places, mode
-        self.memory = Memory(graph, state)
+        self.memory = NodeMemory(graph, state)
         self.routes: dict[str, list[Route]] = {}
         for route in graph.routes:
             self.routes.setdefault(route.source, []).append(route)
         self.placings = {s.name: Placing(graph, s) for s in graph.sites if s.plates or s.alternatives}
         self.copies = Copies(graph)
         self.lift = Lifting(graph)
-        self.boxes = {box.name: Box(graph, box) for box in graph.of(Opaque)}
+        self.boxes = {box.name: OpaqueCall(graph, box) for box in graph.of(Opaque)}
         mixing = [s.rule for s in graph.sites if isinstance(s.rule, InverseVariance)]
         self.shares_weights = any(rule.donor is not None for rule in mixing)
         self.rehearsal = Rehearsal() if any(rule.rehearses for rule in mixing) else None
@@ -93,12 +93,12 @@ class Planner:
         on_cpu = (s for s in graph.sites if s.outputs[0].device.type == "cpu")  # elsewhere a check would wait for it
         found = {s.name: checks.bounds(s, graph) for s in on_cpu} if mode.validate else {}
         self.bounds = {name: each for name, each in found.items() if each}
-        self.plan: list[tuple[Node, Call]] = []
+        self.plan: list[tuple[Node, StepCall]] = []
         self.loops: list[Loop] = []
         self.together = Members(graph)
         self._noises: dict[tuple[str, ...], int] = {}
         self.inlets = Inlets(graph, places, self.together.stands, lambda node, call: self.plan.append((node, call)))
-        self._begins: dict[str, Call] = {}
+        self._begins: dict[str, StepCall] = {}
         self._ends = {scan.body[-1]: scan for scan in graph.of(Scan)}
         for name in graph.schedule.forward:
             self._add(graph[name])
@@ -121,44 +121,44 @@ class Planner:
         if scan is not None:
             self._close(scan)
 
-    def _step(self, node: Node) -> Call | None:
+    def _step(self, node: Node) -> StepCall | None:
         make = next((make for kind, make in _STEPS.items() if isinstance(node, kind)), None)
         return None if make is None else make(self, node)
 
-    def _call(self, node: Node, run: Callable[..., Sequence[Any]], *more: int) -> Call:
+    def _call(self, node: Node, run: Callable[..., Sequence[Any]], *more: int) -> StepCall:
         """A call that reads what the node does, and more, and makes what the node does."""
-        return Call(run, (*self.places.reads(node), *more), self.places.writes(node))
+        return StepCall(run, (*self.places.reads(node), *more), self.places.writes(node))
 
     # -- segments, boxes, what has no randomness ---------------------------------------------
 
-    def _segment(self, node: Segment) -> Call:
+    def _segment(self, node: Segment) -> StepCall:
         assert node.stage is not None
         if node.rows:
             return self._call(node, ByRows(self.graph, node, lambda: self.mode.first))
         return self._call(node, self.lift(node) if node.plates else node.stage.module.forward)
 
-    def _named(self, node: Named) -> Call:
+    def _named(self, node: Named) -> StepCall:
         rule = node.rule
         if rule is None or rule.idle:
             return self._call(node, same)
         return self._call(node, partial(_through, rule, self.memory, node))
 
-    def _opaque(self, node: Opaque) -> Call:
+    def _opaque(self, node: Opaque) -> StepCall:
         box = self.boxes[node.name]
         spread = (node.plates,) * len(node.outputs)
         return self._call(node, once_of(chunked(self.graph, box.call, box.reads, spread) if box.folds else box.call))
 
-    def _expand(self, node: Expand) -> Call:
+    def _expand(self, node: Expand) -> StepCall:
         return self._call(node, torch.no_grad()(node.code.forward))
 
-    def _output(self, node: Output) -> Call:
+    def _output(self, node: Output) -> StepCall:
         if self.rehearsal is not None:
             return self._rehearsing(node)
         guards = self._guards(node)
 
         return self._call(node, partial(_guarded, guards) if guards else same)
 
-    def _rehearsing(self, node: Output) -> Call:
+    def _rehearsing(self, node: Output) -> StepCall:
         """Returned costs, whose reverse pass is rehearsed."""
         count, guards = len(node.inputs), self._guards(node)
         costs = [i for i, aside in enumerate(node.guarded) if not aside]
@@ -199,7 +199,7 @@ class Planner:
         context = replace(context, view=lambda: self.memory.view(site), lead=lead)
         return self.placings[site.name].context(context) if site.name in self.placings else context
 
-    def _site(self, node: Site) -> Call:
+    def _site(self, node: Site) -> StepCall:
         rule, mode, count, out = node.rule, self.mode, len(node.inputs), self.places.first(node)
         assert rule is not None
         later = self.bounds.get(node.name, ())
@@ -219,9 +219,9 @@ class Planner:
             draw = draw_by(context(), phi, none if known is None else [known.get(i) for i in positions])
             return (draw.value, *draw.tokens)
 
-        return Call(call, (*self.places.reads(node), *tangents.values()), range(out, out + 1 + rule.inlets))
+        return StepCall(call, (*self.places.reads(node), *tangents.values()), range(out, out + 1 + rule.inlets))
 
-    def _together(self, node: Site, later: checks.Bounds) -> Call:
+    def _together(self, node: Site, later: checks.Bounds) -> StepCall:
         """A site that draws together with others; in front of the first of them all noise is drawn."""
         rule, mode, out = node.rule, self.mode, self.places.first(node)
         assert isinstance(rule, InverseVariance)
@@ -239,16 +239,16 @@ class Planner:
         reads = (*self.places.reads(node), self._noises[own.names])
         if own.before is not None:
             reads = (*reads, self.places.slots[own.before])
-        return Call(call, reads, range(out, out + 2))
+        return StepCall(call, reads, range(out, out + 2))
 
     def _noise(self, node: Site, rule: InverseVariance, own: Member) -> int:
         """Plan the draw of noise for a site and those behind it, and give its place."""
         make = partial(Together, len(own.names), rule.weighting.groups, own.first_met)
         place, (_, scale) = self.places.add(f"noise of {node.name}"), self.places.reads(node)
-        self.plan.append((node, Call(lambda scale: (make(scale),), (scale,), (place,))))
+        self.plan.append((node, StepCall(lambda scale: (make(scale),), (scale,), (place,))))
         return place
 
-    def _placed(self, node: Site, later: checks.Bounds) -> Call:
+    def _placed(self, node: Site, later: checks.Bounds) -> StepCall:
         """A site in plates."""
         rule, mode, placing, out = node.rule, self.mode, self.placings[node.name], self.places.first(node)
         assert rule is not None
@@ -268,7 +268,7 @@ class Planner:
             beside = (drawn.weights, drawn.alternatives)
             return (drawn.value, *(values for values in beside if values is not None), *drawn.tokens)
 
-        return Call(call, self.places.reads(node), range(out, out + len(node.outputs) + rule.inlets))
+        return StepCall(call, self.places.reads(node), range(out, out + len(node.outputs) + rule.inlets))
 
     def _find(self, name: str) -> Callable[[], SiteContext]:
         """Looks up the context of a site in the present call."""
@@ -282,14 +282,14 @@ class Planner:
         routes = self.routes.get(node.name)
         return sender(self.graph, node, routes, self.state, self.inlets) if routes else None
 
-    def _cost(self, node: Cost) -> Call:
+    def _cost(self, node: Cost) -> StepCall:
         sender = self._sender(node)
         if sender is None:
             return self._call(node, same)
         send = sender.send
         return self._call(node, lambda cost, *tokens: (send(cost, tokens),), *sender.reads)
 
-    def _reduce(self, node: Reduce) -> Call:
+    def _reduce(self, node: Reduce) -> StepCall:
         mean, count = reduced(self.graph, node), len(node.inputs)
         sender = self._sender(node)
         if sender is None:
@@ -301,7 +301,7 @@ class Planner:
 
         return self._call(node, call, *sender.reads)
 
-    def _compare(self, node: Compare) -> Call:
+    def _compare(self, node: CompareAlternatives) -> StepCall:
         ((token,),) = (route.targets for route in self.routes[node.name])
         site, mode = self.graph[token.site], self.mode
         assert isinstance(site, Site)
@@ -317,7 +317,7 @@ class Planner:
 
         return self._call(node, call, inlet.read)
 
-    def _resample(self, node: Resample) -> Call:
+    def _resample(self, node: Resample) -> StepCall:
         inlets = [self.inlets.joined(route.through, node.plates, node, ()) for route in self.routes.get(node.name, ())]
         count, on_cpu, mode = len(node.inputs), node.outputs[0].device.type == "cpu", self.mode
 
@@ -330,12 +330,12 @@ class Planner:
 
     # -- scans ------------------------------------------------------------------------------
 
-    def _scan(self, node: Scan) -> Call:
+    def _scan(self, node: Scan) -> StepCall:
         """What a scan carries, as it is before its first step."""
         inlets = [self.inlets.joined((c.first,), c.plates, self.graph[c.reader], c.along) for c in node.tokens]
         reads = (*self.places.reads(node), *(inlet.read for inlet in inlets))
         first = self.places.first(node) if node.outputs else self.places.slots.get(Token(node.name), 0)
-        self._begins[node.name] = begin = Call(fitted_last(inlets), reads, range(first, first + len(reads)))
+        self._begins[node.name] = begin = StepCall(fitted_last(inlets), reads, range(first, first + len(reads)))
         return begin
 
     def _close(self, node: Scan) -> None:
@@ -346,8 +346,8 @@ class Planner:
             again.append(inlet.read)
             if inlet.fitting is not None:
                 again[-1] = self.places.add(Token(node.name, len(self.places)))
-                self.plan.append((node, Call(fitted_last([inlet]), (inlet.read,), again[-1:])))
-        begin, end = self._begins[node.name], Call(nothing, tuple(again), ())
+                self.plan.append((node, StepCall(fitted_last([inlet]), (inlet.read,), again[-1:])))
+        begin, end = self._begins[node.name], StepCall(nothing, tuple(again), ())
         self.plan.append((node, end))
         self.loops.append(Loop(node, begin, end, tuple(begin.writes)))
 
@@ -362,18 +362,18 @@ def _guarded(guards: Mapping[int, tuple[str, str, str]], *given: Tensor) -> list
     return returned
 
 
-def _through(rule: Propagator, memory: Memory, node: Named, value: Tensor) -> tuple[Tensor]:
+def _through(rule: Propagator, memory: NodeMemory, node: Named, value: Tensor) -> tuple[Tensor]:
     """A value on which a propagator acts."""
     return (through(rule, memory.view(node), value),)
 
 
-_STEPS: dict[type[Node], Callable[[Any, Any], Call]] = {
+_STEPS: dict[type[Node], Callable[[Any, Any], StepCall]] = {
     Segment: Planner._segment,
     Site: Planner._site,
     Resample: Planner._resample,
     Cost: Planner._cost,
     Reduce: Planner._reduce,
-    Compare: Planner._compare,
+    CompareAlternatives: Planner._compare,
     Scan: Planner._scan,
     Named: Planner._named,
     Opaque: Planner._opaque,

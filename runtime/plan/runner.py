@@ -16,10 +16,10 @@ from propc.runtime.autograd.recompute import checkpointed
 from propc.runtime.checks.out_of_memory import explained, explaining, is_shortage
 from propc.runtime.observe.watched_plan import NamedStep, Watched, named
 from propc.runtime.observe.watcher import BLOCK, in_reverse, label_of, watching
-from propc.runtime.plan.codegen import Call, Straight, Values
+from propc.runtime.plan.codegen import StepCall, Straight, Values
 from propc.runtime.plan.liveness import block, last_reads
 
-Plan = Sequence[tuple[Node | None, Call]]
+Plan = Sequence[tuple[Node | None, StepCall]]
 
 
 class Line:
@@ -63,11 +63,11 @@ class Line:
             raise
 
 
-def with_blocks(graph: PropagationGraph, plan: Sequence[tuple[Node, Call]], returned: Sequence[int]) -> Plan:
+def with_blocks(graph: PropagationGraph, plan: Sequence[tuple[Node, StepCall]], returned: Sequence[int]) -> Plan:
     """A plan in which every block of the schedule is one call, which the reverse pass runs again."""
     number = {name: i for i, names in enumerate(graph.schedule.blocks) for name in names}
     calls = [call for _, call in plan]
-    found: list[tuple[Node | None, Call]] = []
+    found: list[tuple[Node | None, StepCall]] = []
     start = 0
     while start < len(plan):
         inside = number.get(plan[start][0].name)
@@ -82,19 +82,21 @@ def with_blocks(graph: PropagationGraph, plan: Sequence[tuple[Node, Call]], retu
     return found
 
 
-def _ends(calls: Sequence[Call], start: int, stop: int, returned: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+def _ends(
+    calls: Sequence[StepCall], start: int, stop: int, returned: Sequence[int]
+) -> tuple[Sequence[int], Sequence[int]]:
     """What a block reads and leaves behind."""
     found = block(calls, start, stop, returned)
     return found.reads, found.writes
 
 
 def _repeated(
-    graph: PropagationGraph, plan: Sequence[tuple[Node, Call]], reads: Sequence[int], writes: Sequence[int]
-) -> Call:
+    graph: PropagationGraph, plan: Sequence[tuple[Node, StepCall]], reads: Sequence[int], writes: Sequence[int]
+) -> StepCall:
     """The calls of a block as one."""
     line = Line(graph, plan, last_reads([call for _, call in plan], writes))
     nodes = [graph[name] for name in dict.fromkeys(node.name for node, _ in plan)]
-    return Call(Repeated(graph, line, tuple(nodes), tuple(reads), tuple(writes)), tuple(reads), tuple(writes))
+    return StepCall(Repeated(graph, line, tuple(nodes), tuple(reads), tuple(writes)), tuple(reads), tuple(writes))
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Repeated:
             yield
 
 
-def _named(node: Node | None, call: Call, done: Sequence[int]) -> NamedStep:
+def _named(node: Node | None, call: StepCall, done: Sequence[int]) -> NamedStep:
     """A call with its name, and those of what is inside."""
     if isinstance(call.function, Repeated):
         inside = call.function.line.nodes

@@ -13,12 +13,12 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.records import Node, Scan
 from propc.runtime.autograd.recompute import checkpointed
 from propc.runtime.checks.out_of_memory import explaining
-from propc.runtime.plan.codegen import Call
+from propc.runtime.plan.codegen import StepCall
 from propc.runtime.plan.liveness import last_reads
 from propc.runtime.plan.runner import Line
 from propc.runtime.plan.token_reads import Inlet
 
-Plan = Sequence[tuple[Node, Call]]
+Plan = Sequence[tuple[Node, StepCall]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Loop:
     """
 
     scan: Scan
-    begin: Call
-    end: Call
+    begin: StepCall
+    end: StepCall
     into: tuple[int, ...]
 
 
@@ -45,7 +45,7 @@ def rolled(graph: PropagationGraph, plan: Plan, loops: Iterable[Loop], returned:
         returned: the places of what is read after the plan.
         keep: whether all values of a loop's last step are wanted behind it.
     """
-    done: list[tuple[Node, Call]] = []
+    done: list[tuple[Node, StepCall]] = []
     start = 0
     for loop in loops:
         first = next(i for i, (_, call) in enumerate(plan) if call is loop.begin) + 1
@@ -56,7 +56,7 @@ def rolled(graph: PropagationGraph, plan: Plan, loops: Iterable[Loop], returned:
     return [*done, *plan[start:]]
 
 
-def _repeated(graph: PropagationGraph, plan: Plan, loop: Loop, later: Collection[int], keep: bool) -> Call:
+def _repeated(graph: PropagationGraph, plan: Plan, loop: Loop, later: Collection[int], keep: bool) -> StepCall:
     """A call that runs all steps of a loop."""
     calls = [call for _, call in plan]
     made = dict.fromkeys(i for call in calls for i in call.writes)
@@ -68,11 +68,11 @@ def _repeated(graph: PropagationGraph, plan: Plan, loop: Loop, later: Collection
     def places(slots: Iterable[int]) -> tuple[int, ...]:
         return tuple(place[slot] for slot in slots)
 
-    inner = [Call(call.function, places(call.reads), places(call.writes)) for call in calls]
+    inner = [StepCall(call.function, places(call.reads), places(call.writes)) for call in calls]
     again, ends = places(loop.end.reads), places(wanted)
     done = last_reads(inner, {*range(len(read)), *again, *ends})
     line = Line(graph, [(node, call) for (node, _), call in zip(plan, inner)], done)
-    steps = _Steps(line, len(place), again)
+    steps = _LoopBody(line, len(place), again)
     nodes = [graph[name] for name in loop.scan.body]
     devices = {kind.device for node in nodes for kind in node.outputs}
     around = partial(explaining, graph, nodes, backward=True)
@@ -85,7 +85,7 @@ def _repeated(graph: PropagationGraph, plan: Plan, loop: Loop, later: Collection
             carried = checkpointed(run, (*carried, *fixed), devices, around)
         return steps.run(counts[-1], ends, *carried, *fixed)
 
-    return Call(call, read, wanted)
+    return StepCall(call, read, wanted)
 
 
 def _parts(whole: int, count: int) -> Iterator[int]:
@@ -96,7 +96,7 @@ def _parts(whole: int, count: int) -> Iterator[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Steps:
+class _LoopBody:
     """Runs a step several times.
 
     Attributes:

@@ -11,7 +11,7 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import Names, fitted
 from propc.ir.records import BATCH, DATA, Node, Site, Token
 from propc.runtime.autograd.tokens import join
-from propc.runtime.plan.codegen import Call
+from propc.runtime.plan.codegen import StepCall
 from propc.runtime.plan.slots import Places
 
 
@@ -28,7 +28,7 @@ class Inlet:
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class TokenSum:
     """Makes one token of several."""
 
     members: tuple[Inlet, ...]
@@ -57,7 +57,7 @@ class Inlets:
         graph: PropagationGraph,
         places: Places,
         stands: Mapping[Token, Token],
-        plan: Callable[[Node, Call], None],
+        plan: Callable[[Node, StepCall], None],
     ) -> None:
         self.graph, self.places, self.stands, self.plan = graph, places, stands, plan
         self.joins = {join.name: join for join in graph.joins}
@@ -75,7 +75,7 @@ class Inlets:
                 return self.joined(tuple(members), plates, node, along)
             inlets = tuple(self.joined((member,), plates, node, along) for member in members)
             made = self.places.add(token)
-            self.plan(node, Call(Joined(inlets), tuple(inlet.read for inlet in inlets), range(made, made + 1)))
+            self.plan(node, StepCall(TokenSum(inlets), tuple(inlet.read for inlet in inlets), range(made, made + 1)))
         return self.single(token, plates, node, along)
 
     def single(self, token: Token, plates: Names, node: Node, along: Names, *over: str) -> Inlet:

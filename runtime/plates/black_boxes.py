@@ -21,7 +21,7 @@ from propc.util.torch_rng import set_state, state_of
 Run = Callable[..., Sequence[Tensor]]
 
 
-class Box:
+class OpaqueCall:
     """A black box, ready to be called on values in its plates.
 
     Attributes:

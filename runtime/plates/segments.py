@@ -16,7 +16,7 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import Names, aligned
 from propc.ir.records import Segment
 from propc.ir.repeatable import beside_writes
-from propc.runtime.batching.rule import Step
+from propc.runtime.batching.rule import BatchedOperation
 from propc.runtime.batching.table import write
 from propc.runtime.plates.vmap_errors import explained
 
@@ -123,7 +123,7 @@ class _Code:
             return self.emit(op, target, args, kwargs, context)
 
         if plates:
-            found = write(Step(emit, node, args, kwargs, plates, self.lead(plates)))
+            found = write(BatchedOperation(emit, node, args, kwargs, plates, self.lead(plates)))
         else:
             found = emit(node.op, node.target, args, kwargs)
         if found is not None:

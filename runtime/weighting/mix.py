@@ -120,21 +120,21 @@ def _by_row(weights: Tensor, batch: int) -> Tensor:
     return torch.cat([one.expand(-1, -1, rows, -1) for one, rows in zip(each, sizes)], 2)
 
 
-def _measure(rule: InverseVariance, grads: Sequence[Tensor], target: Target | None) -> Measure:
+def _measure(rule: InverseVariance, grads: Sequence[Tensor], target: Target | None) -> WeightMeasure:
     """How variances are taken of cotangents [parts, batch, ...], one tensor for each φ."""
     if target is None:
-        return Measure(grads, partial(_variances, grads, per_coordinate=rule.weighting.per_coordinate))
+        return WeightMeasure(grads, partial(_variances, grads, per_coordinate=rule.weighting.per_coordinate))
     seen = _at_target(grads, target.tangents)
     norms = rule.norms
     if norms is None:
         assert seen is not None
-        return Measure(grads, partial(_variances, [seen], per_coordinate=False))
+        return WeightMeasure(grads, partial(_variances, [seen], per_coordinate=False))
 
     def take(groups: int) -> list[Tensor]:
         found = norms.variances([grads[target.live.index(port)] for port in norms.ports], target.made, groups)
         return [found if seen is None else found.add_(variance(seen, groups), alpha=1 / norms.sketches)]
 
-    return Measure(grads, take)
+    return WeightMeasure(grads, take)
 
 
 def _quickly(rule: InverseVariance, target: Target, grads: Sequence[Tensor]) -> list[float] | None:
@@ -157,14 +157,14 @@ def _quickly(rule: InverseVariance, target: Target, grads: Sequence[Tensor]) -> 
 
 
 @dataclass(frozen=True)
-class Measure:
+class WeightMeasure:
     """Variances of the parts in groups of rows, [parts, groups, 1, coordinates or 1]: one tensor, or one for each φ."""
 
     grads: Sequence[Tensor]
     take: Callable[[int], list[Tensor]]
 
 
-def _weights(how: Weighting, site: SiteContext, measure: Measure, past: Sequence[Tensor]) -> list[Tensor]:
+def _weights(how: Weighting, site: SiteContext, measure: WeightMeasure, past: Sequence[Tensor]) -> list[Tensor]:
     """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each φ."""
     parts, batch = measure.grads[0].shape[:2]
     if _too_few(how, batch):
@@ -203,7 +203,7 @@ def _rehearsed(
     return [_combine(weights[min(i, len(weights) - 1)], parts, seen) for i, parts in enumerate(grads)]
 
 
-def _noted(how: Weighting, measure: Measure, running: bool, memo: Any) -> tuple[list[Tensor], bool]:
+def _noted(how: Weighting, measure: WeightMeasure, running: bool, memo: Any) -> tuple[list[Tensor], bool]:
     """The weights of a rehearsal, or from it, and whether they have seen what they weigh."""
     if not running:
         return memo.noted, False
@@ -254,7 +254,7 @@ def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Te
 
 
 def _with_past(
-    how: Weighting, site: SiteContext, now: list[Tensor], measure: Measure, past: Sequence[Tensor]
+    how: Weighting, site: SiteContext, now: list[Tensor], measure: WeightMeasure, past: Sequence[Tensor]
 ) -> list[Tensor]:
     """Variances of the earlier batches; at the first call, which has none, those of crossfit."""
     assert isinstance(site.state, PastVariances)

@@ -181,22 +181,22 @@ def mix_known(path: Tensor, score: Tensor, of_score: Sequence[float]) -> bool:
     return True
 
 
-class _Memory(threading.local):
+class _Scratch(threading.local):
     """Numbers and the tensors that share their memory, by how many there are and their dtype."""
 
     def __init__(self) -> None:
         self.known: dict[tuple[int, torch.dtype], tuple[array[float], Tensor]] = {}
 
 
-_MEMORY = _Memory()
+_SCRATCH = _Scratch()
 
 
 def _numbers_of(groups: int, dtype: torch.dtype) -> tuple[array[float], Tensor]:
     """Numbers, and a tensor [groups, 1, 1] of them, both to be used at once: this thread will write over them."""
-    known = _MEMORY.known.get((groups, dtype))
+    known = _SCRATCH.known.get((groups, dtype))
     if known is None:
         numbers: array[float] = array(_CODES[dtype], [0.0] * groups)
-        known = _MEMORY.known[groups, dtype] = numbers, torch.frombuffer(numbers, dtype=dtype)[:, None, None]
+        known = _SCRATCH.known[groups, dtype] = numbers, torch.frombuffer(numbers, dtype=dtype)[:, None, None]
     return known
 
 

@@ -46,12 +46,12 @@ def pulled(code: torch.fx.Graph, uses: Uses, parts: int) -> Pulled:
     ends: tuple[Node, ...] = code.output_node().args[0]  # type: ignore[assignment]
     nodes = [node for node in code.nodes if node.op != "output" and type_of(node) is not None]
     cotangents = [like.new_empty((parts, *like.shape)) for like in map(example, ends)]
-    reverse = _Reverse(code, uses, ends, nodes)
+    reverse = _Traversal(code, uses, ends, nodes)
     module, reads = flat(reverse.run, nodes, cotangents)
     return Pulled(module, reads, tuple(reverse.layout))
 
 
-class _Reverse:
+class _Traversal:
     """The reverse pass, to be traced.
 
     The program runs under `torch.func.vjp` with a probe at every use of a target: zeros that are added to what a layer

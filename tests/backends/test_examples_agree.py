@@ -18,7 +18,7 @@ from propc.ir import Node
 from propc.runtime.backends import Backend, Report, auto
 from propc.runtime.backends.inductor.inductor import Inductor
 from propc.runtime.executable import Executable
-from propc.runtime.plan.codegen import Call, Straight, Values
+from propc.runtime.plan.codegen import StepCall, Straight, Values
 from propc.runtime.plan.liveness import last_reads
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -40,7 +40,7 @@ NAMES = [
 ]
 GRAPHS = 1  # of each example; then it has shown enough
 
-Plan = Sequence[tuple[Node, Call]]
+Plan = Sequence[tuple[Node, StepCall]]
 
 
 class Enough(BaseException):

@@ -236,7 +236,7 @@ def test_invalid_values_without_validation() -> None:
         torch.testing.assert_close(inductor(bad, rows(B)), want, equal_nan=True)
 
 
-class Halved(propc.propagators.LikelihoodRatio):
+class Halved(propc.propagators.LikelihoodRatioRule):
     """A user's own rule."""
 
     name = "halved"

@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Categorical, Independent, Normal, One
 import propc
 from propc.errors import EstimatorError, PropcValueError
 from propc.ir import Plate
-from propc.propagators import DisArm
+from propc.propagators import DisArmRule
 
 B = 6
 THETA = torch.tensor([0.3, -0.4], dtype=torch.float64)
@@ -192,7 +192,7 @@ def test_an_option_that_it_does_not_have() -> None:
 
 
 def test_inside_another_propagator() -> None:
-    class Outer(DisArm):
+    class Outer(DisArmRule):
         def plate(self, site: Any, batched: bool) -> None:
             return None
 

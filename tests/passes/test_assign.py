@@ -33,7 +33,7 @@ from torch.distributions import (
 
 import propc
 from propc.estimators import Estimator, SiteView
-from propc.propagators import InverseVariance, LikelihoodRatio, Pathwise, Plain
+from propc.propagators import InverseVariance, LikelihoodRatioRule, PathwiseRule, Plain
 
 BATCH = 4
 
@@ -71,7 +71,7 @@ RULES = [
 @pytest.mark.parametrize(("estimator", "expected"), RULES, ids=[str(i) for i in range(len(RULES))])
 def test_choice(estimator: Any, expected: str) -> None:
     graph = propc.compile(model, estimator=estimator).graph(torch.tensor(0.5, requires_grad=True))
-    kinds = {Pathwise: "rp", LikelihoodRatio: "lr", InverseVariance: "tp"}
+    kinds = {PathwiseRule: "rp", LikelihoodRatioRule: "lr", InverseVariance: "tp"}
     assert [kinds[type(site.rule)] for site in graph.sites] == expected.split()
     assert all(site.reason for site in graph.sites)
 
@@ -88,7 +88,7 @@ def test_impossible_choice_is_no_error_where_nothing_is_trained() -> None:
         return propc.sample(Normal(theta * z, 1.0), "x").square()
 
     graph = propc.compile(program, estimator="rp").graph(torch.tensor(0.5, requires_grad=True))
-    assert [type(s.rule) for s in graph.sites] == [Plain, Pathwise]
+    assert [type(s.rule) for s in graph.sites] == [Plain, PathwiseRule]
 
 
 class _Net(torch.nn.Module):
@@ -115,7 +115,7 @@ def test_a_distribution_that_holds_a_network_is_trained() -> None:
     def program(x: Tensor) -> Tensor:
         return propc.sample(_Carrying(x, net), "x").square()
 
-    assert isinstance(program.graph(torch.zeros(BATCH)).sites[0].rule, LikelihoodRatio)
+    assert isinstance(program.graph(torch.zeros(BATCH)).sites[0].rule, LikelihoodRatioRule)
     program(torch.zeros(BATCH)).sum().backward()
     assert net.scale.grad is not None
 

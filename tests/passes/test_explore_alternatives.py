@@ -23,10 +23,10 @@ from torch.distributions import (
 
 import propc
 from propc.errors import EstimatorError, GraphError, NonFiniteError, PropcValueError
-from propc.ir import Compare, Node, Plate, Segment, Site
+from propc.ir import CompareAlternatives, Node, Plate, Segment, Site
 from propc.passes import ExploreAlternatives
 from propc.printing.text import operations_of
-from propc.propagators import Draw, Enumerate, Plain, SiteContext, SitePropagator, row_log_prob, token
+from propc.propagators import Draw, EnumerateRule, Plain, SiteContext, SitePropagator, row_log_prob, token
 
 BATCH = 6
 THETA = torch.tensor([0.3, -0.4], dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_what_depends_on_the_site_is_copied_and_nothing_else() -> None:
     assert operations_of(graph["y.in"]) == ["square", "cos", "mul", "sum"]  # type: ignore[arg-type]
     assert operations_of(found["y.in@z"]) == ["mul", "sum"]  # type: ignore[arg-type]
     assert [ref.node for ref in found["y.in@z"].inputs] == ["z", "y.in"]  # the weight is the original's
-    assert [node.name for node in graph.of(Compare)] == ["error.compare@z"]
+    assert [node.name for node in graph.of(CompareAlternatives)] == ["error.compare@z"]
 
 
 def test_copies_stand_in_the_plate_of_alternatives() -> None:
@@ -123,7 +123,7 @@ def test_later_sites_are_drawn_anew_by_plain_rules() -> None:
 
     graph = graph_of(program, {"z": "local", "x": "tp", "k": "enumerate", "b": "local"})
     rules = {node.name: type(node.rule) for node in graph.sites if node.copy_of}
-    assert rules == {"x@z": Plain, "k@z": Enumerate, "b@z": Plain}
+    assert rules == {"x@z": Plain, "k@z": EnumerateRule, "b@z": Plain}
     assert not any(site.alternatives for site in graph.sites if site.copy_of)
     assert graph.schedule.reverse == ("b", "k", "x", "z")
 
@@ -181,7 +181,7 @@ def test_broken_comparisons_are_found() -> None:
     graph = graph_of(encoded, {"z": "local", "y": "rp"})
     with pytest.raises(GraphError, match=r"'error.compare@z' \(.*\) has no route to the site with alternatives 'z'"):
         replace(graph, routes=()).verify()
-    (node,) = graph.of(Compare)
+    (node,) = graph.of(CompareAlternatives)
     alone = replace(node, inputs=(node.inputs[0], node.inputs[0]))
     with pytest.raises(GraphError, match=r"reads no cost of alternatives in the plate 'z'"):
         graph.with_nodes(alone).verify()

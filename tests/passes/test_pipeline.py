@@ -18,7 +18,7 @@ from propc.errors import GraphError
 from propc.ir import Ref, Route, Token
 from propc.passes import Pass, Pipeline, Prune, Schedule, SplitCosts
 from propc.passes.pipeline import _TABLE, make_pass
-from propc.propagators import LikelihoodRatio, Pathwise
+from propc.propagators import LikelihoodRatioRule, PathwiseRule
 
 BATCH = 5
 DEFAULT = ["split-costs", "find-influence", "prepare-estimators", "assign-propagators", "introduce-plates",
@@ -80,7 +80,7 @@ def test_force_lr() -> None:
     theta = param()
     compiled = propc.compile(chain, estimator="rp", passes=[ForceLR(steps=3)])
     kinds = [type(s.rule) for s in compiled.graph(theta).sites]
-    assert kinds == [LikelihoodRatio] * 2 + [Pathwise] * 3
+    assert kinds == [LikelihoodRatioRule] * 2 + [PathwiseRule] * 3
     value = seeded(compiled, theta)
     plain = Plain(pathwise=["x2", "x3", "x4"])
     expected = surrogate([(seeded(chain, theta, plain), ["x0", "x1"])], plain.scores)
@@ -134,7 +134,7 @@ def test_inserted_jump(fn: Callable[[Tensor], Tensor]) -> None:
     inserted = propc.compile(chain, passes=[Jump])
     written = propc.compile(lambda theta: chain(theta, between=fn))
     rules = [type(s.rule) for s in inserted.graph(theta).sites]
-    assert rules == [type(s.rule) for s in written.graph(theta).sites] == [LikelihoodRatio] * 3 + [Pathwise] * 2
+    assert rules == [type(s.rule) for s in written.graph(theta).sites] == [LikelihoodRatioRule] * 3 + [PathwiseRule] * 2
     value, expected = seeded(inserted, theta), seeded(written, theta)
     assert torch.equal(value, expected)
     torch.testing.assert_close(gradients(value.sum(), [theta]), gradients(expected.sum(), [theta]))

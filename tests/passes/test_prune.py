@@ -22,7 +22,7 @@ from propc.passes import (
     RouteMessages,
     Schedule,
 )
-from propc.propagators import LikelihoodRatio, Pathwise
+from propc.propagators import LikelihoodRatioRule, PathwiseRule
 from propc.propagators import Plain as OnlyDraws
 
 BATCH = 5
@@ -43,7 +43,7 @@ def chain(theta: Tensor, sample: Any = propc.sample) -> Tensor:
 def test_score_sites_keep_cotangents_for_themselves() -> None:
     theta = torch.tensor(0.5, requires_grad=True)
     graph = propc.compile(chain, estimator="lr").graph(theta)
-    assert rules(graph) == {"x": LikelihoodRatio, "y": OnlyDraws, "z": OnlyDraws}
+    assert rules(graph) == {"x": LikelihoodRatioRule, "y": OnlyDraws, "z": OnlyDraws}
     assert graph["y"].reason == "no gradient leaves it"  # type: ignore[attr-defined]
     assert [[t.site for t in r.targets] for r in graph.routes] == [["x"]]
 
@@ -51,9 +51,9 @@ def test_score_sites_keep_cotangents_for_themselves() -> None:
 def test_pathwise_sites_hand_them_on() -> None:
     theta = torch.tensor(0.5, requires_grad=True)
     graph = propc.compile(chain, estimator={"z": "lr", "*": "rp"}).graph(theta)
-    assert rules(graph) == {"x": Pathwise, "y": Pathwise, "z": LikelihoodRatio}
+    assert rules(graph) == {"x": PathwiseRule, "y": PathwiseRule, "z": LikelihoodRatioRule}
     graph = propc.compile(chain, estimator={"y": "rp", "*": "lr"}).graph(theta)
-    assert rules(graph) == {"x": LikelihoodRatio, "y": OnlyDraws, "z": OnlyDraws}
+    assert rules(graph) == {"x": LikelihoodRatioRule, "y": OnlyDraws, "z": OnlyDraws}
 
 
 def test_the_gradient_is_the_same() -> None:

@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Normal
 
 import propc
 from propc.errors import GraphError
-from propc.ir import Schedule
+from propc.ir import Order
 
 BATCH = 4
 
@@ -44,6 +44,6 @@ def test_verify_checks_the_schedule() -> None:
     graph = propc.compile(program).graph(torch.tensor(0.5, requires_grad=True))
     names = graph.schedule.forward
     with pytest.raises(GraphError, match="every node exactly once"):
-        replace(graph, schedule=Schedule(names[:-1])).verify()
+        replace(graph, schedule=Order(names[:-1])).verify()
     with pytest.raises(GraphError, match="'output' before what it reads"):
-        replace(graph, schedule=Schedule((names[-1], *names[:-1]))).verify()
+        replace(graph, schedule=Order((names[-1], *names[:-1]))).verify()

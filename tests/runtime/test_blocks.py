@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from propc.runtime.plan.codegen import Call
+from propc.runtime.plan.codegen import StepCall
 from propc.runtime.plan.liveness import block, last_reads
 
 PLAN = [
-    Call(lambda a: (a, a), (0,), range(2, 4)),
-    Call(lambda a, b: (a + b,), (2, 1), range(4, 5)),
-    Call(lambda a: (a,), (4,), range(5, 6)),
-    Call(lambda a, b: (a * b,), (5, 2), range(6, 7)),
+    StepCall(lambda a: (a, a), (0,), range(2, 4)),
+    StepCall(lambda a, b: (a + b,), (2, 1), range(4, 5)),
+    StepCall(lambda a: (a,), (4,), range(5, 6)),
+    StepCall(lambda a, b: (a * b,), (5, 2), range(6, 7)),
 ]
 
 

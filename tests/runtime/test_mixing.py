@@ -15,14 +15,14 @@ from torch.distributions import Gamma, Independent, Normal
 import propc
 from propc.errors import PropcValueError
 from propc.estimators import LeaveOneOut
-from propc.propagators import InverseVariance, LikelihoodRatio, Pathwise
+from propc.propagators import InverseVariance, LikelihoodRatioRule, PathwiseRule
 from propc.runtime.weighting import mix as mixing
 from propc.runtime.weighting.mix import Target, mix
 from propc.runtime.weighting.mix_compiled import tracing
 from propc.runtime.weighting.moving_variance import remembered
 from propc.runtime.weighting.weighting import Weighting
 
-RULE = InverseVariance((Pathwise(), LikelihoodRatio(propc.estimator("lr").baseline)), Weighting())  # type: ignore[attr-defined]
+RULE = InverseVariance((PathwiseRule(), LikelihoodRatioRule(propc.estimator("lr").baseline)), Weighting())  # type: ignore[attr-defined]
 Parts = list[Tensor]  # for each φ: [parts, batch, ...]
 
 
@@ -37,7 +37,7 @@ class Site(SimpleNamespace):
     """What `mix` needs to know of a site, with its memory."""
 
     def __init__(self, weighting: Weighting, parts: int = 2) -> None:
-        rule = InverseVariance((Pathwise(),) + (RULE.parts[1],) * (parts - 1), weighting)
+        rule = InverseVariance((PathwiseRule(),) + (RULE.parts[1],) * (parts - 1), weighting)
         super().__init__(name="x", weights={}, rule=rule, state=rule.state(None))  # type: ignore[arg-type]
 
     def mix(self, grads: Parts, tangents: Sequence[Tensor | None] | None = None) -> Parts:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from propc.runtime.plan.codegen import Call, Straight, Values
+from propc.runtime.plan.codegen import StepCall, Straight, Values
 
 PLAN = [
-    Call(lambda a, b: (a + b, a * b), (0, 1), range(2, 4)),
-    Call(lambda a, b: (a - b,), (2, 3), range(4, 5)),
-    Call(lambda a: [a / 2], (4,), range(5, 6)),
-    Call(lambda: (), (), range(0)),
+    StepCall(lambda a, b: (a + b, a * b), (0, 1), range(2, 4)),
+    StepCall(lambda a, b: (a - b,), (2, 3), range(4, 5)),
+    StepCall(lambda a: [a / 2], (4,), range(5, 6)),
+    StepCall(lambda: (), (), range(0)),
 ]
 
 
@@ -32,7 +32,7 @@ def test_it_lets_values_go() -> None:
 @pytest.mark.parametrize("bad", range(4))
 def test_it_knows_what_failed(bad: int) -> None:
     steps = list(PLAN)
-    steps[bad] = Call(lambda *values: 1 / 0, PLAN[bad].reads, PLAN[bad].writes)  # type: ignore[return-value, arg-type]
+    steps[bad] = StepCall(lambda *values: 1 / 0, PLAN[bad].reads, PLAN[bad].writes)  # type: ignore[return-value, arg-type]
     line = Straight([(step, ()) for step in steps])
     with pytest.raises(ZeroDivisionError) as caught:
         line.run([3, 4, None, None, None, None])
@@ -42,4 +42,4 @@ def test_it_knows_what_failed(bad: int) -> None:
 
 def test_a_count_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(ValueError, match="unpack"):
-        Straight([(Call(lambda: (1, 2), (), range(0, 1)), ())]).run([None])
+        Straight([(StepCall(lambda: (1, 2), (), range(0, 1)), ())]).run([None])

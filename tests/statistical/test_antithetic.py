@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, OneHotCategorical
 
 import propc
-from propc.propagators import Arm, DisArm
-from propc.propagators.sites.antithetic import Antithetic
+from propc.propagators import ArmRule, DisArmRule
+from propc.propagators.sites.antithetic import AntitheticRule
 from propc.propagators.sites.decision_tree import Pair
 
 pytestmark = pytest.mark.statistical
@@ -77,7 +77,7 @@ def test_common_noise_behind_a_pair_lowers_the_variance() -> None:
 # -- biased twins -------------------------------------------------------------------------
 
 
-class Forgotten(DisArm):
+class Forgotten(DisArmRule):
     """What only b̃ has met counts for nothing."""
 
     def coefficients(self, pair: Pair) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ class Forgotten(DisArm):
         return first, 0 * second
 
 
-class SameAfterParting(DisArm):
+class SameAfterParting(DisArmRule):
     """Decisions that only one of both has met are treated as if both had."""
 
     def coefficients(self, pair: Pair) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ class SameAfterParting(DisArm):
         return first, first
 
 
-class WithoutTheLogit(DisArm):
+class WithoutTheLogit(DisArmRule):
     """Without the factor σ(|α|)."""
 
     def coefficients(self, pair: Pair) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ class WithoutTheLogit(DisArm):
         return difference, difference
 
 
-class ForgottenNumbers(Arm):
+class ForgottenNumbers(ArmRule):
     """The random numbers of what only b̃ has met count for nothing."""
 
     def coefficients(self, pair: Pair) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ class ForgottenNumbers(Arm):
         (ForgottenNumbers, "by-index"),
     ],
 )
-def test_a_rule_that_is_almost_right_is_rejected(twin: type[Antithetic], name: str) -> None:
+def test_a_rule_that_is_almost_right_is_rejected(twin: type[AntitheticRule], name: str) -> None:
     assert_rejected(draws_of(twin(), NAMED[name]), NAMED[name].exact)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal
 
 import propc
-from propc.propagators import LikelihoodRatio
+from propc.propagators import LikelihoodRatioRule
 from propc.propagators.baselines import LeaveOneOut
 from propc.propagators.sites.samples import Samples
 
@@ -148,7 +148,7 @@ class OfTheSample(LeaveOneOut):
 
 @pytest.mark.parametrize("baseline", [Own(), OfTheSample()])
 def test_a_wrong_message_is_rejected(baseline: LeaveOneOut) -> None:
-    assert_rejected(bits(3).draws(LikelihoodRatio(baseline, Samples(3))), bits(3).exact)
+    assert_rejected(bits(3).draws(LikelihoodRatioRule(baseline, Samples(3))), bits(3).exact)
 
 
 @pytest.mark.parametrize("samples", [2, 3])

@@ -12,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from propc.diagnostics.comparison.steps import Situation, mean_cost
-from propc.diagnostics.profile.memory import CALL, Memory, memory
+from propc.diagnostics.profile.memory import CALL, MemoryUse, memory
 from propc.diagnostics.profile.timers import Clock, Interval, Timer, cost_of_a_reading, hooks, intervals
 from propc.ir.adjacency import BACKWARD
 from propc.runtime.observe.watcher import watched_by
@@ -22,7 +22,7 @@ Place = tuple[str, str]  # the name of a node's step, and a direction
 
 
 @dataclass(frozen=True)
-class Step:
+class TimedStep:
     """Seconds of one step: of the call, and of all that follows; of every node, and its hooks in the reverse pass."""
 
     forward: float
@@ -73,7 +73,7 @@ class Bench:
         reading = cost_of_a_reading(self.timer) if self.backward else 0.0
         return Times(forward, reverse, _by_node(clocked, reading), clocked[0].intervals)
 
-    def memory(self) -> Memory:
+    def memory(self) -> MemoryUse:
         """One more step, under the PyTorch profiler."""
         activities = [ProfilerActivity.CPU]
         if any(device.type == "cuda" for device in self.situation.devices):
@@ -88,7 +88,7 @@ class Bench:
         assert profiler.profiler is not None
         return memory(profiler.profiler.kineto_results.experimental_event_tree())
 
-    def _step(self, clock: Clock | None) -> Step:
+    def _step(self, clock: Clock | None) -> TimedStep:
         with watched_by(clock):
             begin = self.timer.now()
             returned = self._call()
@@ -99,7 +99,7 @@ class Bench:
         stamps = [] if clock is None else clock.stamps
         _, forward, whole, *times = self.timer.seconds([begin, called, end, *(at for *_, at in stamps)])
         read = [(name, way, begins, at) for (name, way, begins, _), at in zip(stamps, times)]
-        return Step(forward, whole - forward if self.backward else 0.0, tuple(intervals(read)), hooks(read))
+        return TimedStep(forward, whole - forward if self.backward else 0.0, tuple(intervals(read)), hooks(read))
 
     def _call(self) -> Any:
         return self.program(*self.situation.args, **self.situation.kwargs)
@@ -111,13 +111,13 @@ class Bench:
                 torch.autograd.grad(loss, targets, allow_unused=True, retain_graph=self.situation.keeps)
 
 
-def _faster_half(steps: Iterable[Step]) -> list[Step]:
+def _faster_half(steps: Iterable[TimedStep]) -> list[TimedStep]:
     """Without those that something else on the machine has held up."""
     ordered = sorted(steps, key=lambda step: step.whole)
     return ordered[: (len(ordered) + 1) // 2]
 
 
-def _by_node(steps: Sequence[Step], reading: float) -> dict[Place, float]:
+def _by_node(steps: Sequence[TimedStep], reading: float) -> dict[Place, float]:
     """Seconds of each node in each direction, without what readings of the clock have cost in the reverse pass."""
     each = [_by_place(step.intervals) for step in steps]
     found = {place: median(seconds.get(place, 0.0) for seconds in each) for place in each[0]}

@@ -14,7 +14,7 @@ CALL = "the compiled call"  # the range around it
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """Bytes of one step, by range; what lies outside of all is in the range of the empty name.
 
     Attributes:
@@ -29,7 +29,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class _Change:
+class _MemoryChange:
     """Memory taken, or given back where `size` is negative."""
 
     at: int
@@ -38,7 +38,7 @@ class _Change:
     name: str
 
 
-def memory(tree: Iterable[Any]) -> Memory:
+def memory(tree: Iterable[Any]) -> MemoryUse:
     """The memory of a step.
 
     Args:
@@ -63,7 +63,7 @@ def memory(tree: Iterable[Any]) -> Memory:
         kept[owner] += size if forward else 0
         total += size
         peak = max(peak, total)
-    return Memory(dict(allocated), dict(kept), peak)
+    return MemoryUse(dict(allocated), dict(kept), peak)
 
 
 def _outside(forward: bool) -> str:
@@ -76,13 +76,13 @@ def _every(events: Iterable[Any]) -> Iterator[Any]:
         yield from _every(event.children)
 
 
-def _changes(events: Iterable[Any], name: str) -> Iterator[_Change]:
+def _changes(events: Iterable[Any], name: str) -> Iterator[_MemoryChange]:
     """All allocations, each with the range that it is in."""
     for event in events:
         if event.name.startswith(PREFIX):
             yield from _changes(event.children, event.name)
         elif event.name == "[memory]":
             fields = event.extra_fields
-            yield _Change(event.start_time_ns, (str(fields.device), fields.ptr), fields.alloc_size, name)
+            yield _MemoryChange(event.start_time_ns, (str(fields.device), fields.ptr), fields.alloc_size, name)
         else:
             yield from _changes(event.children, name)

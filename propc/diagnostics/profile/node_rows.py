@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 from propc.diagnostics.profile.bench import Times
-from propc.diagnostics.profile.memory import Memory
+from propc.diagnostics.profile.memory import MemoryUse
 from propc.ir.adjacency import BACKWARD, FORWARD
 from propc.ir.records import Node, Segment, Site
 from propc.printing.text import runs
@@ -44,7 +44,7 @@ class Part:
         return self.forward + self.reverse
 
 
-def parts(labelled: Mapping[str, tuple[Node, ...]], times: Times, memory: Memory) -> list[Part]:
+def parts(labelled: Mapping[str, tuple[Node, ...]], times: Times, memory: MemoryUse) -> list[Part]:
     """One for each step of a plan, in its order, and a last one for all that is done outside of them."""
     found = [_part(name, nodes, times, memory) for name, nodes in labelled.items()]
     rest = replace(
@@ -55,7 +55,7 @@ def parts(labelled: Mapping[str, tuple[Node, ...]], times: Times, memory: Memory
     return [*found, rest]
 
 
-def _part(name: str, nodes: tuple[Node, ...], times: Times, memory: Memory) -> Part:
+def _part(name: str, nodes: tuple[Node, ...], times: Times, memory: MemoryUse) -> Part:
     ahead, back = range_name(name, FORWARD), range_name(name, BACKWARD)
     return Part(
         name,

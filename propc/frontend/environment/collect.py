@@ -109,12 +109,12 @@ class Attention:
 
 def look_around(roots: Roots, attention: Attention) -> Surroundings:
     """Everything that the program reaches, for tracing it."""
-    return _Walk(attention, detailed=True).run(roots)
+    return _Collection(attention, detailed=True).run(roots)
 
 
 def watch(roots: Roots, attention: Attention) -> Watch:
     """The plain values that the program reaches, for the cache key, and the places where they stand."""
-    walk = _Walk(attention, detailed=False)
+    walk = _Collection(attention, detailed=False)
     state = walk.run(roots).state
     walk.watch.state = State(tuple(state))
     return walk.watch
@@ -147,7 +147,7 @@ def mentioned_names(roots: Roots) -> frozenset[str]:
         names = grown
 
 
-class _Walk:
+class _Collection:
     """One walk; `detailed` also records what only a trace needs."""
 
     def __init__(self, attention: Attention, detailed: bool) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @register_propagator("gs")
 @dataclass(frozen=True)
-class GaussianShaping(Propagator):
+class GaussianFit(Propagator):
     """The value of a `propc.node` is refitted: a resample node stands behind it in the compiled graph.
 
     What happens before it is the estimators' choice: with `lr` it is Gaussian shaping, with `rp` Gaussian
@@ -38,4 +38,4 @@ class GaussianShaping(Propagator):
         return (made,)
 
 
-register_propagator("gr")(lambda **options: GaussianShaping(**options))
+register_propagator("gr")(lambda **options: GaussianFit(**options))

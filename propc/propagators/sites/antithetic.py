@@ -23,7 +23,7 @@ from propc.runtime.autograd.opposite_draw import opposed
 
 
 @dataclass(frozen=True)
-class Antithetic(SitePropagator):
+class AntitheticRule(SitePropagator):
     r"""Draws pairs (b, b̃), both of p(b; φ), in a plate that holds all b and then all b̃.
 
     Message ½ f at every token makes the cotangent ½ (f(b) − f(b̃)) Σ_i c_i ∇_φ α_i, where α_i are the log odds of the
@@ -74,7 +74,7 @@ def _alone(site: SiteContext) -> EstimatorError:
 
 
 @dataclass(frozen=True)
-class Arm(Antithetic):
+class ArmRule(AntitheticRule):
     """The difference times the random numbers: c = 1 − 2u, where there is something to decide."""
 
     name: ClassVar[str] = "arm"
@@ -85,8 +85,8 @@ class Arm(Antithetic):
 
 
 @dataclass(frozen=True)
-class DisArm(Antithetic):
-    """`Arm`, averaged over the random numbers that give the same draws.
+class DisArmRule(AntitheticRule):
+    """`ArmRule`, averaged over the random numbers that give the same draws.
 
     c = (b − b̃) σ(|α|) for a decision that both have met, else the score, b − σ(α) or σ(α) − b̃.
     """

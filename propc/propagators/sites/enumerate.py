@@ -14,7 +14,7 @@ from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropa
 
 
 @dataclass(frozen=True)
-class Enumerate(SitePropagator):
+class EnumerateRule(SitePropagator):
     """Gives every configuration, and as weights the probabilities p(z; φ), through which gradients reach φ.
 
     Attributes:

@@ -16,7 +16,7 @@ from propc.runtime.autograd.surrogate_gradient import stand_in
 
 
 @dataclass(frozen=True)
-class GumbelRao(SitePropagator):
+class GumbelRaoRule(SitePropagator):
     """Draws b ~ p; to autograd the draw is the mean of soft(z / temperature) over draws of z given b.
 
     The noise z − logits counts as fixed in the derivative, as it does where z is drawn first.

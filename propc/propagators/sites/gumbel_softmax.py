@@ -15,7 +15,7 @@ from propc.propagators.sites.temperature import Temperature
 
 
 @dataclass(frozen=True)
-class GumbelSoftmax(SitePropagator):
+class GumbelSoftmaxRule(SitePropagator):
     """Draws soft((logits + noise) / temperature), inside the simplex, and cuts nothing.
 
     Attributes:

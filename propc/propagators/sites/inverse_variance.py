@@ -15,8 +15,8 @@ from propc.distributions.spec import DistributionSpec, row_log_prob
 from propc.errors import EstimatorError, message
 from propc.propagators.baselines import Baseline, LeaveOneOut
 from propc.propagators.registry import register_propagator
-from propc.propagators.sites.likelihood_ratio import LikelihoodRatio
-from propc.propagators.sites.pathwise import Pathwise
+from propc.propagators.sites.likelihood_ratio import LikelihoodRatioRule
+from propc.propagators.sites.pathwise import PathwiseRule
 from propc.propagators.sites.plain import Plain
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd import normal
@@ -125,13 +125,13 @@ def total_propagation(baseline: Any = "loo", **weighting: Any) -> InverseVarianc
         baseline: of the likelihood ratio.
         **weighting: options of the weights, as of the estimator `tp`.
     """
-    return InverseVariance((Pathwise(), LikelihoodRatio(baseline)), Weighting(**weighting))
+    return InverseVariance((PathwiseRule(), LikelihoodRatioRule(baseline)), Weighting(**weighting))
 
 
 def _within_groups(part: SitePropagator, groups: int) -> SitePropagator:
     """A part whose leave-one-out baseline keeps groups of rows apart."""
-    apart = isinstance(part, LikelihoodRatio) and type(part.baseline) is LeaveOneOut
-    return LikelihoodRatio(LeaveOneOut(groups)) if apart else part
+    apart = isinstance(part, LikelihoodRatioRule) and type(part.baseline) is LeaveOneOut
+    return LikelihoodRatioRule(LeaveOneOut(groups)) if apart else part
 
 
 def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from propc.runtime.autograd.tokens import token
 
 @register_propagator("lr")
 @dataclass(frozen=True)
-class LikelihoodRatio(SitePropagator):
+class LikelihoodRatioRule(SitePropagator):
     """Draws without gradient; message m at the token gives the cotangent m · ∇_φ log p(x; φ).
 
     Attributes:

@@ -14,7 +14,7 @@ from propc.propagators.sites.alternatives import Exploring
 
 
 @dataclass(frozen=True)
-class Local(Exploring):
+class LocalRule(Exploring):
     """The alternatives of an element are all values that it has not, weighted with their probabilities."""
 
     name: ClassVar[str] = "local"

@@ -15,7 +15,7 @@ from propc.propagators.sites.alternatives import Exploring
 
 
 @dataclass(frozen=True)
-class Measure:
+class MeasureSplit:
     """The derivative of a law in one parameter, ∂p = Σ_a c_a (law of value a − p).
 
     Attributes:
@@ -29,7 +29,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class MeasureValued(Exploring):
+class MeasureValuedRule(Exploring):
     """The alternatives of an element are draws of the laws whose differences are the derivative.
 
     Attributes:
@@ -84,15 +84,15 @@ def _exponential(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format).exponential_()
 
 
-_MEASURES: dict[type[Distribution], Mapping[str, Measure]] = {
-    Normal: {"loc": Measure(2, _normal_loc), "scale": Measure(1, _normal_scale)},
-    Gamma: {"rate": Measure(1, _gamma_rate)},
-    Exponential: {"rate": Measure(1, _exponential_rate)},
-    Poisson: {"rate": Measure(1, _poisson_rate)},
+_MEASURES: dict[type[Distribution], Mapping[str, MeasureSplit]] = {
+    Normal: {"loc": MeasureSplit(2, _normal_loc), "scale": MeasureSplit(1, _normal_scale)},
+    Gamma: {"rate": MeasureSplit(1, _gamma_rate)},
+    Exponential: {"rate": MeasureSplit(1, _exponential_rate)},
+    Poisson: {"rate": MeasureSplit(1, _poisson_rate)},
 }
 FAMILIES = tuple(kind.__name__ for kind in _MEASURES)
 
 
-def measures_of(kind: type[Distribution]) -> Mapping[str, Measure]:
+def measures_of(kind: type[Distribution]) -> Mapping[str, MeasureSplit]:
     """The derivatives of a family, by parameter; empty where there is no rule."""
     return _MEASURES.get(kind, {})

@@ -19,7 +19,7 @@ from propc.runtime.autograd.normal import standard_normal
 
 @register_propagator("rp")
 @dataclass(frozen=True)
-class Pathwise(SitePropagator):
+class PathwiseRule(SitePropagator):
     """Draws with `rsample` and cuts nothing: plain autograd does the rest."""
 
     name: ClassVar[str] = "rp"

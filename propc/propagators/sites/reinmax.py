@@ -14,7 +14,7 @@ from propc.runtime.autograd.surrogate_gradient import stand_in
 
 
 @dataclass(frozen=True)
-class ReinMax(SitePropagator):
+class ReinMaxRule(SitePropagator):
     """Draws b ~ p; to autograd the draw has the Jacobian 2·J((p + b)/2) − J(p)/2 in the logits.
 
     J(p) is that of the softmax where its value is p: diag(p) − ppᵀ, or p(1 − p).

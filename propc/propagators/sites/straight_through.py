@@ -14,7 +14,7 @@ from propc.runtime.autograd.surrogate_gradient import stand_in
 
 
 @dataclass(frozen=True)
-class StraightThrough(SitePropagator):
+class StraightThroughRule(SitePropagator):
     """Draws b ~ p; to autograd the draw is p.
 
     Attributes:

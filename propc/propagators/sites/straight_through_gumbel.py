@@ -16,7 +16,7 @@ from propc.runtime.autograd.surrogate_gradient import stand_in
 
 
 @dataclass(frozen=True)
-class StraightThroughGumbel(SitePropagator):
+class StraightThroughGumbelRule(SitePropagator):
     """Draws b = hard(z), z = logits + noise; to autograd the draw is soft(z / temperature).
 
     Attributes:

@@ -16,7 +16,7 @@ _VARIABLE = re.compile(r"\b[cnuv]\d+(?:_\d+)?\b")
 
 
 @dataclass
-class Source:
+class CodeWriter:
     """Source of a function, with the objects that it names."""
 
     lines: list[str] = field(default_factory=list)

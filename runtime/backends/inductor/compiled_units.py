@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from propc.ir.records import (
-    Compare,
+    CompareAlternatives,
     Cost,
     Expand,
     Named,
@@ -23,15 +23,15 @@ from propc.ir.records import (
     Token,
 )
 from propc.propagators import InverseVariance
-from propc.runtime.plan.codegen import Call, same
+from propc.runtime.plan.codegen import StepCall, same
 from propc.runtime.plan.liveness import Block, block
-from propc.runtime.plan.token_reads import Joined
+from propc.runtime.plan.token_reads import TokenSum
 
 if TYPE_CHECKING:
     from propc.ir.graph import PropagationGraph
     from propc.runtime.executable import Executable
 
-Plan = Sequence[tuple[Node, Call]]
+Plan = Sequence[tuple[Node, StepCall]]
 LOOKS = "it checks values while it runs"  # on a CPU; elsewhere only in the first call
 
 
@@ -54,16 +54,16 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Wire:
+class UnitInput:
     """A call that only gives values other places, or joins tokens."""
 
     node: Node
-    call: Call
+    call: StepCall
 
     @property
     def joins(self) -> bool:
         """Whether it makes one token of several."""
-        return isinstance(self.call.function, Joined)
+        return isinstance(self.call.function, TokenSum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,11 @@ class Apart:
     """
 
     node: Node
-    call: Call
+    call: StepCall
     why: str
 
 
-Piece = Unit | Wire | Apart
+Piece = Unit | UnitInput | Apart
 
 
 def pieces(executable: Executable) -> list[Piece]:
@@ -90,7 +90,7 @@ def pieces(executable: Executable) -> list[Piece]:
     for start, stop in _stretches(executable, plan):
         node, call = plan[start]
         if is_wire(call):
-            found.append(Wire(node, call))
+            found.append(UnitInput(node, call))
         elif why := obstacle(executable, node):
             found.append(Apart(node, call, why))
         else:
@@ -124,9 +124,9 @@ def blocks_of(graph: PropagationGraph) -> dict[str, int]:
     return {name: i for i, names in enumerate(graph.schedule.blocks) for name in names}
 
 
-def is_wire(call: Call) -> bool:
+def is_wire(call: StepCall) -> bool:
     """Whether a call computes nothing."""
-    return call.function is same or (isinstance(call.function, Joined) and call.function.plain)
+    return call.function is same or (isinstance(call.function, TokenSum) and call.function.plain)
 
 
 def obstacle(executable: Executable, node: Node) -> str:
@@ -138,7 +138,7 @@ def obstacle(executable: Executable, node: Node) -> str:
         return "it carries values from step to step"
     if isinstance(node, Named):
         return "a propagator that is called at every step"
-    if isinstance(node, (Resample, Compare)):
+    if isinstance(node, (Resample, CompareAlternatives)):
         return LOOKS
     if isinstance(node, Output):
         if executable.planner.rehearsal is not None:
@@ -190,10 +190,10 @@ def _key(executable: Executable, nodes: Sequence[Node], piece: Block) -> Hashabl
     return key
 
 
-def _code(executable: Executable, node: Node, call: Call) -> Hashable:
+def _code(executable: Executable, node: Node, call: StepCall) -> Hashable:
     """What a node's call runs, besides what it reads."""
     graph = executable.graph
-    if isinstance(call.function, Joined):
+    if isinstance(call.function, TokenSum):
         return "join", id(call.function)
     plates = node.plates, node.dims, tuple(graph.plates_of(ref) for ref in node.inputs)
     if isinstance(node, Segment):

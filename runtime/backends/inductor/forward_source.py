@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from propc.runtime.backends.inductor.code_writer import Source, listed, needs_fit, variable
-from propc.runtime.backends.inductor.compiled_units import Unit, Wire
+from propc.runtime.backends.inductor.code_writer import CodeWriter, listed, needs_fit, variable
+from propc.runtime.backends.inductor.compiled_units import Unit, UnitInput
 from propc.runtime.backends.inductor.joint_graph import NOISE, READ, RESULT, Layout
-from propc.runtime.backends.inductor.stage import Stage
+from propc.runtime.backends.inductor.stage import CompiledStage
 
 if TYPE_CHECKING:
-    from propc.runtime.backends.inductor.stage_run import Run
+    from propc.runtime.backends.inductor.stage_run import StageRun
 
 
 class Forward:
@@ -24,8 +24,8 @@ class Forward:
         leaving, leaving_all: variables of what leaves and is made here; of all that leaves.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.source = run, Source()
+    def __init__(self, run: StageRun) -> None:
+        self.run, self.source = run, CodeWriter()
         self.names: dict[int, str] = {}
         self.layouts: dict[str, Layout] = {}
         self.entered: dict[str, int] = {}
@@ -35,7 +35,7 @@ class Forward:
         self.flags: list[str] = []
         self.used: dict[str, None] = {}
         for i, part in enumerate(run.parts):
-            if isinstance(part, Wire):
+            if isinstance(part, UnitInput):
                 self._wire(part)
             else:
                 self._stage(i, part)
@@ -58,7 +58,7 @@ class Forward:
             fitted = self.source.fitted(name, layout)
             self.source.lines.append(f"if {name}.stride() != {layout.stride}: {name} = {fitted}")
 
-    def _wire(self, part: Wire) -> None:
+    def _wire(self, part: UnitInput) -> None:
         if part.joins:
             (made,) = part.call.writes
             self.names[made] = f"t{made}"
@@ -66,7 +66,7 @@ class Forward:
             for read, made in zip(part.call.reads, part.call.writes):
                 self.names[made] = self.names[read]
 
-    def _stage(self, index: int, part: Stage) -> None:
+    def _stage(self, index: int, part: CompiledStage) -> None:
         code, unit = part.halves, part.unit
         run = self.source.hold("f", part.forward)
         for j, layout in enumerate(code.noise):

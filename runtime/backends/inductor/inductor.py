@@ -15,11 +15,11 @@ from propc.errors import BackendError, message
 from propc.ir.records import Node, Scan, Site
 from propc.runtime.backend import Backend, Report
 from propc.runtime.backends.inductor import compile_stage
-from propc.runtime.backends.inductor.compiled_units import Apart, Piece, Unit, Wire, blocks_of, pieces, tokens_of
+from propc.runtime.backends.inductor.compiled_units import Apart, Piece, Unit, UnitInput, blocks_of, pieces, tokens_of
 from propc.runtime.backends.inductor.joint_graph import READ, Halves, Layout
-from propc.runtime.backends.inductor.stage import Stage
-from propc.runtime.backends.inductor.stage_run import Run
-from propc.runtime.plan.codegen import Call, Values
+from propc.runtime.backends.inductor.stage import CompiledStage
+from propc.runtime.backends.inductor.stage_run import StageRun
+from propc.runtime.plan.codegen import StepCall, Values
 from propc.runtime.plan.liveness import block
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Inductor(Backend):
                 fix = fix if kind == "cpu" else f"Install {lacking}"
                 raise BackendError(message(found, f"{fix}, or use backend='eager'."))
 
-    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, Call]], Report]:
+    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
         return _Compilation(executable, values).plan()
 
 
@@ -69,11 +69,11 @@ class _Compilation:
         self.layouts.update({i: self.layouts[i].dense() for i in self.tokens if i in self.layouts})
         self.pieces = pieces(executable)
 
-    def plan(self) -> tuple[Sequence[tuple[Node, Call]], Report]:
+    def plan(self) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
         start = time.perf_counter()
         made, failed = self._compiled()
         parts = [self._part(piece, made, failed) for piece in self.pieces]
-        stages = [part for part in parts if isinstance(part, Stage)]
+        stages = [part for part in parts if isinstance(part, CompiledStage)]
         apart = [
             (part.node.name, part.why)
             for part in parts
@@ -154,36 +154,36 @@ class _Compilation:
 
     def _part(
         self, piece: Piece, made: dict[Hashable, Made], failed: dict[Hashable, str]
-    ) -> Stage | Wire | Apart | Unit:
+    ) -> CompiledStage | UnitInput | Apart | Unit:
         if not isinstance(piece, Unit) or self._kind(piece) in failed:
             return piece
         code = made[self._kind(piece)]
-        return Stage(piece, code.halves, code.forward, code.reverse, self._checked(piece) is not None)
+        return CompiledStage(piece, code.halves, code.forward, code.reverse, self._checked(piece) is not None)
 
-    def _joined(self, parts: Sequence[Stage | Wire | Apart | Unit]) -> Iterator[tuple[Node, Call]]:
+    def _joined(self, parts: Sequence[CompiledStage | UnitInput | Apart | Unit]) -> Iterator[tuple[Node, StepCall]]:
         """The plan, with a run in place of consecutive stages and the wires between them."""
         plan, calls = self.executable.plan, [call for _, call in self.executable.plan]
         inside = blocks_of(self.executable.graph)
         start = 0
-        group: list[Stage | Wire] = []
+        group: list[CompiledStage | UnitInput] = []
 
-        def close(stop: int) -> Iterator[tuple[Node, Call]]:
-            if any(isinstance(part, Stage) for part in group):
+        def close(stop: int) -> Iterator[tuple[Node, StepCall]]:
+            if any(isinstance(part, CompiledStage) for part in group):
                 whole = block(calls, start, stop, self.executable.places.returned)
                 entering = [self.layouts[i] for i in whole.reads]
-                run = Run(tuple(group), whole, entering, self.tokens, self.layouts)
-                yield plan[start][0], Call(run, whole.reads, whole.writes)
+                run = StageRun(tuple(group), whole, entering, self.tokens, self.layouts)
+                yield plan[start][0], StepCall(run, whole.reads, whole.writes)
             else:
                 yield from plan[start:stop]
 
         at = 0
         for part in parts:
-            unit = part.unit if isinstance(part, Stage) else part
+            unit = part.unit if isinstance(part, CompiledStage) else part
             count = len(unit.nodes) if isinstance(unit, Unit) else 1
             if group and inside.get(plan[at][0].name) != inside.get(plan[start][0].name):
                 yield from close(at)
                 start, group = at, []
-            if isinstance(part, (Stage, Wire)):
+            if isinstance(part, (CompiledStage, UnitInput)):
                 group.append(part)
             else:
                 yield from close(at)

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from propc.runtime.backends.inductor.code_writer import Source, listed, needs_fit, variable
-from propc.runtime.backends.inductor.compiled_units import Wire
+from propc.runtime.backends.inductor.code_writer import CodeWriter, listed, needs_fit, variable
+from propc.runtime.backends.inductor.compiled_units import UnitInput
 from propc.runtime.backends.inductor.joint_graph import COTANGENT, READ, WIDE, Layout
-from propc.runtime.backends.inductor.stage import Stage
+from propc.runtime.backends.inductor.stage import CompiledStage
 
 if TYPE_CHECKING:
-    from propc.runtime.backends.inductor.stage_run import Run
+    from propc.runtime.backends.inductor.stage_run import StageRun
 
 SMALL = 1024  # elements; many cotangents on a tensor of up to so many are stacked, and summed once
 
 
-class Reverse:
+class ReverseSource:
     """The line of the reverse pass, where cotangents arrive at some of what left."""
 
-    def __init__(self, run: Run, pattern: Sequence[bool]) -> None:
-        self.run, self.source = run, Source()
+    def __init__(self, run: StageRun, pattern: Sequence[bool]) -> None:
+        self.run, self.source = run, CodeWriter()
         self.arrived: dict[str, list[tuple[str, Layout | None]]] = {}
         self.fitted: set[str] = set()
         self.wide: dict[tuple[str, tuple[int, ...]], str] = {}
@@ -33,7 +33,7 @@ class Reverse:
                 self.arrived.setdefault(name, []).append((f"g[{i}]", None))
         for index in reversed(range(len(run.parts))):
             part = run.parts[index]
-            if isinstance(part, Wire):
+            if isinstance(part, UnitInput):
                 self._wire(part)
             else:
                 self._stage(index, part)
@@ -47,7 +47,7 @@ class Reverse:
         self.source.lines.append(f"return {listed(found)}")
         return self.source.function("s, g")
 
-    def _wire(self, part: Wire) -> None:
+    def _wire(self, part: UnitInput) -> None:
         if not part.joins:
             return
         (made,) = part.call.writes
@@ -56,7 +56,7 @@ class Reverse:
             for read in part.call.reads:
                 self.arrived.setdefault(self.run.names[read], []).append((total, self.run.layouts[made]))
 
-    def _stage(self, index: int, part: Stage) -> None:
+    def _stage(self, index: int, part: CompiledStage) -> None:
         code, unit, names = part.halves, part.unit, self.run.names
         if part.reverse is None or code.cotangents is None or code.wide is None:
             return
@@ -81,7 +81,7 @@ class Reverse:
             target = names[unit.block.reads[position]]
             self.arrived.setdefault(target, []).append((name, layout))
 
-    def _kept(self, index: int, part: Stage, kind: str, i: int) -> str:
+    def _kept(self, index: int, part: CompiledStage, kind: str, i: int) -> str:
         """What the reverse code of a stage wants of the forward pass."""
         name = self.run.names[part.unit.block.reads[i]] if kind == READ else variable(index, kind, i)
         kept = f"s[{self.run.kept[name]}]"

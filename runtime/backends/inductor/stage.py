@@ -14,7 +14,7 @@ Half = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
-class Stage:
+class CompiledStage:
     """A compiled unit: its halves, and what runs them.
 
     Attributes:

@@ -18,17 +18,17 @@ from propc.ir.records import Site
 from propc.propagators import InverseVariance
 from propc.runtime.autograd.tokens import applied
 from propc.runtime.backend import Named, Several, Violated
-from propc.runtime.backends.inductor.compiled_units import Wire
+from propc.runtime.backends.inductor.compiled_units import UnitInput
 from propc.runtime.backends.inductor.forward_source import Forward
 from propc.runtime.backends.inductor.joint_graph import Layout
-from propc.runtime.backends.inductor.reverse_source import Reverse
-from propc.runtime.backends.inductor.stage import Stage
+from propc.runtime.backends.inductor.reverse_source import ReverseSource
+from propc.runtime.backends.inductor.stage import CompiledStage
 from propc.runtime.plan.codegen import Values
 from propc.runtime.plan.liveness import Block
 from propc.util.torch_rng import from_state, state_unless_captured
 
 
-class Run(Several):
+class StageRun(Several):
     """Consecutive stages, and the wires between them, as the function of one call.
 
     Args:
@@ -41,7 +41,7 @@ class Run(Several):
 
     def __init__(
         self,
-        parts: Sequence[Stage | Wire],
+        parts: Sequence[CompiledStage | UnitInput],
         whole: Block,
         entering: Sequence[Layout],
         tokens: frozenset[int],
@@ -50,7 +50,11 @@ class Run(Several):
         self.parts, self.whole, self.entering, self.tokens, self.layouts = parts, whole, entering, tokens, layouts
         self.device = next((layout.device for layout in layouts.values()), torch.device("cpu"))
         sites = [
-            node for part in parts if isinstance(part, Stage) for node in part.unit.nodes if isinstance(node, Site)
+            node
+            for part in parts
+            if isinstance(part, CompiledStage)
+            for node in part.unit.nodes
+            if isinstance(node, Site)
         ]
         self.weighing = next((site for site in sites if isinstance(site.rule, InverseVariance)), None)
         line = Forward(self)
@@ -92,7 +96,7 @@ class Run(Several):
         """Cotangents on what has entered, from those on what left."""
         pattern = tuple(each is not None for each in arrived)
         if pattern not in self.reverses:
-            self.reverses[pattern] = Reverse(self, pattern).made()
+            self.reverses[pattern] = ReverseSource(self, pattern).made()
         return self.reverses[pattern](kept, arrived)
 
     def again(self, given: Sequence[Tensor], seed: Tensor) -> list[Tensor]:
@@ -106,9 +110,9 @@ class Run(Several):
         return [values[place] for place in self.whole.writes]
 
 
-class _Run(Function):
+class _StageFunction(Function):
     @staticmethod
-    def forward(ctx: Any, run: Run, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, run: StageRun, *given: Tensor) -> tuple[Tensor, ...]:
         ctx.run, ctx.seed, ctx.count = run, state_unless_captured(run.device), len(given)
         found, kept = run.values(given)
         ctx.save_for_backward(*given, *kept)
@@ -119,18 +123,18 @@ class _Run(Function):
 
     @staticmethod
     def backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
-        run: Run = ctx.run
+        run: StageRun = ctx.run
         kept = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (None, *_differentiable(run, kept[: ctx.count], arrived, ctx.seed))
         return (None, *run.cotangents(kept, arrived))
 
 
-_run = applied(_Run)
+_run = applied(_StageFunction)
 
 
 def _differentiable(
-    run: Run, given: Sequence[Tensor], arrived: Sequence[Tensor | None], seed: Tensor
+    run: StageRun, given: Sequence[Tensor], arrived: Sequence[Tensor | None], seed: Tensor
 ) -> Sequence[Tensor | None]:
     """Cotangents that can be differentiated again: the steps run once more, one by one.
 
