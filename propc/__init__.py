@@ -42,6 +42,7 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.messages import CHILDREN, PARENTS, SELF
 from propc.messages import Field, Message
 from propc.propagators import NodeView, Propagator, propagator, register_propagator
+from propc.runtime.backends import register_backend
 from propc.runtime.messaging.propagation import Propagation
 
 __version__ = "0.1.0"
@@ -90,6 +91,7 @@ __all__ = [
     "plate",
     "propagator",
     "propagators",
+    "register_backend",
     "register_estimator",
     "register_propagator",
     "sample",

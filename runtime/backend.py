@@ -76,7 +76,12 @@ class Several(ABC):
 
 
 class Backend(ABC):
-    """Turns the plan of a graph into one that runs faster, and gives the same numbers from the same noise."""
+    """Turns the plan of a graph into one that runs faster, and gives the same numbers from the same noise.
+
+    A plan is a sequence of (node, call): a `StepCall` has a `function`, the places in the table of values that it
+    `reads`, one for each argument, and those that it `writes`, one for each of what the function gives. The reverse
+    pass is the autograd graph of what the functions do.
+    """
 
     name: ClassVar[str]
 
@@ -89,9 +94,12 @@ class Backend(ABC):
 
     @abstractmethod
     def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
-        """The plan to run from the second call on.
+        """The plan to run from the second call on, and what there is to say of it.
+
+        It writes, in an order in which everything is written before it is read, what steps outside it read; each
+        call with a node of the graph. A scan's two own steps stay around those of its body.
 
         Args:
-            executable: with the plan as it is.
-            values: all values of its first call.
+            executable: with the plan as it is, `plan`, and its `graph`.
+            values: all values of its first call, by place.
         """

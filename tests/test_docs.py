@@ -84,7 +84,8 @@ def same_text(a: str, b: str) -> bool:
 @pytest.fixture(autouse=True)
 def _known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names as propc comes: other pages, tests and examples give some of the same names."""
-    for place in (propc.passes.pipeline, propc.propagators.registry, propc.estimators.estimator):
+    for name in ("passes.pipeline", "propagators.registry", "estimators.estimator", "runtime.backends"):
+        place = importlib.import_module(f"propc.{name}")
         own = {name: made for name, made in place._TABLE.items() if made.__module__.startswith("propc.")}
         monkeypatch.setattr(place, "_TABLE", own)
 

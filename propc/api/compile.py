@@ -321,7 +321,7 @@ def compile(
         backend: what runs a step: ``"eager"``, operation by operation; ``"inductor"``, every distinct stage compiled by
             TorchInductor, forward and reverse, at the first call; ``"cudagraphs"``, the whole schedule captured on a
             GPU and replayed; ``"auto"``, the quickest of those that can run here, measured at the first call. All give
-            the same numbers from the same noise.
+            the same numbers from the same noise. Or a name that `propc.register_backend` has made known.
         validate: check distribution parameters and costs at every call on the CPU (at the first on a
             GPU, where a check would wait for the device), and at the first call that rows of the batch
             stay apart.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from propc.errors import PropcTypeError, PropcValueError, message, nearest
+from propc.errors import PropcTypeError, message
 from propc.passes import (
     AssignPropagators,
     DeduplicateStages,
@@ -29,7 +29,7 @@ from propc.passes import (
     SplitCosts,
 )
 from propc.propagators.sites.samples import positive
-from propc.runtime.backends import BACKENDS, EAGER
+from propc.runtime.backends import EAGER, check_backend
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Options:
         object.__setattr__(self, "passes", tuple(self.passes))
         if not isinstance(self.validate, bool):
             raise PropcTypeError(message(f"option validate={self.validate!r} must be True or False"))
-        if self.backend not in BACKENDS:
-            raise PropcValueError(message(f"unknown backend {self.backend!r}", nearest(str(self.backend), BACKENDS)))
+        check_backend(self.backend)
         if self.chunk is not None:
             positive("chunk", self.chunk)
         _check_estimator(self.estimator)

@@ -349,7 +349,7 @@ class Planner:
                 self.plan.append((node, StepCall(fitted_last([inlet]), (inlet.read,), again[-1:])))
         begin, end = self._begins[node.name], StepCall(nothing, tuple(again), ())
         self.plan.append((node, end))
-        self.loops.append(Loop(node, begin, end, tuple(begin.writes)))
+        self.loops.append(Loop(node, end, tuple(begin.writes)))
 
 
 def _guarded(guards: Mapping[int, tuple[str, str, str]], *given: Tensor) -> list[Tensor]:

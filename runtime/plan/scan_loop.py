@@ -23,17 +23,15 @@ Plan = Sequence[tuple[Node, StepCall]]
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """A stretch of a plan that runs several times: what is between two calls.
+    """A stretch of a plan that runs several times: what is between the first and the last call of a scan's own.
 
     Attributes:
-        scan: whose step it is.
-        begin: gives what is carried its first values.
-        end: reads what is carried on.
+        scan: whose step it is; its first call gives what is carried its first values.
+        end: its last call, which reads what is carried on.
         into: the places of what is carried, in each step.
     """
 
     scan: Scan
-    begin: StepCall
     end: StepCall
     into: tuple[int, ...]
 
@@ -48,8 +46,8 @@ def rolled(graph: PropagationGraph, plan: Plan, loops: Iterable[Loop], returned:
     done: list[tuple[Node, StepCall]] = []
     start = 0
     for loop in loops:
-        first = next(i for i, (_, call) in enumerate(plan) if call is loop.begin) + 1
-        last = next(i for i, (_, call) in enumerate(plan) if call is loop.end)
+        own = [i for i, (node, _) in enumerate(plan) if node is loop.scan]  # a backend may have wrapped the calls
+        first, last = own[0] + 1, own[-1]
         later = {i for _, call in plan[last + 1 :] for i in call.reads} | {*returned}
         done += [*plan[start:first], (loop.scan, _repeated(graph, plan[first:last], loop, later, keep))]
         start = last + 1
