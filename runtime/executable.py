@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from propc.frontend.environment.isolation import same_random
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Node
 from propc.ir.repeatable import beside_writes
@@ -33,6 +32,7 @@ from propc.runtime.plan.runner import Line, with_blocks
 from propc.runtime.plan.scan_loop import rolled
 from propc.runtime.plan.slots import Places
 from propc.util.estimator_state import EstimatorState
+from propc.util.torch_rng import same_random
 
 
 class Executable:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.fx
 
 from propc.errors import EstimatorError, message
-from propc.frontend.cut import dependence
+from propc.fx.dependence import dependence
 from propc.fx.operations import is_random
 from propc.ir.adjacency import takes_messages
 from propc.ir.graph import PropagationGraph
@@ -19,7 +19,6 @@ from propc.ir.records import (
     Cost,
     Named,
     Node,
-    Plate,
     Reduce,
     Ref,
     Resample,
@@ -31,6 +30,7 @@ from propc.ir.records import (
 from propc.ir.slicing import Downstream, with_result
 from propc.passes.pipeline import Pass, register
 from propc.passes.plates.cost_levels import level_of, levels_of
+from propc.types import Plate
 
 
 @register("explore-alternatives")

@@ -9,14 +9,13 @@ from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from propc.errors import GraphError, PropcTypeError, PropcWarning, message
-from propc.fx.operations import is_random
+from propc.fx.operations import counted, is_random
 from propc.ir.footprint import gives, inside
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Parameter, Segment
 from propc.ir.repeatable import beside_writes
 from propc.passes.pipeline import Pass, register
 from propc.propagators.sites.samples import positive
-from propc.runtime.plates.batch_chunks import counted
 
 
 @register("chunk-batch")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import DATA, Cost
+from propc.ir.records import Cost
+from propc.types import DATA
 
 
 def along_of(graph: PropagationGraph, cost: Cost) -> Callable[[int], tuple[str, ...]]:

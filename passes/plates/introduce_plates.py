@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from propc.errors import EstimatorError, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Site, TensorType
+from propc.ir.records import Site
 from propc.passes.pipeline import Pass, register
+from propc.types import TensorType
 
 
 @register("introduce-plates")

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Plate
 from propc.passes.pipeline import Pass, register
+from propc.types import Plate
 
 
 @register("merge-plates")

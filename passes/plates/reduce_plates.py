@@ -11,8 +11,9 @@ from typing import ClassVar
 from propc.errors import EstimatorError, GraphError, PropcWarning, message
 from propc.fx.operations import is_random
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import DATA, LOG_MEAN_EXP, Cost, Node, Output, Plate, Reduce, Ref, Resample, Segment, Site
+from propc.ir.records import LOG_MEAN_EXP, Cost, Node, Output, Reduce, Ref, Resample, Segment, Site
 from propc.passes.pipeline import Pass, register
+from propc.types import DATA, Plate
 
 WIDE = 100_000  # elements of several plates together that deserve a warning
 

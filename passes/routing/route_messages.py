@@ -7,13 +7,14 @@ from typing import ClassVar
 
 from propc.errors import EstimatorError, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import BATCH, Cost, Reduce, Route, Site, Token
+from propc.ir.records import Cost, Reduce, Route, Site, Token
 from propc.passes.pipeline import Pass, register
 from propc.passes.plates.cost_levels import is_bound, level_of, levels_of
 from propc.passes.plates.elementwise_routes import along_of
 from propc.passes.routing.propagator_routes import message_routes
 from propc.passes.routing.shaped_routes import shaped_routes
 from propc.propagators import Baseline, Loss, Propagator
+from propc.types import BATCH
 
 Names = tuple[str, ...]
 

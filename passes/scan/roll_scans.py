@@ -14,10 +14,11 @@ from propc.errors import ScanError, StepError, message
 from propc.fx.segment_code import structure
 from propc.ir.graph import PropagationGraph
 from propc.ir.influence import Reach
-from propc.ir.records import Cost, Expand, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site, Turn
+from propc.ir.records import Cost, Expand, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site
 from propc.passes.pipeline import Pass, register
 from propc.passes.scan.carried_tokens import Sums
 from propc.propagators import InverseVariance
+from propc.types import Turn
 
 FEW = 32  # steps of a scan, where what they are copied for grows with their square
 _MASKS = ("any", "smooth", "rough", "parents", "near")

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from propc.distributions.support import moving_ends
 from propc.errors import EstimatorError, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Site, TensorType
+from propc.ir.records import Site
 from propc.propagators import InverseVariance, LikelihoodRatioRule, Propagator
+from propc.types import TensorType
 
 
 def refuse_moving_support(graph: PropagationGraph) -> None:

@@ -21,7 +21,7 @@ from propc.fx.operations import is_random
 from propc.fx.program import type_of
 from propc.fx.segment_code import structure
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Expand, Node, Site, TensorType
+from propc.ir.records import Expand, Node, Site
 from propc.passes.pipeline import Pass, register
 from propc.passes.targets.target_slice import Slice, TargetPaths
 from propc.propagators import InverseVariance
@@ -29,6 +29,7 @@ from propc.runtime.weighting.layer_uses import find_uses, operation
 from propc.runtime.weighting.per_sample_jvp import tangent_module
 from propc.runtime.weighting.per_sample_norms import Norms
 from propc.runtime.weighting.per_sample_vjp import Pulled, pulled
+from propc.types import TensorType
 
 
 @register("expand-targets")

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 import torch.fx
 
 from propc.errors import PropcValueError, message, nearest
+from propc.fx.dependence import Dependence
 from propc.fx.program import type_of
 from propc.ir.graph import PropagationGraph, leaf_named
-from propc.ir.records import Cost, Dependence, Input, Named, Node, Parameter, Ref, Segment, Site, TensorType
+from propc.ir.records import Cost, Input, Named, Node, Parameter, Ref, Segment, Site
+from propc.types import TensorType
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from propc.errors import PropcTypeError, PropcValueError, message
 from propc.frontend import active_tracer
-from propc.ir.records import BATCH
+from propc.types import BATCH
 
 
 class plate:

@@ -39,7 +39,7 @@ from propc.fx.program import Leaf, Program
 from propc.ir.adjacency import FORWARD
 from propc.ir.graph import PropagationGraph
 from propc.ir.messages import Message
-from propc.ir.records import Scan, Source
+from propc.ir.records import Scan
 from propc.passes.pipeline import Record, is_change, make_pass
 from propc.passes.scan.roll_scans import check_steady
 from propc.runtime.backends import EAGER, Report, backend
@@ -47,6 +47,7 @@ from propc.runtime.executable import Executable
 from propc.runtime.messaging.messenger import Messenger
 from propc.runtime.messaging.propagation import Propagation, check_call
 from propc.runtime.observe.cotangent_probe import Probe
+from propc.types import Source
 from propc.util.estimator_state import EstimatorState, without_state
 from propc.util.stopwatch import Laps, Seconds
 

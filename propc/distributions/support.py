@@ -23,7 +23,7 @@ from torch.distributions import (
 from torch.distributions.transforms import Transform, _InverseTransform
 
 from propc.distributions.spec import DistributionSpec, Slot
-from propc.ir.records import TensorType
+from propc.types import TensorType
 
 
 def values_of(spec: DistributionSpec, phi: Sequence[TensorType]) -> int | None:

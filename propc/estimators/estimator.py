@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from propc.distributions.spec import DistributionSpec
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
-from propc.ir.records import Source, TensorType
 from propc.propagators.baselines import NoBaseline
 from propc.propagators.gated import Gated
 from propc.propagators.propagator import Propagator
 from propc.propagators.registry import find, known_propagators
 from propc.propagators.sites.plain import Plain
 from propc.propagators.sites.site_propagator import SitePropagator
+from propc.types import Source, TensorType
 from propc.util.configure import Configurable, printed
 from propc.util.name_table import check_entry, check_name
 

@@ -12,7 +12,7 @@ import torch.fx
 
 from propc.fx import operations
 from propc.fx.program import Mark, Program, mark_of, type_of
-from propc.ir.records import Turn
+from propc.types import Turn
 
 _SUMS = frozenset(
     {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from propc.errors import PropcValueError, message
 from propc.frontend.user_source import user_source
-from propc.ir.records import BATCH, DATA, Plate, Source
+from propc.types import BATCH, DATA, Plate, Source
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from propc.distributions.spec import strip
 from propc.errors import TraceError, message
 from propc.frontend.environment.leaks import reaches_traced
-from propc.ir.records import Source
+from propc.types import Source
 
 _LATER: Any = None  # in place of a tensor
 

@@ -31,7 +31,7 @@ from propc.frontend.environment.collect import Surroundings
 from propc.frontend.user_source import user_source
 from propc.fx import operations
 from propc.fx.program import Leaf, Mark
-from propc.ir.records import Source, TensorType
+from propc.types import Source, TensorType
 
 
 def tensor_type(value: Tensor) -> TensorType:

@@ -24,7 +24,7 @@ from propc.frontend.scan_state import advanced
 from propc.frontend.user_source import user_source
 from propc.fx import operations
 from propc.fx.program import Mark
-from propc.ir.records import TensorType, Turn
+from propc.types import TensorType, Turn
 
 if TYPE_CHECKING:
     from propc.frontend.tracer import Tracer

@@ -35,7 +35,7 @@ from propc.frontend.recorder import Listener, Recorder, tensor_type
 from propc.frontend.user_source import user_source
 from propc.fx import operations
 from propc.fx.program import Mark, Program
-from propc.ir.records import Source
+from propc.types import Source
 
 _ACTIVE = threading.local()
 

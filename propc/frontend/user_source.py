@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from propc.ir.records import Source
+from propc.types import Source
 
 _HIDDEN = tuple(
     os.path.join(os.path.realpath(path), "")

@@ -19,8 +19,8 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.utils._python_dispatch import _disable_current_modes
 
 from propc.errors import PropcError, TraceError, message
-from propc.frontend.environment.isolation import random_states, restore_random
-from propc.ir.records import Source
+from propc.types import Source
+from propc.util.torch_rng import random_states, restore_random
 
 getitem = operator.getitem
 
@@ -308,3 +308,19 @@ def in_sampler() -> bool:
         frame = frame.f_back  # type: ignore[assignment]
     own = frame is not None and frame.f_globals.get("__name__", "").startswith("torch.distributions")
     return own and "sample" in frame.f_code.co_name
+
+
+SHAPED = frozenset({"expand", "view", "reshape", "broadcast_to"})  # (tensor, shape)
+
+
+def counted(step: torch.fx.Node, batch: int) -> bool:
+    """Whether a step has the size of the batch among its arguments, other than in front of the shape that it gives."""
+    leaves: list[Any] = pytree.tree_leaves((step.args[1:], step.kwargs))
+    places = [i for i, leaf in enumerate(leaves) if type(leaf) is int and leaf == batch]
+    return bool(places) and not (places == [0] and shapes_by_argument(step))
+
+
+def shapes_by_argument(step: torch.fx.Node) -> bool:
+    """Whether a step gives a tensor the shape that is among its arguments."""
+    name = step.target if isinstance(step.target, str) else name_of(step.target)
+    return name in SHAPED and step.meta.get("context") is None

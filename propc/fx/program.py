@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor
 
 from propc.distributions.spec import DistributionSpec
-from propc.ir.records import Plate, Source, TensorType, Turn
+from propc.types import Plate, Source, TensorType, Turn
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
 """The graph: its records, what can be asked of it, and what changes it."""
 
+from propc.fx.dependence import Dependence
 from propc.ir.records import (
-    BATCH,
     BETWEEN,
-    DATA,
     KIND_OF,
     LOG_MEAN_EXP,
     Carried,
     CompareAlternatives,
     Cost,
-    Dependence,
     Expand,
     Input,
     Join,
@@ -20,7 +18,6 @@ from propc.ir.records import (
     Order,
     Output,
     Parameter,
-    Plate,
     Reduce,
     Ref,
     Resample,
@@ -28,12 +25,10 @@ from propc.ir.records import (
     Scan,
     Segment,
     Site,
-    Source,
     Stage,
-    TensorType,
     Token,
-    Turn,
 )
+from propc.types import BATCH, DATA, Plate, Source, TensorType, Turn
 
 # The names of before, for one release.
 Compare = CompareAlternatives

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from propc.fx.program import type_of
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Input, Node, Parameter, Segment, TensorType
+from propc.ir.records import Input, Node, Parameter, Segment
+from propc.types import TensorType
 
 
 def inside(graph: PropagationGraph, node: Node) -> int:

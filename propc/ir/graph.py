@@ -12,17 +12,15 @@ import networkx as nx
 import torch.fx
 
 from propc.errors import GraphError, PropcValueError, message, nearest
-from propc.frontend.environment.isolation import random_states, restore_random
+from propc.fx.dependence import Dependence
 from propc.fx.operations import is_rough_backward
 from propc.fx.program import Program
 from propc.ir.adjacency import Wiring
 from propc.ir.influence import Influence, find_influence
 from propc.ir.messages import Field, field_table
 from propc.ir.records import (
-    BATCH,
     LOG_MEAN_EXP,
     Cost,
-    Dependence,
     Input,
     Join,
     Named,
@@ -31,15 +29,15 @@ from propc.ir.records import (
     Order,
     Output,
     Parameter,
-    Plate,
     Reduce,
     Ref,
     Route,
     Scan,
     Segment,
     Site,
-    TensorType,
 )
+from propc.types import BATCH, Plate, TensorType
+from propc.util.torch_rng import random_states, restore_random
 
 N = TypeVar("N", bound=Node)
 

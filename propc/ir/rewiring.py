@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch.fx
 
 from propc.errors import GraphError, message
-from propc.frontend.cut import dependence
+from propc.fx.dependence import dependence
 from propc.fx.operations import is_random
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Cost, Named, Node, Output, Ref, Segment, Site

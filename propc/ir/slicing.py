@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch.fx
 
-from propc.frontend.cut import dependence
+from propc.fx.dependence import dependence
 from propc.fx.program import type_of
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Expand, Node, Output, Ref, Segment

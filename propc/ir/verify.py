@@ -6,20 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir.records import (
-    BATCH,
-    DATA,
-    CompareAlternatives,
-    Cost,
-    Output,
-    Reduce,
-    Resample,
-    Route,
-    Scan,
-    Segment,
-    Site,
-    Token,
-)
+from propc.ir.records import CompareAlternatives, Cost, Output, Reduce, Resample, Route, Scan, Segment, Site, Token
+from propc.types import BATCH, DATA
 
 if TYPE_CHECKING:
     from propc.ir.graph import PropagationGraph

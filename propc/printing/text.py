@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from propc.fx import operations
 from propc.ir.records import (
-    DATA,
     LOG_MEAN_EXP,
     CompareAlternatives,
     Cost,
@@ -24,7 +23,6 @@ from propc.ir.records import (
     Order,
     Output,
     Parameter,
-    Plate,
     Reduce,
     Ref,
     Resample,
@@ -34,6 +32,7 @@ from propc.ir.records import (
     Site,
     Token,
 )
+from propc.types import DATA, Plate
 
 if TYPE_CHECKING:
     from propc.ir.graph import PropagationGraph

@@ -16,8 +16,9 @@ from propc.util.configure import Configurable, printed
 if TYPE_CHECKING:
     from torch.distributions import Distribution
 
-    from propc.ir.records import Kind, Node, Source
+    from propc.ir.records import Kind, Node
     from propc.passes import Pass
+    from propc.types import Source
 
 Sent = Message | Iterable[Message] | None
 """What a propagator returns: one message, several with targets of their own, or nothing to send."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,3 +46,34 @@ def from_state(device: torch.device, state: Tensor) -> Iterator[None]:
         yield
     finally:
         set_state(device, before)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all global generators, by a name for people."""
+    states: dict[str, Any] = {SEEDED: torch.get_rng_state(), "Python's random module": random.getstate()}
+    if "numpy" in sys.modules:
+        states["numpy.random"] = sys.modules["numpy"].random.get_state(legacy=True)
+    return states
+
+
+def restore_random(states: Mapping[str, Any]) -> None:
+    """Set the global generators back."""
+    if SEEDED in states:
+        torch.set_rng_state(states[SEEDED])
+    random.setstate(states["Python's random module"])
+    if "numpy.random" in states:
+        sys.modules["numpy"].random.set_state(states["numpy.random"])
+
+
+@contextmanager
+def same_random() -> Iterator[None]:
+    """Put all global generators back where they were, those of other devices included."""
+    states = random_states()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            restore_random(states)
+
+
+SEEDED = "torch"

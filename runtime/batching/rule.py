@@ -17,7 +17,7 @@ from torch import Tensor
 from propc.fx.operations import name_of
 from propc.fx.program import type_of
 from propc.ir.named_dims import Names
-from propc.ir.records import TensorType
+from propc.types import TensorType
 
 Node = torch.fx.Node
 Rule = Callable[["BatchedOperation"], "Node | None"]

@@ -14,7 +14,8 @@ from propc.distributions.perturbed_logits import Binary, Categories, family
 from propc.distributions.support import values_of
 from propc.errors import GraphError, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import DATA, Cost, Node, Opaque, Ref, Resample, Site
+from propc.ir.records import Cost, Node, Opaque, Ref, Resample, Site
+from propc.types import DATA
 
 Values = Mapping[Ref, Any]
 Replay = Callable[[Mapping[Ref, Tensor]], Values]

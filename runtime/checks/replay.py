@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from propc.frontend.environment.isolation import same_random
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import CompareAlternatives, Cost, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site
 from propc.runtime.checks.independence import check_independence
@@ -16,6 +15,7 @@ from propc.runtime.plan.codegen import Values
 from propc.runtime.plan.planner import Planner
 from propc.runtime.plan.slots import Places
 from propc.runtime.plates.reduce import reduced
+from propc.util.torch_rng import same_random
 
 
 class Replay:

@@ -15,7 +15,8 @@ from torch.distributions import constraints
 from propc.distributions.spec import Relative
 from propc.errors import NonFiniteError, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import CompareAlternatives, Cost, Output, Parameter, Ref, Site, Source
+from propc.ir.records import CompareAlternatives, Cost, Output, Parameter, Ref, Site
+from propc.types import Source
 
 Bounds = Sequence[tuple[int, constraints.Constraint | Relative]]
 

@@ -22,7 +22,7 @@ from propc.errors import EstimatorError, GraphError, MessageError, PropcValueErr
 from propc.ir.adjacency import BACKWARD, FORWARD, takes_messages
 from propc.ir.graph import PropagationGraph
 from propc.ir.messages import EMPTY, Message, copied
-from propc.ir.records import Cost, Input, Join, Named, Node, Parameter, Ref, Scan, Site, TensorType, Token
+from propc.ir.records import Cost, Input, Join, Named, Node, Parameter, Ref, Scan, Site, Token
 from propc.propagators.gated import no_cotangent, value_of
 from propc.propagators.propagator import NodeView, note
 from propc.runtime.checks import values
@@ -35,6 +35,7 @@ from propc.runtime.observe.watcher import span, watching
 from propc.runtime.plan.codegen import StepCall
 from propc.runtime.plan.cost_steps import baselines
 from propc.runtime.plan.node_memory import NodeMemory
+from propc.types import TensorType
 from propc.util.estimator_state import EstimatorState
 
 Start = dict[int, Tensor]

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import Names, fitted
-from propc.ir.records import BATCH, DATA, Node, Site, Token
+from propc.ir.records import Node, Site, Token
 from propc.runtime.autograd.tokens import join
 from propc.runtime.plan.codegen import StepCall
 from propc.runtime.plan.slots import Places
+from propc.types import BATCH, DATA
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,26 +11,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.errors import GraphError, message
-from propc.fx.operations import name_of
+from propc.fx.operations import shapes_by_argument
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Segment
 from propc.runtime.autograd.recompute import checkpointed
 from propc.runtime.checks.out_of_memory import is_shortage
 
 Run = Callable[..., Sequence[Tensor]]
-SHAPED = frozenset({"expand", "view", "reshape", "broadcast_to"})  # (tensor, shape)
-
-
-def counted(step: torch.fx.Node, batch: int) -> bool:
-    """Whether a step has the size of the batch among its arguments, other than in front of the shape that it gives."""
-    leaves: list[Any] = pytree.tree_leaves((step.args[1:], step.kwargs))
-    places = [i for i, leaf in enumerate(leaves) if type(leaf) is int and leaf == batch]
-    return bool(places) and not (places == [0] and _shapes(step))
-
-
-def _shapes(step: torch.fx.Node) -> bool:
-    name = step.target if isinstance(step.target, str) else name_of(step.target)
-    return name in SHAPED and step.meta.get("context") is None
 
 
 def _resized(module: torch.fx.GraphModule, batch: int, argument: int) -> Run:
@@ -43,7 +30,7 @@ def _resized(module: torch.fx.GraphModule, batch: int, argument: int) -> Run:
     with graph.inserting_after(given[-1]):
         size = graph.call_method("size", (given[argument], 0))
     for node in graph.nodes:
-        if node is not size and _shapes(node) and _front(node) == batch:
+        if node is not size and shapes_by_argument(node) and _front(node) == batch:
             shape = node.args[1:] if isinstance(node.args[1], int) else node.args[1]
             node.args = node.args[0], (size, *shape[1:])
     run: Run = torch.fx.GraphModule(module, graph).forward

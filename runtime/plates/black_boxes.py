@@ -11,12 +11,11 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.errors import GraphError, message
-from propc.frontend.environment.isolation import same_random
 from propc.frontend.recorder import tensor_type
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import aligned
 from propc.ir.records import Opaque
-from propc.util.torch_rng import set_state, state_of
+from propc.util.torch_rng import same_random, set_state, state_of
 
 Run = Callable[..., Sequence[Tensor]]
 

@@ -10,11 +10,11 @@ import torch.fx
 from torch import Tensor
 
 from propc.errors import EstimatorError, message
-from propc.frontend.environment.isolation import same_random
 from propc.fx.operations import CustomFunction, name_of
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Segment
 from propc.runtime.checks.out_of_memory import is_shortage
+from propc.util.torch_rng import same_random
 
 Run = Callable[..., Sequence[Any]]
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 
 from propc.frontend import Tracer
-from propc.frontend.cut import dependence
 from propc.frontend.simplify import simplify
 from propc.fx import segment_code
+from propc.fx.dependence import dependence
 from propc.fx.operations import is_random
 from propc.fx.program import type_of
 from propc.ir import Input, Plate, Ref, Segment, Source, Stage

@@ -17,11 +17,11 @@ from torch import Tensor
 from propc.diagnostics.comparison.running_moments import Moments
 from propc.diagnostics.comparison.wrt import Leaves
 from propc.errors import PropcError, PropcValueError, message
-from propc.frontend.environment.isolation import random_states, restore_random
 from propc.fx.operations import name_of
 from propc.fx.program import Program
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import LOG_MEAN_EXP, Cost
+from propc.util.torch_rng import random_states, restore_random
 
 WARMUP = 5  # steps before any is counted: compiling, first checks, memories of estimators
 

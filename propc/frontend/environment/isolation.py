@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import random
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,11 +21,11 @@ from propc.frontend.dynamo import dynamo_asleep, others_ran, runs
 from propc.frontend.environment.collect import Place, Surroundings, changes
 from propc.frontend.environment.leaks import reaches_traced
 from propc.frontend.environment.writes import is_renewed, kept
-from propc.ir.records import Source
+from propc.types import Source
 from propc.util.foreign_rng import generator_state, set_generator_state
+from propc.util.torch_rng import SEEDED, random_states, restore_random
 
 TRACING = threading.RLock()  # one thread at a time
-_SEEDED = "torch"
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")  # prints errors that the user gets anyway
 
 
@@ -86,44 +84,16 @@ def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterat
                 cache.cache_clear()
 
 
-def random_states() -> dict[str, Any]:
-    """The states of all global generators, by a name for people."""
-    states: dict[str, Any] = {_SEEDED: torch.get_rng_state(), "Python's random module": random.getstate()}
-    if "numpy" in sys.modules:
-        states["numpy.random"] = sys.modules["numpy"].random.get_state(legacy=True)
-    return states
-
-
 def _ours(states: Mapping[str, Any], before: Mapping[int, int]) -> Mapping[str, Any]:
     """The states without that of torch's generator if another thread has drawn from it in a compiled call."""
-    return {name: state for name, state in states.items() if name != _SEEDED} if others_ran(before) else states
-
-
-def restore_random(states: Mapping[str, Any]) -> None:
-    """Set the global generators back."""
-    if _SEEDED in states:
-        torch.set_rng_state(states[_SEEDED])
-    random.setstate(states["Python's random module"])
-    if "numpy.random" in states:
-        sys.modules["numpy"].random.set_state(states["numpy.random"])
-
-
-@contextmanager
-def same_random() -> Iterator[None]:
-    """Put all global generators back where they were, those of other devices included."""
-    states = random_states()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            restore_random(states)
+    return {name: state for name, state in states.items() if name != SEEDED} if others_ran(before) else states
 
 
 def _check_random(before: Mapping[str, Any], held: Iterable[tuple[str, Any, Any]], where: Source) -> None:
     now = random_states()
     moved = [name for name, state in before.items() if not _same(state, now[name])]
     moved += [f"the generator {name!r}" for name, own, state in held if not _same(state, generator_state(own))]
-    if _SEEDED in moved:
+    if SEEDED in moved:
         raise TraceError(
             message(
                 "the function seeds torch (torch.manual_seed), or draws in a way that a trace cannot see",

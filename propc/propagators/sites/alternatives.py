@@ -12,10 +12,11 @@ from torch import Tensor
 
 from propc.distributions.sampling import draw_detached
 from propc.distributions.support import base_of
-from propc.ir.records import Plate, Site
+from propc.ir.records import Site
 from propc.propagators.sites.plain import Plain
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd.tokens import token
+from propc.types import Plate
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from torch.distributions import Bernoulli
 from propc.distributions.perturbed_logits import logits_of
 from propc.distributions.support import base_of
 from propc.errors import EstimatorError, message
-from propc.ir.records import Plate, Site
+from propc.ir.records import Site
 from propc.propagators.baselines import Baseline, NoBaseline
 from propc.propagators.sites.decision_tree import Pair, categories_of, drawn_pair, tree
 from propc.propagators.sites.samples import ONE, Samples
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd.opposite_draw import opposed
+from propc.types import Plate
 
 
 @dataclass(frozen=True)

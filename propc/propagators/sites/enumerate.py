@@ -9,8 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from propc.distributions.support import base_of, configurations, joint
-from propc.ir.records import Plate, Site
+from propc.ir.records import Site
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
+from propc.types import Plate
 
 
 @dataclass(frozen=True)

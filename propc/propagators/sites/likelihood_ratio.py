@@ -10,7 +10,7 @@ from torch import Tensor
 
 from propc.distributions.sampling import draw_detached
 from propc.distributions.spec import row_log_prob
-from propc.ir.records import Plate, Site
+from propc.ir.records import Site
 from propc.propagators.baselines import Baseline, baseline
 from propc.propagators.registry import register_propagator
 from propc.propagators.sites.plain import Plain
@@ -18,6 +18,7 @@ from propc.propagators.sites.samples import ONE, Samples
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd import normal, one_hot
 from propc.runtime.autograd.tokens import token
+from propc.types import Plate
 
 
 @register_propagator("lr")

@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from propc.ir.records import Plate, Site
+from propc.ir.records import Site
 from propc.propagators.registry import register_propagator
 from propc.propagators.sites.plain import Plain
 from propc.propagators.sites.samples import ONE, Samples
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd.normal import standard_normal
+from propc.types import Plate
 
 
 @register_propagator("rp")

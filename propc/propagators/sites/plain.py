@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from propc.distributions.sampling import draw_detached
-from propc.ir.records import Plate, Site
+from propc.ir.records import Site
 from propc.propagators.sites.samples import ONE, Samples
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
+from propc.types import Plate
 
 
 @dataclass(frozen=True)

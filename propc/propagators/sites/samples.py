@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from propc.errors import PropcValueError, message
-from propc.ir.records import Plate
+from propc.types import Plate
 from propc.util.configure import one_of
 
 

@@ -18,8 +18,9 @@ from propc.propagators.baselines import Baseline
 from propc.propagators.propagator import NodeView, Propagator, Sent
 
 if TYPE_CHECKING:
-    from propc.ir.records import Plate, Site
+    from propc.ir.records import Site
     from propc.runtime.weighting.two_pass import Rehearsal
+    from propc.types import Plate
 
 
 @dataclass
