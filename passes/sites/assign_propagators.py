@@ -85,7 +85,7 @@ def choices(
     if isinstance(estimator, Mapping):
         _check_patterns(graph, estimator)
     if views is None:
-        views = site_views(graph) if _is_function(estimator) else {}
+        views = site_views(graph) if is_function(estimator) else {}
     return {
         site.name: _choice(estimator, site, views.get(site.name))
         for site in graph.sites
@@ -98,7 +98,7 @@ def _choice(estimator: Any, site: Site, view: SiteView | None) -> Estimator:
         choice = site.requested
         if choice is None and isinstance(estimator, Mapping):
             choice = next((e for pattern, e in estimator.items() if matches(site.name, pattern)), None)
-        elif choice is None and _is_function(estimator):
+        elif choice is None and is_function(estimator):
             choice = _chosen(estimator, view)
         elif choice is None:
             choice = estimator
@@ -184,7 +184,8 @@ def _label(choice: Estimator, rule: SitePropagator) -> str:
     return rule.name if rule.name in known_estimators() and not choice.keeps_name else choice.name
 
 
-def _is_function(choice: Any) -> bool:
+def is_function(choice: Any) -> bool:
+    """Whether `estimator=` is a function of the site."""
     return callable(choice) and not isinstance(choice, (str, type, Estimator))
 
 

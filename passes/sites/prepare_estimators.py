@@ -9,7 +9,7 @@ from propc.estimators import Estimator
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Named
 from propc.passes.pipeline import Pass, register
-from propc.passes.sites.assign_propagators import choices
+from propc.passes.sites.assign_propagators import choices, is_function
 
 
 @register("prepare-estimators")
@@ -17,7 +17,8 @@ from propc.passes.sites.assign_propagators import choices
 class PrepareEstimators(Pass):
     """Run the passes that estimators bring, once for all sites whose estimators bring the same.
 
-    These sites keep their choice: an estimator that is a function of the site saw them as they were.
+    These sites keep their choice, and so do all where `estimator` is a function of the site: it is called once for
+    each, and sees them as they were.
     """
 
     name: ClassVar[str] = "prepare-estimators"
@@ -26,15 +27,15 @@ class PrepareEstimators(Pass):
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         groups: list[tuple[tuple[Pass, ...], Estimator, list[str]]] = []
-        for site, choice in choices(graph, self.estimator).items():
-            brings = choice.passes(())
-            if not brings:
-                continue
+        chosen = choices(graph, self.estimator)
+        brought = {site: brings for site, choice in chosen.items() if (brings := choice.passes(()))}
+        for site, brings in brought.items():
             same = next((sites for known, _, sites in groups if known == brings), None)
             if same is None:
-                groups.append((brings, choice, same := []))
+                groups.append((brings, chosen[site], same := []))
             same.append(site)
-            graph = graph.with_estimator(site, choice)
+        settled = chosen if is_function(self.estimator) else brought
+        graph = graph.with_nodes(*(replace(s, requested=chosen[s.name]) for s in graph.sites if s.name in settled))
         for _, choice, sites in groups:
             for step in choice.passes(tuple(sites)):
                 graph = step(graph)

@@ -232,7 +232,7 @@ class PropagationGraph:
 
     def with_nodes(self, *changed: Node) -> PropagationGraph:
         """A graph in which these nodes replace those of the same names."""
-        return replace(self, nodes={**self.nodes, **{n.name: n for n in changed}})
+        return replace(self, nodes={**self.nodes, **{n.name: n for n in changed}}) if changed else self
 
     def with_estimator(self, site: str, estimator: Any) -> PropagationGraph:
         """A graph in which a site asks for this estimator; for passes before assign-propagators."""

@@ -76,6 +76,25 @@ def test_choice(estimator: Any, expected: str) -> None:
     assert all(site.reason for site in graph.sites)
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_function_is_called_once_a_site(trained: bool) -> None:
+    """Also where an estimator that it gives brings passes, and where a site draws without a gradient."""
+    seen: list[str] = []
+
+    def choose(site: SiteView) -> Any:
+        seen.append(site.name)
+        return propc.estimator("gs", at="x") if site.name == "x" else None
+
+    def program(theta: Tensor) -> Tensor:
+        still = propc.sample(Normal(torch.zeros(8, 1), 1.0), "still")
+        x = propc.sample(Normal(theta + still, 1.0), "x")
+        return propc.sample(Normal(x, 1.0), "y").square().sum(-1)
+
+    graph = propc.compile(program, estimator=choose).graph(torch.tensor(0.5, requires_grad=trained))
+    assert sorted(seen) == ["still", "x", "y"]
+    assert {site.estimator for site in graph.sites} == ({"plain", "gs", "rp"} if trained else {"plain"})
+
+
 def test_nothing_wants_a_gradient() -> None:
     assert set(rules("lr", torch.tensor(0.5)).values()) == {"plain"}
 
