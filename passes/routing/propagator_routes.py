@@ -8,7 +8,6 @@ from propc.ir.adjacency import BACKWARD, FORWARD, declared
 from propc.ir.graph import PropagationGraph
 from propc.ir.messages import COST, GRAD, Field
 from propc.ir.records import Route, Token
-from propc.propagators import Gated, Propagator
 
 
 def message_routes(graph: PropagationGraph) -> list[Route]:
@@ -19,7 +18,7 @@ def message_routes(graph: PropagationGraph) -> list[Route]:
     wiring = graph.wiring
     rules = {name: rule for name in wiring.vertices if (rule := graph.nodes[name].propagator) is not None}
     relays = network or any(field not in (GRAD, COST) for rule in rules.values() for field in rule.sends)
-    ahead = relays and (network or any(map(_acts_forward, rules.values())))
+    ahead = relays and (network or any(rule.acts_forward for rule in rules.values()))
     tokens = {name: Token(name) for name in graph.nodes}
     routes = []
     for name, rule in rules.items():
@@ -35,12 +34,6 @@ def message_routes(graph: PropagationGraph) -> list[Route]:
             if ends:
                 routes.append(Route(name, tuple([tokens[end] for end in ends]), None, _names(fields, network), kind))
     return routes
-
-
-def _acts_forward(rule: Propagator) -> bool:
-    """Whether a propagator does something in the forward pass."""
-    inner = rule.inner if isinstance(rule, Gated) else rule
-    return type(inner).forward is not Propagator.forward
 
 
 @cache

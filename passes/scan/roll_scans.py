@@ -17,7 +17,6 @@ from propc.ir.influence import Reach
 from propc.ir.records import Cost, Expand, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site
 from propc.passes.pipeline import Pass, register
 from propc.passes.scan.carried_tokens import Sums
-from propc.propagators import InverseVariance
 from propc.types import Turn
 
 FEW = 32  # steps of a scan, where what they are copied for grows with their square
@@ -131,7 +130,7 @@ def _refuse(graph: PropagationGraph, turn: Turn) -> None:
             raise _alone(inside[node.copy_of], turn, "an estimator before it copies all that is behind it", FEW)
     for node in inside.values():
         rule = node.propagator
-        if isinstance(rule, InverseVariance) and (rule.donor is not None or rule.weighting.k_interval > 1):
+        if isinstance(node, Site) and node.rule is not None and node.rule.shares_weights:
             raise _alone(node, turn, "k_interval= lets it take the weights of another step")
         if isinstance(node, Site) and node.plate in inside and graph.plate(node.plate).kind != "samples":
             raise _alone(node, turn, f"estimator {node.estimator!r} gives it a plate of its own in every step", FEW)

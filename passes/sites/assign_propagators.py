@@ -14,7 +14,7 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.records import LOG_MEAN_EXP, Cost, Resample, Site
 from propc.passes.pipeline import Pass, register
 from propc.passes.sites.check_support import refuse_moving_support
-from propc.propagators import InverseVariance, Plain, Propagator, SitePropagator
+from propc.propagators import Plain, Propagator, SitePropagator
 from propc.util.patterns import matches, same_for_all
 
 
@@ -232,11 +232,11 @@ def _with_donors(sites: list[Site]) -> list[Site]:
     since = 0
     for site in reversed(sites):
         rule = site.rule
-        if isinstance(rule, InverseVariance) and rule.weighting.k_interval > 1:
+        if rule is not None and rule.weights_interval > 1:
             fits = donor is not None and donor.rule == rule and donor.shape == site.shape
-            if fits and donor is not None and since < rule.weighting.k_interval - 1:
+            if fits and donor is not None and since < rule.weights_interval - 1:
                 since += 1
-                site = replace(site, rule=replace(rule, donor=donor.name))
+                site = replace(site, rule=rule.with_donor(donor.name))
             else:
                 donor, since = site, 0
         done.append(site)

@@ -8,7 +8,7 @@ from propc.distributions.support import moving_ends
 from propc.errors import EstimatorError, message
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Site
-from propc.propagators import InverseVariance, LikelihoodRatioRule, Propagator
+from propc.propagators import Propagator
 from propc.types import TensorType
 
 
@@ -22,16 +22,11 @@ def refuse_moving_support(graph: PropagationGraph) -> None:
     """
     rules = {site.name: site.rule for site in graph.sites}
     for site in graph.sites:
-        moving = moving_ends(site.spec, _phi(graph, site)) if _scores(site.rule) else ()
+        scores = site.rule is not None and site.rule.scores
+        moving = moving_ends(site.spec, _phi(graph, site)) if scores else ()
         live = [site.spec.fields[i] for i in sorted(moving) if _live(graph, site, i, rules)]
         if live:
             raise _moving(site, live)
-
-
-def _scores(rule: Propagator | None) -> bool:
-    """Whether a rule sends messages through `log_prob`."""
-    parts = rule.parts if isinstance(rule, InverseVariance) else (rule,)
-    return any(isinstance(part, LikelihoodRatioRule) for part in parts)
 
 
 def _phi(graph: PropagationGraph, site: Site) -> list[TensorType]:

@@ -24,7 +24,6 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.records import Expand, Node, Site
 from propc.passes.pipeline import Pass, register
 from propc.passes.targets.target_slice import Slice, TargetPaths
-from propc.propagators import InverseVariance
 from propc.runtime.weighting.layer_uses import find_uses, operation
 from propc.runtime.weighting.per_sample_jvp import tangent_module
 from propc.runtime.weighting.per_sample_norms import Norms
@@ -57,7 +56,7 @@ class ExpandTargets(Pass):
         changed: dict[str, Node] = {}
         inserted: dict[str, Expand] = {}
         for site in graph.sites:
-            target = site.rule.weighting.target if isinstance(site.rule, InverseVariance) else None
+            target = None if site.rule is None else site.rule.weighting_target
             if target is None:
                 continue
             if site.plates:
@@ -76,7 +75,7 @@ class ExpandTargets(Pass):
         self, graph: PropagationGraph, site: Site, paths: TargetPaths, ways: dict[Hashable, _Way]
     ) -> tuple[Site, Expand]:
         rule, ports = site.rule, tuple(i for i, ref in enumerate(site.inputs) if ref in paths.on)
-        assert isinstance(rule, InverseVariance)
+        assert rule is not None
         if not ports:
             raise _out_of_reach(site, paths.path)
         found = paths.slice([site.inputs[i] for i in ports])
@@ -86,10 +85,10 @@ class ExpandTargets(Pass):
         written = _written_over(found, paths)
         if written is not None:
             raise _writes(site, paths.path, written)
-        key = paths.path, len(rule.parts), structure(found.body, found.placeholders, found.results)
+        key = paths.path, rule.mixes, structure(found.body, found.placeholders, found.results)
         if key not in ways:
             back = all(paths.kind(site.inputs[i]).requires_grad for i in ports)
-            ways[key] = self._way(graph.batch if back else None, found, paths, len(rule.parts))
+            ways[key] = self._way(graph.batch if back else None, found, paths, rule.mixes)
         way = ways[key]
         expand = Expand(
             name=f"{site.name}.expand",
@@ -106,7 +105,7 @@ class ExpandTargets(Pass):
         tangents = (*(along.get(i) for i in range(len(site.inputs))), *expand.made[len(along) :])
         if way.back is not None:
             divisor = 1 if way.exact else way.directions
-            rule = replace(rule, norms=Norms(ports, way.back.code, way.back.layout, divisor))
+            rule = rule.with_norms(Norms(ports, way.back.code, way.back.layout, divisor))
         return replace(site, rule=rule, tangents=tangents), expand
 
     def _way(self, batch: int | None, found: Slice, paths: TargetPaths, parts: int) -> _Way:

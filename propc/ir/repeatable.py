@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Cost, Named, Node, Output, Ref, Segment, Site
-from propc.propagators.gated import Gated
+from propc.ir.records import Node, Output, Ref, Segment
 
 
 def once_only(graph: PropagationGraph) -> dict[str, str]:
@@ -37,8 +36,7 @@ def _why(node: Node, written: Container[str]) -> str:
     if node.name in written:
         return "has to do with a tensor that is written into"
     rule = node.propagator
-    by_user = isinstance(node, (Cost, Named)) or (isinstance(node, Site) and isinstance(rule, Gated))
-    if by_user and rule is not None and not rule.idle:
+    if rule is not None and rule.runs_user_code and not rule.idle:
         return f"has the propagator {rule.name!r}"
     return ""
 

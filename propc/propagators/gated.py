@@ -28,6 +28,7 @@ class Gated(SitePropagator):
     """
 
     passes_path: ClassVar[bool] = True
+    runs_user_code: ClassVar[bool] = True
     inner: Propagator
     inlet: Baseline | None = None
 
@@ -58,6 +59,10 @@ class Gated(SitePropagator):
     @property
     def local(self) -> bool:
         return self.inner.local
+
+    @property
+    def acts_forward(self) -> bool:
+        return self.inner.acts_forward
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:

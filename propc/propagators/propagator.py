@@ -168,6 +168,8 @@ class Propagator(Configurable):
     Attributes:
         name: printed name; by default that of the class, in lower case.
         draws: whether it draws from a distribution, so that it belongs to sites.
+        runs_user_code: whether passing it calls a `forward` and a `backward`, which may do anything, so that what
+            they do must not be done twice.
         sends: the fields of the messages that it makes, beside those that it hands on.
         keeps: the fields of the messages to `SELF`; they arrive at `forward` in the next call.
         targets: where messages go in the reverse pass; None is `PARENTS`.
@@ -176,6 +178,7 @@ class Propagator(Configurable):
 
     name: ClassVar[str] = "propagator"
     draws: ClassVar[bool] = False
+    runs_user_code: ClassVar[bool] = True
     sends: tuple[Field, ...] = (GRAD, COST)
     keeps: tuple[Field, ...] = ()
     targets: Target = None
@@ -208,6 +211,11 @@ class Propagator(Configurable):
         cls = type(self)
         silent = cls.forward is Propagator.forward and cls.backward is Propagator.backward
         return silent and not self.passes("") and self.targets is None and self.forward_targets is None
+
+    @property
+    def acts_forward(self) -> bool:
+        """Whether it does something in the forward pass."""
+        return type(self).forward is not Propagator.forward
 
     @property
     def local(self) -> bool:

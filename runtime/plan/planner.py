@@ -86,9 +86,9 @@ class Planner:
         self.copies = Copies(graph)
         self.lift = Lifting(graph)
         self.boxes = {box.name: OpaqueCall(graph, box) for box in graph.of(Opaque)}
-        mixing = [s.rule for s in graph.sites if isinstance(s.rule, InverseVariance)]
-        self.shares_weights = any(rule.donor is not None for rule in mixing)
-        self.rehearsal = Rehearsal() if any(rule.rehearses for rule in mixing) else None
+        rules = [site.rule for site in graph.sites if site.rule is not None]
+        self.shares_weights = any(rule.shares_weights for rule in rules)
+        self.rehearsal = Rehearsal() if any(rule.rehearses for rule in rules) else None
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
         on_cpu = (s for s in graph.sites if s.outputs[0].device.type == "cpu")  # elsewhere a check would wait for it
         found = {s.name: checks.bounds(s, graph) for s in on_cpu} if mode.validate else {}

@@ -69,8 +69,33 @@ class InverseVariance(SitePropagator):
         return all(part.traceable for part in self.parts)
 
     @property
+    def scores(self) -> bool:  # type: ignore[override]
+        return any(part.scores for part in self.parts)
+
+    @property
+    def mixes(self) -> int:
+        return len(self.parts)
+
+    @property
+    def weighting_target(self) -> str | None:
+        return self.weighting.target
+
+    def with_norms(self, norms: Norms) -> InverseVariance:
+        return replace(self, norms=norms)
+
+    @property
+    def weights_interval(self) -> int:
+        return self.weighting.k_interval
+
+    @property
+    def shares_weights(self) -> bool:
+        return self.donor is not None or self.weighting.k_interval > 1
+
+    def with_donor(self, site: str) -> InverseVariance:
+        return replace(self, donor=site)
+
+    @property
     def rehearses(self) -> bool:
-        """Whether its weights come from a rehearsal of the reverse pass."""
         return self.weighting.weights == REHEARSED
 
     def state(self, node: Any) -> nn.Module | None:

@@ -33,6 +33,7 @@ class LikelihoodRatioRule(SitePropagator):
 
     name: ClassVar[str] = "lr"
     by_element: ClassVar[bool] = True
+    scores: ClassVar[bool] = True
     baseline: Any = "loo"
     samples: Samples = ONE
 

@@ -19,6 +19,7 @@ from propc.propagators.propagator import NodeView, Propagator, Sent
 
 if TYPE_CHECKING:
     from propc.ir.records import Site
+    from propc.runtime.weighting.per_sample_norms import Norms
     from propc.runtime.weighting.two_pass import Rehearsal
     from propc.types import Plate
 
@@ -99,15 +100,18 @@ class SitePropagator(Propagator, ABC):
         in_rows: whether plates are to be shown to it as further rows of the batch.
         relaxes: whether what it draws is no draw of the distribution; then it draws where no gradient
             passes too.
+        scores: whether messages at its tokens reach φ through `log_prob`, which knows nothing of a support that moves.
     """
 
     draws: ClassVar[bool] = True
+    runs_user_code: ClassVar[bool] = False
     passes_path: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
     explores: ClassVar[bool] = False
     by_element: ClassVar[bool] = False
     in_rows: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
+    scores: ClassVar[bool] = False
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:
@@ -127,6 +131,41 @@ class SitePropagator(Propagator, ABC):
         so by ``traceable = True`` in its class.
         """
         return type(self).__module__.startswith("propc.")
+
+    # What a rule says that weighs several cotangents on φ against each other; another one leaves it as it is here.
+
+    @property
+    def mixes(self) -> int:
+        """How many cotangents on φ it weighs against each other."""
+        return 1
+
+    @property
+    def weighting_target(self) -> str | None:
+        """Name of the parameter, argument or node where it takes variances; None where that is φ, or none is taken."""
+        return None
+
+    def with_norms(self, norms: Norms) -> SitePropagator:
+        """The same, taking variances at the weighting target as `norms` says."""
+        raise NotImplementedError
+
+    @property
+    def weights_interval(self) -> int:
+        """At every how many-th site weights are taken, which equal rules at the sites between may reuse."""
+        return 1
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether it takes weights from another site, or gives it some, within a call."""
+        return False
+
+    def with_donor(self, site: str) -> SitePropagator:
+        """The same, with the weights of another site."""
+        raise NotImplementedError
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether its weights come from a rehearsal of the reverse pass."""
+        return False
 
     @property
     def per_sample(self) -> bool:

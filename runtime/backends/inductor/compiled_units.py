@@ -22,7 +22,6 @@ from propc.ir.records import (
     Site,
     Token,
 )
-from propc.propagators import InverseVariance
 from propc.runtime.plan.codegen import StepCall, same
 from propc.runtime.plan.liveness import Block, block
 from propc.runtime.plan.token_reads import TokenSum
@@ -165,9 +164,9 @@ def _site_obstacle(executable: Executable, site: Site) -> str:
         return "a propagator that is not known to be traceable"
     if executable.planner.contexts[site.name].state is not None:
         return "its estimator keeps something from call to call"
-    if isinstance(rule, InverseVariance) and rule.rehearses:
+    if rule.rehearses:
         return "its weights come from a rehearsal of the reverse pass"
-    if isinstance(rule, InverseVariance) and (rule.donor is not None or rule.weighting.k_interval > 1):
+    if rule.shares_weights:
         return "sites share their weights"
     if site.name in executable.planner.placings and executable.planner.placings[site.name].shared:
         return "elements of its plate draw from the same random numbers"

@@ -15,7 +15,6 @@ from torch.autograd import Function
 
 from propc.errors import EstimatorError, message
 from propc.ir.records import Site
-from propc.propagators import InverseVariance
 from propc.runtime.autograd.tokens import applied
 from propc.runtime.backend import Named, Several, Violated
 from propc.runtime.backends.inductor.compiled_units import UnitInput
@@ -56,7 +55,7 @@ class StageRun(Several):
             for node in part.unit.nodes
             if isinstance(node, Site)
         ]
-        self.weighing = next((site for site in sites if isinstance(site.rule, InverseVariance)), None)
+        self.weighing = next((site for site in sites if site.rule is not None and site.rule.mixes > 1), None)
         line = Forward(self)
         self.names, self.kept, self.entered = line.names, line.kept, line.entered
         self.leaving = tuple(dict.fromkeys(line.leaving))
