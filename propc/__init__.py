@@ -15,6 +15,7 @@ from propc.diagnostics.comparison.comparison import Comparison
 from propc.diagnostics.explanation import Explanation
 from propc.diagnostics.profile.profile import Profile
 from propc.diagnostics.signal_to_noise import signal_to_noise
+from propc.distributions.measures import register_measure
 from propc.errors import (
     EstimatorError,
     GraphError,
@@ -93,6 +94,7 @@ __all__ = [
     "propagators",
     "register_backend",
     "register_estimator",
+    "register_measure",
     "register_propagator",
     "sample",
     "scan",

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import propc
+from propc.distributions import measures
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,6 +89,7 @@ def _known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         place = importlib.import_module(f"propc.{name}")
         own = {name: made for name, made in place._TABLE.items() if made.__module__.startswith("propc.")}
         monkeypatch.setattr(place, "_TABLE", own)
+    monkeypatch.setattr(measures, "_TABLE", dict(measures._TABLE))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)

@@ -40,9 +40,14 @@ def values_of(spec: DistributionSpec, phi: Sequence[TensorType]) -> int | None:
 
 def places(spec: DistributionSpec, *, batched: bool) -> int:
     """How many independent elements a draw has, for one row of the batch where there is one."""
-    event: Any = dict(spec.innermost.items)["_event_shape"]
-    whole = spec.sample_shape[: len(spec.sample_shape) - len(event.value)]
+    whole = spec.sample_shape[: len(spec.sample_shape) - len(event_of(spec))]
     return math.prod(whole[1:] if batched else whole)
+
+
+def event_of(spec: DistributionSpec) -> tuple[int, ...]:
+    """The shape of each independent element."""
+    event: Any = dict(spec.innermost.items)["_event_shape"]
+    return tuple(event.value)
 
 
 def parameters(spec: DistributionSpec) -> dict[str, int]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
-from propc.distributions.support import parameters, places, values_of
+from propc.distributions.measures import measured_families, measures_of
+from propc.distributions.support import event_of, parameters, places, values_of
 from propc.estimators.estimator import Estimator, SiteView, register_estimator
 from propc.estimators.local import Local
-from propc.propagators.sites.measure_valued import FAMILIES, measures_of
 from propc.propagators.sites.samples import Samples
 
 
@@ -27,6 +27,7 @@ class MeasureValued(Estimator):
                   Gamma β: c = α/β, x⁺ = x, x⁻ ~ Gamma(α + 1, β); Exponential λ: the same with α = 1
                   Poisson λ: c = 1, x⁺ = x + 1, x⁻ = x
                   Bernoulli, Categorical, OneHotCategorical: `local`
+                  a family of yours: what `propc.register_measure` says of it
     Requires:     one of these, inside Independent too; of a Gamma, a concentration that wants no gradient; every
                   path from the site to a cost free of propagators and refitted Gaussians. f need not be smooth,
                   nor known
@@ -59,8 +60,13 @@ class MeasureValued(Estimator):
                 return Local(self.noise, self.chunk).propagator(site)
             raise site.error(
                 f"estimator 'mvd' has no measure-valued derivative of {site.spec}",
-                f"It knows {', '.join(FAMILIES)}, Bernoulli, Categorical and OneHotCategorical, inside Independent "
-                f"too; use {site.elsewhere} here.",
+                f"It knows {', '.join(measured_families())}, Bernoulli, Categorical and OneHotCategorical, inside "
+                f"Independent too; use {site.elsewhere} here, or propc.register_measure.",
+            )
+        if event_of(site.spec):
+            raise site.error(
+                f"estimator 'mvd' changes one number at a time; those of {site.spec} are drawn together",
+                f"Use {site.elsewhere} here.",
             )
         wanted = tuple(name for name, i in parameters(site.spec).items() if site.phi[i].requires_grad)
         for name in wanted:

@@ -44,7 +44,7 @@ def check_entry(table: Mapping[str, Any], name: str, made: Any, kind: str, base:
         raise PropcTypeError(
             message(f"{name!r} is to be the name of {kind}; got {made!r}", f"Derive the class from {base.__name__}.")
         )
-    if name in table and _path(table[name]) != _path(made):
+    if name in table and not same_definition(table[name], made):
         raise PropcValueError(message(f"the {kind.split()[-1]} name {name!r} is taken", "Choose another."))
     other = next((known for known, entry in table.items() if entry is made and known != name), None)
     if other is not None:
@@ -53,6 +53,7 @@ def check_entry(table: Mapping[str, Any], name: str, made: Any, kind: str, base:
         )
 
 
-def _path(made: Any) -> tuple[str, str]:
-    """Module and name: a class that is defined again, as in a notebook, replaces itself."""
-    return getattr(made, "__module__", ""), getattr(made, "__qualname__", "")
+def same_definition(known: Any, made: Any) -> bool:
+    """Whether two have one module and name: what is defined again, as in a notebook, replaces itself."""
+    one, other = ((getattr(x, "__module__", ""), getattr(x, "__qualname__", "")) for x in (known, made))
+    return one == other
