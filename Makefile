@@ -29,7 +29,7 @@ format: $(READY)
 
 types: $(READY)  ## mypy, on the tree and on a user's program
 	$(BIN)/mypy
-	$(BIN)/mypy tests/typed_user.py
+	$(BIN)/mypy tests/packaging/typed_user.py
 
 bench: $(READY)  ## the tables of docs/benchmarks.md; ARGS="--out docs/benchmarks.md" writes them there
 	$(BIN)/python benchmarks/all.py $(ARGS)

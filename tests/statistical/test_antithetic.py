@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from oracles import expect_joint, gradient
-from statistical.problems import PROBLEMS, DiscreteProblem, ripple
-from statistical.programs import vector
+from problems import PROBLEMS, DiscreteProblem, ripple
+from programs import vector
 from stats import assert_less_variance, assert_rejected, assert_same_variance, check, gradient_draws
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, OneHotCategorical

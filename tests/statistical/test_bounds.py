@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from oracles import enumerate_outcomes, expect, gradient, hessian
-from statistical.programs import neighbour, vector
+from programs import neighbour, vector
 from stats import assert_less_variance, assert_rejected, check, gradient_draws, hessian_draws
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import discrete
+import latents
 import oracles
 import pytest
 import torch
+import workloads
 from stats import assert_rejected, check
 from torch import Tensor, nn
 from torch.distributions import Normal
 
 import propc
 from propc.runtime.plates import segments
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import discrete
-import latents
-import workloads
 
 pytestmark = pytest.mark.statistical
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from statistical.programs import CONTINUOUS, DISCRETE, FAMILIES, neighbour, one_site, vector
+from programs import CONTINUOUS, DISCRETE, FAMILIES, neighbour, one_site, vector
 from stats import assert_less_variance, check, gradient_draws
 from torch import Tensor
 from torch.distributions import Normal

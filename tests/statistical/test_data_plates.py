@@ -10,7 +10,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from statistical.programs import vector
+from programs import vector
 from stats import (
     assert_less_variance,
     assert_rejected,

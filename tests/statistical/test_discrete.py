@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from statistical.problems import PROBLEMS, DiscreteProblem
+from problems import PROBLEMS, DiscreteProblem
 from stats import assert_rejected, check, gradient_draws
 from torch import Tensor
 

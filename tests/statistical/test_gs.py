@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from statistical.programs import vector
+from programs import vector
 from stats import assert_rejected, assert_same_variance, check, gradient_draws, hessian_draws
 from torch import Tensor
 from torch.distributions import Gamma, Normal

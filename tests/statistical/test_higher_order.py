@@ -7,7 +7,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from statistical.programs import FAMILIES, OBJECTIVES, Problem, one_site, vector
+from programs import FAMILIES, OBJECTIVES, Problem, one_site, vector
 from stats import assert_rejected, check, hessian_draws
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal

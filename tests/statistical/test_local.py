@@ -11,8 +11,8 @@ import oracles
 import pytest
 import torch
 from oracles import expect_joint
-from statistical.problems import PROBLEMS, fixed_logits, probabilities, quadratic_and_sine
-from statistical.programs import vector
+from problems import PROBLEMS, fixed_logits, probabilities, quadratic_and_sine
+from programs import vector
 from stats import assert_less_variance, assert_rejected, assert_same_variance, check, gradient_draws
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, OneHotCategorical

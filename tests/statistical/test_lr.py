@@ -8,7 +8,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from statistical.programs import BASELINES, FAMILIES, OBJECTIVES, neighbour, one_site, own_mean, vector
+from programs import BASELINES, FAMILIES, OBJECTIVES, neighbour, one_site, own_mean, vector
 from stats import assert_less_variance, check, gradient_draws
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal

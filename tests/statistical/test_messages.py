@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from statistical.programs import one_site
+from programs import one_site
 from stats import assert_rejected, assert_unbiased, check, gradient_draws
 from torch import Tensor
 

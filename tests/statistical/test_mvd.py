@@ -9,7 +9,7 @@ import oracles
 import pytest
 import torch
 from oracles import expect
-from statistical.programs import OBJECTIVES, vector
+from programs import OBJECTIVES, vector
 from stats import assert_less_variance, assert_rejected, check, gradient_draws
 from torch import Tensor
 from torch.distributions import (

@@ -7,7 +7,7 @@ import math
 import oracles
 import pytest
 import torch
-from statistical.programs import vector
+from programs import vector
 from torch import Tensor
 from torch.distributions import Bernoulli, Beta, Categorical, Gamma, MixtureSameFamily, Normal
 

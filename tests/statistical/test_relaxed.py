@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import oracles
 import pytest
 import torch
-from statistical.programs import OBJECTIVES, vector
+from programs import OBJECTIVES, vector
 from stats import (
     assert_less_variance,
     assert_rejected,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from statistical.problems import PROBLEMS, fixed_logits, ripple
+from problems import PROBLEMS, fixed_logits, ripple
 from stats import gradient_draws
 from torch import Tensor
 from torch.distributions import Categorical

@@ -5,7 +5,7 @@ from __future__ import annotations
 import oracles
 import pytest
 import torch
-from statistical.programs import CONTINUOUS, OBJECTIVES, one_site, vector
+from programs import CONTINUOUS, OBJECTIVES, one_site, vector
 from stats import check, gradient_draws
 from torch import Tensor
 from torch.distributions import Gamma, Normal

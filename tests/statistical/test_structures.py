@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from oracles import expect, expect_multivariate, gradient
-from statistical.programs import RECURRENT, Problem, vector
+from programs import RECURRENT, Problem, vector
 from stats import assert_less_variance, assert_rejected, assert_same_variance, check, gradient_draws
 from torch import Tensor
 from torch.distributions import (

@@ -7,7 +7,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from statistical.programs import BASELINES, CONTINUOUS, OBJECTIVES, RECURRENT, neighbour, one_site, vector
+from programs import BASELINES, CONTINUOUS, OBJECTIVES, RECURRENT, neighbour, one_site, vector
 from stats import assert_less_variance, check, gradient_draws
 from torch import Tensor, nn
 from torch.distributions import Normal

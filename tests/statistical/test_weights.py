@@ -7,7 +7,7 @@ from functools import lru_cache
 import oracles
 import pytest
 import torch
-from statistical.programs import vector
+from programs import vector
 from stats import check, gradient_draws
 from torch import Tensor
 from torch.distributions import Normal
