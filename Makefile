@@ -6,17 +6,22 @@ PIP_ARGS ?=
 # Small tensors gain nothing from a second thread, and two test processes lose by it.
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
+# The inner loop: no estimates against exact gradients, no compiler behind torch's, no scripts, nothing that takes seconds.
+QUICK := $(addprefix --ignore=tests/,statistical runtime/backends docs examples benchmarks packaging) -m "not slow"
 
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint format types bench clean
+.PHONY: demo test quick lint format types bench clean
 
 demo: $(READY)  ## train real models under several estimators; results in runs/
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(READY)  ## all tests, on two processes
 	$(BIN)/pytest -n 2 $(ARGS)
+
+quick: $(READY)  ## the tests of the inner loop, in less than 90 seconds
+	$(BIN)/pytest -n 2 $(QUICK) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
