@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeGuard, TypeVar
 
 from propc.errors import PropcTypeError, PropcValueError, message, nearest
 from propc.ir.graph import PropagationGraph
+from propc.ir.pass_request import PassRequest
 from propc.util.configure import printed
 from propc.util.name_table import check_entry, check_name
 
@@ -71,16 +72,18 @@ def known_passes() -> tuple[str, ...]:
 
 
 def make_pass(choice: Any) -> Pass:
-    """A pass from a name, a class or an object.
+    """A pass from a name, a request, a class or an object.
 
     Raises:
         PropcValueError: an unknown name.
         PropcTypeError: anything else.
     """
     if isinstance(choice, str):
-        if choice not in _TABLE:
-            raise PropcValueError(message(f"unknown pass {choice!r}", nearest(choice, _TABLE)))
-        return _TABLE[choice]()
+        choice = PassRequest(choice)
+    if isinstance(choice, PassRequest):
+        if choice.name not in _TABLE:
+            raise PropcValueError(message(f"unknown pass {choice.name!r}", nearest(choice.name, _TABLE)))
+        return _TABLE[choice.name](**dict(choice.options))
     if isinstance(choice, type) and issubclass(choice, Pass):
         return choice()
     if isinstance(choice, Pass):

@@ -7,14 +7,13 @@ Write the model once as an ordinary PyTorch program, mark its random choices wit
 from propc import estimators, passes, propagators
 from propc.api.compile import CompiledFunction, compile
 from propc.api.marks import bound, cost, node, opaque, sample
+from propc.api.measure import compare, signal_to_noise
 from propc.api.network import Network
 from propc.api.plate import plate
 from propc.api.scan import scan
-from propc.diagnostics.comparison.compare import compare
 from propc.diagnostics.comparison.comparison import Comparison
 from propc.diagnostics.explanation import Explanation
 from propc.diagnostics.profile.profile import Profile
-from propc.diagnostics.signal_to_noise import signal_to_noise
 from propc.distributions.measures import register_measure
 from propc.errors import (
     EstimatorError,

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
+from propc.errors import EstimatorError, PropcValueError, message, nearest
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Named, Node, Ref, Resample, Segment, Site
 from propc.ir.rewiring import Rewiring
 from propc.passes.pipeline import Pass, register
+from propc.propagators.nodes.gaussian_fit import check_refit
 from propc.util.patterns import matches
 
 
@@ -44,13 +45,7 @@ class GaussianShaping(Pass):
     jitter: float = 1e-6
 
     def __post_init__(self) -> None:
-        for option, value in (("at", self.at), ("sites", self.sites), ("costs", self.costs)):
-            if value is not None and not _is_names(value):
-                raise PropcTypeError(message(f"option {option}={value!r} must be a name or a sequence of names"))
-        if self.shrinkage is not None and not (_is_number(self.shrinkage) and 0 < self.shrinkage <= 1):
-            raise PropcValueError(message(f"option shrinkage={self.shrinkage!r} must be in (0, 1], or None"))
-        if not (_is_number(self.jitter) and 0 <= self.jitter < float("inf")):
-            raise PropcValueError(message(f"option jitter={self.jitter!r} must be a number, not negative"))
+        check_refit(self.shrinkage, self.jitter, at=self.at, sites=self.sites, costs=self.costs)
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         costs = None if self.costs is None else _matching(_patterns(self.costs), graph.costs, "costs", graph)
@@ -195,13 +190,3 @@ def _fits(name: str, patterns: Iterable[str]) -> bool:
 
 def _patterns(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
-
-
-def _is_names(value: object) -> bool:
-    if isinstance(value, str):
-        return True
-    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(name, str) for name in value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from propc.estimators import Estimator
 from propc.ir.graph import PropagationGraph
+from propc.ir.pass_request import PassRequest, Step
 from propc.ir.records import Named
-from propc.passes.pipeline import Pass, register
+from propc.passes.pipeline import Pass, make_pass, register
 from propc.passes.sites.assign_propagators import choices, is_function
 
 
@@ -26,9 +28,9 @@ class PrepareEstimators(Pass):
     estimator: Any = "infer"
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
-        groups: list[tuple[tuple[Pass, ...], Estimator, list[str]]] = []
+        groups: list[tuple[tuple[Any, ...], Estimator, list[str]]] = []
         chosen = choices(graph, self.estimator)
-        brought = {site: brings for site, choice in chosen.items() if (brings := choice.passes(()))}
+        brought = {site: brings for site, choice in chosen.items() if (brings := _passes(choice.passes(())))}
         for site, brings in brought.items():
             same = next((sites for known, _, sites in groups if known == brings), None)
             if same is None:
@@ -37,7 +39,7 @@ class PrepareEstimators(Pass):
         settled = chosen if is_function(self.estimator) else brought
         graph = graph.with_nodes(*(replace(s, requested=chosen[s.name]) for s in graph.sites if s.name in settled))
         for _, choice, sites in groups:
-            for step in choice.passes(tuple(sites)):
+            for step in _passes(choice.passes(tuple(sites))):
                 graph = step(graph)
         return _from_propagators(graph)
 
@@ -45,9 +47,14 @@ class PrepareEstimators(Pass):
 def _from_propagators(graph: PropagationGraph) -> PropagationGraph:
     """Run the passes that the propagators of named nodes bring, in their place."""
     for node in graph.of(Named):
-        brings = node.rule.passes(node.name) if node.rule is not None else ()
+        brings = _passes(node.rule.passes(node.name)) if node.rule is not None else ()
         if brings:
             graph = graph.with_nodes(replace(node, rule=None))
         for step in brings:
             graph = step(graph)
     return graph
+
+
+def _passes(brought: Iterable[Step]) -> tuple[Callable[[PropagationGraph], PropagationGraph], ...]:
+    """What estimators and propagators bring, as passes."""
+    return tuple(make_pass(each) if isinstance(each, PassRequest) else each for each in brought)

@@ -45,6 +45,10 @@ class CompiledMethods(Generic[P]):
         """The module or object that the function is called with, if it is a method."""
         return None
 
+    def _recompiled(self, **options: Any) -> Any:
+        """The same program under other options: a compiled object with graphs and state of its own."""
+        raise NotImplementedError
+
     def graph(self, *args: P.args, **kwargs: P.kwargs) -> PropagationGraph:
         """The propagation graph of a call with these arguments, after all passes. Draws nothing."""
         return self._compiler().graph(self._owner(), args, kwargs)
@@ -158,7 +162,7 @@ class CompiledFunction(CompiledMethods[P], nn.Module, Generic[P, R]):
 
         Make it once, outside a training loop: each traces anew.
         """
-        return CompiledFunction(self.compiler.with_options(estimator=estimator))
+        return self._recompiled(estimator=estimator)
 
     @overload
     def __get__(self, instance: None, owner: type | None = None) -> CompiledFunction[P, R]: ...
@@ -172,6 +176,9 @@ class CompiledFunction(CompiledMethods[P], nn.Module, Generic[P, R]):
 
     def _compiler(self) -> Compiler:
         return self.compiler
+
+    def _recompiled(self, **options: Any) -> CompiledFunction[P, R]:
+        return CompiledFunction(self.compiler.with_options(**options))
 
     def __repr__(self) -> str:
         return f"<propc.compile({self.compiler.name}, estimator={self.compiler.options.estimator!r})>"
@@ -204,13 +211,16 @@ class CompiledMethod(CompiledMethods[P], Generic[P, R]):
 
     def with_estimator(self, estimator: EstimatorChoice) -> CompiledMethod[P, R]:
         """The same method under another estimator."""
-        return CompiledMethod(self.function.with_estimator(estimator), self.__self__)
+        return self._recompiled(estimator=estimator)
 
     def __repr__(self) -> str:
         return f"<{self.function!r} of {self.__self__!r}>"
 
     def _compiler(self) -> Compiler:
         return self.function.compiler
+
+    def _recompiled(self, **options: Any) -> CompiledMethod[P, R]:
+        return CompiledMethod(self.function._recompiled(**options), self.__self__)
 
     def _owner(self) -> Any:
         return self.__self__
@@ -227,7 +237,10 @@ class _ModuleMethods(CompiledMethods[...], nn.Module):
 
     def with_estimator(self, estimator: EstimatorChoice) -> Any:
         """The same module, sharing parameters and buffers, under another estimator."""
-        return _with_options(self, _compiler_of(self).with_options(estimator=estimator))
+        return self._recompiled(estimator=estimator)
+
+    def _recompiled(self, **options: Any) -> Any:
+        return _with_options(self, _compiler_of(self).with_options(**options))
 
 
 _KEY = "_propc_compiler"
@@ -403,6 +416,7 @@ def _compile_class(cls: type[nn.Module], options: Options) -> type[nn.Module]:
     for name in (
         "_compiler",
         "_owner",
+        "_recompiled",
         "graph",
         "graphs",
         "explain",

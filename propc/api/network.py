@@ -153,7 +153,7 @@ class _Ready:
             posts.append(last.run(initial))
         else:
             posts.append(last.run(*start, initial))
-        self.memory.keep(posts)
+        self.memory.keep(*(post.kept for post in posts))
         return Propagation(posts[-1].left(), self.views)
 
     def _initial(self, sent: Initial, sweep: Sweep) -> dict[str, Message]:

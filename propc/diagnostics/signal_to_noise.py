@@ -14,34 +14,6 @@ from propc.ir.graph import PropagationGraph
 from propc.runtime.observe.cotangent_probe import Place, Probe
 
 
-def signal_to_noise(program: Any, /, *args: Any, repeats: int = 100, seed: int = 0, **kwargs: Any) -> dict[str, float]:
-    """Signal-to-noise ratio of the gradient that each site sends to the tensors φ of its distribution.
-
-    |E g|² / V[g], g the cotangent on all φ of the site that want a gradient, in one step from the sum of the means of
-    the returned costs; V is summed over coordinates, and what noise adds to the squared mean is taken off.
-    Where φ has a row for each sample, this is about a row: the gradient of a parameter that all B rows share has
-    up to B times the ratio.
-
-    Nothing of yours is changed, as under `propc.compare`.
-
-    Args:
-        program: a function, an `nn.Module` object, or either compiled.
-        *args, **kwargs: of a call.
-        repeats: steps, two or more.
-        seed: of all random numbers.
-
-    Returns:
-        the ratio of each site by name, 0 where no signal is seen above the noise, infinite where there is no noise.
-        Sites that send nothing are left out.
-
-    Raises:
-        PropcValueError: too few repeats; nothing wants a gradient.
-    """
-    from propc.diagnostics.comparison.compare import as_compiled
-
-    return measured(as_compiled(program), args, kwargs, repeats, seed)
-
-
 def measured(
     program: Any, args: Sequence[Any], kwargs: Mapping[str, Any], repeats: int, seed: int = 0
 ) -> dict[str, float]:

@@ -13,7 +13,7 @@ from propc.propagators.baselines import baseline
 from propc.runtime.weighting.weighting import Weighting
 
 if TYPE_CHECKING:
-    from propc.passes.pipeline import Pass
+    from propc.ir.pass_request import Step
 
 
 @register_estimator("combine")
@@ -73,7 +73,7 @@ class Combine(Estimator):
     def _weighting(self) -> Weighting:
         return Weighting(self.target, self.per_coordinate, self.weights, self.folds, self.k_interval, self.decay)
 
-    def passes(self, sites: tuple[str, ...]) -> tuple[Pass, ...]:
+    def passes(self, sites: tuple[str, ...]) -> tuple[Step, ...]:
         brought = [each for choice in self.estimators for each in resolve(choice).passes(sites)]
         return tuple(each for i, each in enumerate(brought) if each not in brought[:i])
 

@@ -21,7 +21,7 @@ from propc.util.configure import Configurable, printed
 from propc.util.name_table import check_entry, check_name
 
 if TYPE_CHECKING:
-    from propc.passes.pipeline import Pass
+    from propc.ir.pass_request import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,11 @@ class Estimator(Configurable, ABC):
         """The rule where a call wants no gradient: it draws as often as the estimator does."""
         return Plain()
 
-    def passes(self, sites: tuple[str, ...]) -> tuple[Pass, ...]:
-        """Passes to run before rules are assigned, for the sites that have chosen it or an equal one."""
+    def passes(self, sites: tuple[str, ...]) -> tuple[Step, ...]:
+        """Passes to run before rules are assigned, for the sites that have chosen it or an equal one.
+
+        Each is a `propc.ir.PassRequest`, or a pass itself.
+        """
         return ()
 
 

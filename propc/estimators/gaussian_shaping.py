@@ -5,17 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from propc import propagators
 from propc.estimators.combine import Combine
 from propc.estimators.estimator import Estimator, SiteView, register_estimator
 from propc.estimators.likelihood_ratio import LikelihoodRatio
 from propc.estimators.pathwise import Pathwise
+from propc.ir.pass_request import PassRequest
 from propc.propagators.baselines import baseline
-
-if TYPE_CHECKING:
-    from propc.passes import Pass
+from propc.propagators.nodes.gaussian_fit import check_refit
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,12 @@ class Refitted(Estimator):
             value = getattr(self, option)
             if isinstance(value, list):
                 object.__setattr__(self, option, tuple(value))
-        self.passes(())
+        check_refit(self.shrinkage, self.jitter, at=self.at, costs=self.costs)
         self.estimator()
 
-    def passes(self, sites: tuple[str, ...]) -> tuple[Pass, ...]:
-        from propc.passes.insert.gaussian_shaping import GaussianShaping  # passes import estimators
-
-        made = GaussianShaping(
-            at=self.at, sites=sites or None, costs=self.costs, shrinkage=self.shrinkage, jitter=self.jitter
-        )
-        return (made,)
+    def passes(self, sites: tuple[str, ...]) -> tuple[PassRequest, ...]:
+        options = {"at": self.at, "costs": self.costs, "shrinkage": self.shrinkage, "jitter": self.jitter}
+        return (PassRequest.of("gaussian-shaping", sites=sites or None, **options),)
 
     @abstractmethod
     def estimator(self) -> Estimator:

@@ -1,6 +1,7 @@
 """The graph: its records, what can be asked of it, and what changes it."""
 
 from propc.fx.dependence import Dependence
+from propc.ir.pass_request import PassRequest
 from propc.ir.records import (
     BETWEEN,
     KIND_OF,
@@ -55,6 +56,7 @@ __all__ = [
     "Order",
     "Output",
     "Parameter",
+    "PassRequest",
     "Plate",
     "Reduce",
     "Ref",

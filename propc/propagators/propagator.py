@@ -16,8 +16,8 @@ from propc.util.configure import Configurable, printed
 if TYPE_CHECKING:
     from torch.distributions import Distribution
 
+    from propc.ir.pass_request import Step
     from propc.ir.records import Kind, Node
-    from propc.passes import Pass
     from propc.types import Source
 
 Sent = Message | Iterable[Message] | None
@@ -201,7 +201,7 @@ class Propagator(Configurable):
         """A module kept from call to call; the compiled object saves it and moves it."""
         return None
 
-    def passes(self, node: str) -> tuple[Pass, ...]:
+    def passes(self, node: str) -> tuple[Step, ...]:
         """Compiler passes that do its work at the node of this name, if any; it is taken off the node then."""
         return ()
 

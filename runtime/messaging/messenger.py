@@ -104,7 +104,7 @@ class Messenger:
                 with span(watcher, piece.label, FORWARD), explaining(self.graph, (piece.node,), backward=False):
                     self._visit_forward(piece, session) if piece.step is None else tape.run(piece)
         self._check(session, inputs, held, seed)
-        self.memory.keep([session.forward])
+        self.memory.keep(session.forward.kept)
         return session
 
     def _check(self, session: Session, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> None:
@@ -134,7 +134,7 @@ class Messenger:
                 with span(watcher, piece.label, BACKWARD), explaining(self.graph, (piece.node,), backward=True):
                     self._visit_backward(piece, session, arrived, post)
             self._leaves(arrived, post)
-        self.memory.keep([session.forward, post])
+        self.memory.keep(session.forward.kept, post.kept)
         return post
 
     # -- building -----------------------------------------------------------------------

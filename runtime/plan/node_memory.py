@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.messages import Message, merged
 from propc.ir.records import Node
 from propc.propagators.propagator import NodeView
-from propc.runtime.messaging.mailbox import Post
 from propc.util.estimator_state import EstimatorState
 
 PREFIX = "field:"  # of the buffers, so that a field may have the name of a module's attribute
@@ -72,18 +71,20 @@ class NodeMemory:
         found = {name: self._keepsake(name).message() for name in self.keepers}
         return {name: kept for name, kept in found.items() if kept}
 
-    def keep(self, posts: Iterable[Post]) -> None:
+    def keep(self, *sent: Mapping[str, Sequence[tuple[str, Message]]]) -> None:
         """Keep what nodes have sent to themselves in this call, in place of what they kept; an empty message forgets.
 
         What a node keeps outlasts calls in which it sends nothing, such as a forward pass between two steps of
         training.
+
+        Args:
+            sent: of each pass of the call, by node.
         """
-        posts = list(posts)
         for name in self.keepers:
-            sent = [each for post in posts for each in post.kept.get(name, ())]
-            if sent:
+            own = [each for kept in sent for each in kept.get(name, ())]
+            if own:
                 with torch.no_grad():
-                    self._keepsake(name).put(merged(sent, self.graph.fields, name))
+                    self._keepsake(name).put(merged(own, self.graph.fields, name))
 
     def _keepsake(self, name: str) -> Keepsake:
         part = self.state.part(f"{name}:kept", Keepsake)

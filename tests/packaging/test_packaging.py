@@ -38,6 +38,13 @@ def test_every_package_is_found() -> None:
     assert sorted(found) == packages_on_disk()
 
 
+@pytest.mark.parametrize("name", ["passes", "runtime"])
+def test_folder_is_linked_into_the_package(name: str) -> None:
+    link = ROOT / "propc" / name
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / name
+
+
 @pytest.mark.parametrize("package", packages_on_disk())
 def test_every_package_imports_with_a_docstring(package: str) -> None:
     assert importlib.import_module(package).__doc__

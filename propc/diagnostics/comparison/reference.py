@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from propc.api.compile import compile
-from propc.compiler.options import Options
 from propc.diagnostics.comparison.labels import label
 from propc.diagnostics.comparison.steps import WARMUP, Candidate, Situation, interleave
 from propc.errors import PropcTypeError, PropcValueError, message
@@ -141,11 +139,9 @@ def _candidate(
     program: Any, estimator: Any, situation: Situation, *passes: Pass, largest: float = LARGEST
 ) -> Candidate | None:
     """The program with all sites under one estimator; None where that cannot work, or would be too large."""
-    options: Options = program._compiler().options
-    same = {f.name: getattr(options, f.name) for f in fields(options)}
-    same.update(estimator=estimator, passes=(*options.passes, _Alike(), *passes))
+    others = program._compiler().options.passes
     try:
-        compiled = compile(program, **same)
+        compiled = program._recompiled(estimator=estimator, passes=(*others, _Alike(), *passes))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = compiled.graph(*situation.args, **situation.kwargs)

@@ -1,0 +1,90 @@
+"""What measures estimators on a program of the user's: `propc.compare` and `propc.signal_to_noise`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from propc.api.compile import compile
+from propc.diagnostics.comparison.compare import compared
+from propc.diagnostics.comparison.comparison import Comparison
+from propc.diagnostics.signal_to_noise import measured
+from propc.errors import PropcTypeError, message
+
+
+def compare(
+    program: Any,
+    /,
+    *args: Any,
+    estimators: Iterable[Any] | Mapping[str, Any],
+    wrt: Any = None,
+    repeats: int = 100,
+    reference: Any = None,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Comparison:
+    """Bias, variance, time and efficiency of estimators on a program of yours.
+
+    Each estimator takes `repeats` steps, in turns, after a few that do not count. A step is a call and a
+    backward pass from the sum of the means of all returned costs; a gradient that does not arrive is zero.
+    Every estimator starts with a state of its own and learns nothing.
+
+    Nothing of yours is changed: not ``.grad``, not what estimators have learned, not buffers that the program
+    writes into, and not the random number generators, as it draws from `seed` alone.
+
+    Args:
+        program: a function, an `nn.Module` object, or either compiled. It keeps its passes; sites that ask for an
+            estimator of their own get it.
+        *args, **kwargs: of a call. An argument whose name is taken here is passed by position.
+        estimators: names, estimator objects, mappings from site-name patterns, functions of the site; or a
+            mapping from labels to these.
+        wrt: in which tensors: all that want a gradient (arguments, parameters, closed-over tensors), or one by its
+            name, or a tensor, or a list of these. A module's or container's name means all in it.
+        repeats: gradients for each estimator, two or more.
+        reference: the gradient to compare with: tensors, as many as `wrt` means, also by name; or an
+            estimator, for ten times as many steps as `repeats`. By default the exact one where every
+            site can be enumerated, else ten times as many steps of the most efficient among unbiased ones.
+        seed: of all random numbers. In a turn all estimators have the same.
+
+    Returns:
+        a `Comparison`. An estimator that cannot work on this program has a row with the error's text.
+
+    Raises:
+        EstimatorError: none of the estimators works; their errors.
+        PropcValueError: an unknown estimator, option or `wrt`; a reference of another shape; too few repeats.
+        PropcTypeError: a program or estimators of the wrong kind.
+    """
+    return compared(_as_compiled(program), args, kwargs, estimators, wrt, repeats, reference, seed)
+
+
+def signal_to_noise(program: Any, /, *args: Any, repeats: int = 100, seed: int = 0, **kwargs: Any) -> dict[str, float]:
+    """Signal-to-noise ratio of the gradient that each site sends to the tensors φ of its distribution.
+
+    |E g|² / V[g], g the cotangent on all φ of the site that want a gradient, in one step from the sum of the means of
+    the returned costs; V is summed over coordinates, and what noise adds to the squared mean is taken off.
+    Where φ has a row for each sample, this is about a row: the gradient of a parameter that all B rows share has
+    up to B times the ratio.
+
+    Nothing of yours is changed, as under `propc.compare`.
+
+    Args:
+        program: a function, an `nn.Module` object, or either compiled.
+        *args, **kwargs: of a call.
+        repeats: steps, two or more.
+        seed: of all random numbers.
+
+    Returns:
+        the ratio of each site by name, 0 where no signal is seen above the noise, infinite where there is no noise.
+        Sites that send nothing are left out.
+
+    Raises:
+        PropcValueError: too few repeats; nothing wants a gradient.
+    """
+    return measured(_as_compiled(program), args, kwargs, repeats, seed)
+
+
+def _as_compiled(program: Any) -> Any:
+    """The program with the methods of a compiled one."""
+    if isinstance(program, type):
+        raise PropcTypeError(message(f"it needs a function or a module; got the class {program.__name__}"))
+    return program if getattr(program, "_compiler", None) is not None else compile(program)
