@@ -37,10 +37,10 @@ class Case:
         return f"B={self.batch} D={self.dim} H={self.horizon}"
 
 
-LIGHT = {"propc rp": 1.0, "propc tp": 1.3, "propc tp[beta]": 2.5}
+LIGHT = {"propc rp": 1.0, "propc tp": 1.6, "propc tp[beta]": 2.5}
 HEAVY = {"propc rp": 1.02, "propc tp": 1.4, "propc tp[beta]": 1.5}
 LR_TARGET = 1.0  # propc lr over the hand-written surrogate
-MEMORY_TARGET = 1.3  # propc tp at the site over propc rp
+MEMORY_TARGET = 1.5  # propc tp at the site over propc rp
 TRAINED = ("propc rp", "propc tp")  # whose memory is measured with a trained W too
 
 FULL = (

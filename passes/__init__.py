@@ -15,7 +15,6 @@ from propc.passes.routing.prune import Prune
 from propc.passes.routing.route_messages import RouteMessages
 from propc.passes.scan.roll_scans import RollScans
 from propc.passes.schedule.deduplicate_stages import DeduplicateStages
-from propc.passes.schedule.draw_together import DrawTogether
 from propc.passes.schedule.schedule import Schedule
 from propc.passes.sites.assign_propagators import AssignPropagators
 from propc.passes.sites.attach import Attach
@@ -30,7 +29,6 @@ __all__ = [
     "Checkpoint",
     "ChunkBatch",
     "DeduplicateStages",
-    "DrawTogether",
     "DropIdle",
     "ExpandTargets",
     "ExploreAlternatives",

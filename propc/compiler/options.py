@@ -10,7 +10,6 @@ from propc.errors import PropcTypeError, message
 from propc.passes import (
     AssignPropagators,
     DeduplicateStages,
-    DrawTogether,
     ExpandTargets,
     ExploreAlternatives,
     FindInfluence,
@@ -29,7 +28,7 @@ from propc.passes import (
     SplitCosts,
 )
 from propc.propagators.sites.samples import positive
-from propc.runtime.backends import EAGER, check_backend
+from propc.runtime.backends import check_backend
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,6 @@ class Options:
                 Fuse(),
                 RollScans(),
                 Schedule(),
-                DrawTogether(eager=self.backend == EAGER),
             )
         ).with_passes(self.passes)
 

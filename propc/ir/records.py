@@ -392,14 +392,13 @@ class Order:
 
     All reverse steps run in `engine_calls` calls of the autograd engine; 0 where nodes are visited one by one.
     `blocks` are runs of consecutive forward steps, of which only what enters them is kept for the reverse pass, which
-    runs them again; set by checkpoint. `together` are Normal sites whose noise is drawn at once; set by draw-together.
+    runs them again; set by checkpoint.
     """
 
     forward: tuple[str, ...] = ()
     reverse: tuple[str, ...] = ()
     engine_calls: int = 1
     blocks: tuple[tuple[str, ...], ...] = ()
-    together: tuple[tuple[str, ...], ...] = ()
 
 
 KIND_OF: dict[type, Kind] = {

@@ -204,22 +204,12 @@ def _schedule(graph: PropagationGraph) -> Iterator[str]:
     if sorted(forward) != sorted(graph.nodes):
         yield "the schedule does not run every node exactly once"
     yield from _blocks(graph)
-    yield from _together_sites(graph)
     done: set[str] = set()
     for name in forward:
         node = graph.nodes.get(name)
         if node is not None and any(ref.node not in done for ref in node.inputs):
             yield f"the schedule runs {name!r} before what it reads"
         done.add(name)
-
-
-def _together_sites(graph: PropagationGraph) -> Iterator[str]:
-    """Sites that draw together are sites, in the forward order, each once."""
-    place = {name: i for i, name in enumerate(graph.schedule.forward) if isinstance(graph.nodes.get(name), Site)}
-    named = [name for names in graph.schedule.together for name in names]
-    order = [place.get(name, -1) for name in named]
-    if order != sorted(set(order)) or -1 in order:
-        yield "sites that draw together are not sites in the order of the schedule, each once"
 
 
 def _blocks(graph: PropagationGraph) -> Iterator[str]:

@@ -255,13 +255,7 @@ def _schedule(graph: PropagationGraph) -> list[tuple[str, str]]:
     how = {0: "by messages", 1: "1 call of autograd"}.get(order.engine_calls, f"{order.engine_calls} calls of autograd")
     reverse = f"{runs(order.reverse)}  [{how}]" if order.reverse else "plain autograd"
     forward = "as above" if order.forward == tuple(graph.nodes) else runs(order.forward)
-    return [("forward", forward), ("reverse", reverse), *_together(order), *_blocks(order)]
-
-
-def _together(order: Order) -> list[tuple[str, str]]:
-    """Which sites draw together."""
-    parts = "; ".join(runs(names) for names in order.together)
-    return [("together", f"{parts}  [noise drawn at once]")] if parts else []
+    return [("forward", forward), ("reverse", reverse), *_blocks(order)]
 
 
 def _blocks(order: Order) -> list[tuple[str, str]]:

@@ -87,7 +87,7 @@ class NormalTotal(Function):
         offset = value - loc
         if not wants_scale:
             target = at_target(rule, (i,), (saved[0], *saved[2:])) if saved else None
-            (mixed,) = mix(rule, site, [(grad, offset * lifted(sent, scale))], target, past, ctx)
+            (mixed,) = mix(rule, site, [(grad, offset * _lifted(sent, scale))], target, past, ctx)
             return None, None, mixed, None, *none
         z = offset / scale
         score = _rows(sent, z) / scale
@@ -107,7 +107,7 @@ def _rows(sent: Tensor, like: Tensor) -> Tensor:
     return sent.view(*sent.shape, *(1,) * (like.dim() - sent.dim()))
 
 
-def lifted(sent: Tensor, scale: Tensor) -> Tensor:
+def _lifted(sent: Tensor, scale: Tensor) -> Tensor:
     """Message over squared scale, [batch, ...].
 
     Sites that share both, as the steps of a rollout do, share the quotient: it is kept with the message,

@@ -343,8 +343,7 @@ def _unfused(graph: PropagationGraph) -> PropagationGraph:
             continue
         joins.append(Join(f"join{i}", route.targets))
         routes.append(replace(route, through=(Token(f"join{i}"),)))
-    schedule = replace(graph.schedule, together=())  # sites are visited one by one
-    return replace(graph, routes=tuple(routes), joins=tuple(joins), schedule=schedule)
+    return replace(graph, routes=tuple(routes), joins=tuple(joins))
 
 
 def _take_in(piece: Piece, waiting: Message, arrived: Cotangents, post: Post) -> None:

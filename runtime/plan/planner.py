@@ -42,7 +42,6 @@ from propc.runtime.plan.codegen import StepCall, same
 from propc.runtime.plan.cost_steps import Sender, sender
 from propc.runtime.plan.node_memory import NodeMemory
 from propc.runtime.plan.scan_loop import Loop, fitted_last, nothing
-from propc.runtime.plan.shared_draws import Member, Members
 from propc.runtime.plan.slots import Places
 from propc.runtime.plan.token_reads import Inlets
 from propc.runtime.plates.batch_chunks import ByRows
@@ -50,7 +49,6 @@ from propc.runtime.plates.black_boxes import OpaqueCall
 from propc.runtime.plates.reduce import reduced
 from propc.runtime.plates.segments import Lifting, chunked
 from propc.runtime.plates.sites import Placing
-from propc.runtime.weighting.normal_rows import Seat, Together, draw_together
 from propc.runtime.weighting.two_pass import Rehearsal, rehearsed
 from propc.util.estimator_state import EstimatorState
 
@@ -73,7 +71,6 @@ class Planner:
         placings: of the sites in plates.
         copies: what goes round the steps of copies.
         boxes: the black boxes.
-        together: the sites that draw together.
     """
 
     def __init__(self, graph: PropagationGraph, state: EstimatorState, places: Places, mode: Mode) -> None:
@@ -95,9 +92,7 @@ class Planner:
         self.bounds = {name: each for name, each in found.items() if each}
         self.plan: list[tuple[Node, StepCall]] = []
         self.loops: list[Loop] = []
-        self.together = Members(graph)
-        self._noises: dict[tuple[str, ...], int] = {}
-        self.inlets = Inlets(graph, places, self.together.stands, lambda node, call: self.plan.append((node, call)))
+        self.inlets = Inlets(graph, places, lambda node, call: self.plan.append((node, call)))
         self._begins: dict[str, StepCall] = {}
         self._ends = {scan.body[-1]: scan for scan in graph.of(Scan)}
         for name in graph.schedule.forward:
@@ -205,8 +200,6 @@ class Planner:
         later = self.bounds.get(node.name, ())
         if node.name in self.placings:
             return self._placed(node, later)
-        if node.name in self.together.of:
-            return self._together(node, later)
         tangents = {i: self.places.slots[ref] for i, ref in enumerate(node.tangents) if ref is not None}
         none, positions = (None,) * count, range(len(node.tangents))
         context, draw_by = self._find(node.name), rule.draw
@@ -220,33 +213,6 @@ class Planner:
             return (draw.value, *draw.tokens)
 
         return StepCall(call, (*self.places.reads(node), *tangents.values()), range(out, out + 1 + rule.inlets))
-
-    def _together(self, node: Site, later: checks.Bounds) -> StepCall:
-        """A site that draws together with others; in front of the first of them all noise is drawn."""
-        rule, mode, out = node.rule, self.mode, self.places.first(node)
-        assert isinstance(rule, InverseVariance)
-        own = self.together.of[node.name]
-        if own.index == 0:
-            self._noises[own.names] = self._noise(node, rule, own)
-        seat = Seat(rule, self.contexts[node.name], own.index)
-
-        def call(loc: Tensor, scale: Tensor, noise: Together, before: Tensor | None = None) -> Sequence[Tensor]:
-            if mode.validate and (later or not mode.checked):
-                checks.site_check(node, (loc, scale), later if mode.checked else node.spec.checks)
-            value, token, _ = draw_together(seat, noise, loc, before)
-            return value, token
-
-        reads = (*self.places.reads(node), self._noises[own.names])
-        if own.before is not None:
-            reads = (*reads, self.places.slots[own.before])
-        return StepCall(call, reads, range(out, out + 2))
-
-    def _noise(self, node: Site, rule: InverseVariance, own: Member) -> int:
-        """Plan the draw of noise for a site and those behind it, and give its place."""
-        make = partial(Together, len(own.names), rule.weighting.groups, own.first_met)
-        place, (_, scale) = self.places.add(f"noise of {node.name}"), self.places.reads(node)
-        self.plan.append((node, StepCall(lambda scale: (make(scale),), (scale,), (place,))))
-        return place
 
     def _placed(self, node: Site, later: checks.Bounds) -> StepCall:
         """A site in plates."""

@@ -16,14 +16,13 @@ class Places:
     """Where the values and tokens of a graph stand.
 
     Attributes:
-        slots: the place of each; joins get theirs when they are planned, and what is no value of the graph has a text
-            for a name.
+        slots: the place of each; joins get theirs when they are planned.
         inputs, held: the places of arguments, and of tensors that the program holds.
         returned: the places of what is returned, in flattened order.
     """
 
     def __init__(self, graph: PropagationGraph) -> None:
-        self.slots: dict[Ref | Token | str, int] = {}
+        self.slots: dict[Ref | Token, int] = {}
         for node in graph:
             for port in range(len(node.outputs)):
                 self.add(Ref(node.name, port))
@@ -36,7 +35,7 @@ class Places:
     def __len__(self) -> int:
         return len(self.slots)
 
-    def add(self, value: Ref | Token | str) -> int:
+    def add(self, value: Ref | Token) -> int:
         """A new place."""
         self.slots[value] = place = len(self.slots)
         return place

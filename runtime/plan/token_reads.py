@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -49,18 +49,11 @@ class Inlets:
     Args:
         graph: whose nodes they are.
         places: of its tokens.
-        stands: for some tokens the one that stands for them, and for others, in their join.
         plan: takes a node, and the call that makes a join in front of it.
     """
 
-    def __init__(
-        self,
-        graph: PropagationGraph,
-        places: Places,
-        stands: Mapping[Token, Token],
-        plan: Callable[[Node, StepCall], None],
-    ) -> None:
-        self.graph, self.places, self.stands, self.plan = graph, places, stands, plan
+    def __init__(self, graph: PropagationGraph, places: Places, plan: Callable[[Node, StepCall], None]) -> None:
+        self.graph, self.places, self.plan = graph, places, plan
         self.joins = {join.name: join for join in graph.joins}
 
     def joined(self, tokens: tuple[Token, ...], plates: Names, node: Node, along: Names) -> Inlet:
@@ -71,9 +64,7 @@ class Inlets:
         """
         (token,) = tokens
         if token not in self.places.slots:
-            members = dict.fromkeys(self.stands.get(member, member) for member in self.joins[token.site].members)
-            if len(members) == 1:
-                return self.joined(tuple(members), plates, node, along)
+            members = self.joins[token.site].members
             inlets = tuple(self.joined((member,), plates, node, along) for member in members)
             made = self.places.add(token)
             self.plan(node, StepCall(TokenSum(inlets), tuple(inlet.read for inlet in inlets), range(made, made + 1)))

@@ -37,7 +37,7 @@ def mix_two(grads: Grads, groups: int, variances: Look | None = None) -> list[Te
     Returns:
         one cotangent for each φ, [batch, ...]; None where this needs more care.
     """
-    rows = _together(grads, groups)
+    rows = _stacked(grads, groups)
     if rows is None:
         return None
     own = _weighed(rows, grads, groups, variances)
@@ -53,7 +53,7 @@ def rehearse_two(
         running: whether this is the rehearsal.
         memo: what stays of it, and takes attributes.
     """
-    rows = _together(grads, groups)
+    rows = _stacked(grads, groups)
     if rows is None:
         return None
     if running:
@@ -62,7 +62,7 @@ def rehearse_two(
     return None if own is None else _mixed(rows, grads, own if running else [*own[1:], own[0]])
 
 
-def _together(grads: Grads, groups: int) -> Tensor | None:
+def _stacked(grads: Grads, groups: int) -> Tensor | None:
     """The cotangents of all φ, first of one part, then of the other: [parts · φ · groups, rows, coordinates]."""
     first, count = grads[0][0], len(grads)
     shape = first.shape
@@ -90,16 +90,8 @@ def _mixed(rows: Tensor, grads: Grads, weights: Sequence[float]) -> list[Tensor]
     if rows.requires_grad:
         mixed = torch.lerp(path, score, rows.new_tensor(weights)[:, None, None])
     else:
-        mixed = _blend(path, score, weights, path)
+        mixed = torch.lerp(path, score, _tensor_of(weights, path.dtype), out=path)
     return [mixed.view(shape)] if count == 1 else list(mixed.view(count, *shape).unbind())
-
-
-def _blend(path: Tensor, score: Tensor, weights: Sequence[float], out: Tensor) -> Tensor:
-    """path + w·(score − path), without a gradient, with a weight for each group: [..., groups, rows, coordinates]."""
-    numbers, made = _numbers_of(len(weights), path.dtype)
-    for i, weight in enumerate(weights):
-        numbers[i] = weight
-    return torch.lerp(path, score, made, out=out)
 
 
 def quick_variances(rows: Tensor) -> list[float] | None:
@@ -134,53 +126,6 @@ def _weights_of(found: Sequence[float], groups: int, dtype: torch.dtype) -> list
     return [path / (path + score) for path, score in zip(least, least[groups:])]
 
 
-def known_variances(rows: Tensor, groups: int) -> Sequence[list[float] | None]:
-    """For each part the variances of its groups, as `mix_known` takes them; None for all where one is not finite.
-
-    Args:
-        rows: [parts · groups, rows of a group, coordinates].
-    """
-    found = quick_variances(rows)
-    starts = range(0, len(rows), groups)
-    if found is None or not math.isfinite(sum(found)):
-        return [None for _ in starts]
-    _, tiny = _limits(rows.dtype, 1)
-    least = [max(each, tiny) for each in found]
-    return [least[i : i + groups] for i in starts]
-
-
-def mix_known(path: Tensor, score: Tensor, of_score: Sequence[float]) -> bool:
-    """Combine two parts as `mix_two` does, into the second one, whose variances are known.
-
-    In one go, for where every call of a function counts.
-
-    Args:
-        path, score: [groups, rows, coordinates].
-        of_score: variances of the second part in the groups.
-
-    Returns:
-        whether it has been done; if not, it needs more care.
-    """
-    try:
-        norms, sums = _norm(path, 2, (1, 2)).tolist(), path.sum(1)
-        totals = (sums if sums.shape[1] < FEW else _norm(sums, 2, 1, keepdim=True)).tolist()
-    except RuntimeError:  # under vmap, or on fake tensors
-        return False
-    share, tiny = _limits(path.dtype, path.shape[1])
-    numbers, weights = _numbers_of(len(norms), path.dtype)
-    before = -1  # the group that takes the weight of this one
-    for norm, total, variance in zip(norms, totals, of_score):
-        mean = math.hypot(*total)
-        of_path = norm * norm - share * mean * mean
-        if not math.isfinite(of_path):
-            return False
-        of_path = of_path if of_path > tiny else tiny
-        numbers[before] = of_path / (of_path + variance)
-        before += 1
-    torch.lerp(path, score, weights, out=score)
-    return True
-
-
 class _Scratch(threading.local):
     """Numbers and the tensors that share their memory, by how many there are and their dtype."""
 
@@ -191,13 +136,16 @@ class _Scratch(threading.local):
 _SCRATCH = _Scratch()
 
 
-def _numbers_of(groups: int, dtype: torch.dtype) -> tuple[array[float], Tensor]:
-    """Numbers, and a tensor [groups, 1, 1] of them, both to be used at once: this thread will write over them."""
-    known = _SCRATCH.known.get((groups, dtype))
+def _tensor_of(weights: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Weights as a tensor [groups, 1, 1], to be read at once: this thread will write over it."""
+    known = _SCRATCH.known.get((len(weights), dtype))
     if known is None:
-        numbers: array[float] = array(_CODES[dtype], [0.0] * groups)
-        known = _SCRATCH.known[groups, dtype] = numbers, torch.frombuffer(numbers, dtype=dtype)[:, None, None]
-    return known
+        numbers: array[float] = array(_CODES[dtype], weights)
+        known = _SCRATCH.known[len(weights), dtype] = numbers, torch.frombuffer(numbers, dtype=dtype)[:, None, None]
+    memory, made = known
+    for i, weight in enumerate(weights):
+        memory[i] = weight
+    return made
 
 
 @cache

@@ -24,7 +24,7 @@ BATCH = 5
 DEFAULT = ["split-costs", "find-influence", "prepare-estimators", "assign-propagators", "introduce-plates",
            "merge-plates", "reduce-plates", "expand-targets", "route-messages", "prune",
            "explore-alternatives", "deduplicate-stages",
-           "fuse", "roll-scans", "schedule", "draw-together"]  # fmt: skip
+           "fuse", "roll-scans", "schedule"]  # fmt: skip
 
 
 def chain(theta: Tensor, sample: Any = propc.sample, between: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
@@ -235,10 +235,9 @@ def test_order() -> None:
     assert names(Draw, ForceLR, First) == [
         *DEFAULT[:2],
         "force-lr",
-        *DEFAULT[2:-1],
+        *DEFAULT[2:],
         "draw",
         "first",
-        "draw-together",
     ]
 
 
@@ -279,10 +278,9 @@ def test_changes_of_the_pipeline() -> None:
     ]
     assert names(lambda p: p.before("split-costs", ForceLR)) == ["force-lr", *DEFAULT]
     assert names(lambda p: p.behind("schedule", ForceLR(), "prune")) == [
-        *DEFAULT[:-1],
+        *DEFAULT,
         "force-lr",
         "prune",
-        "draw-together",
     ]
     assert names(lambda p: p.replaced("fuse", Squash)) == ["squash" if name == "fuse" else name for name in DEFAULT]
     assert names(Squash, lambda p: p.before("squash", Draw), ForceLR) == [
@@ -399,7 +397,7 @@ def test_a_broken_graph_is_refused(change: Any, words: str) -> None:
     with pytest.raises(GraphError, match=words) as caught:
         broken(change).graph(param())
     notes = "".join(getattr(caught.value, "__notes__", []))
-    before = ", ".join(DEFAULT[:-1])
+    before = ", ".join(DEFAULT)
     assert f"(in pass 'broken'; run before it: {before})" in notes or not hasattr(caught.value, "add_note")
 
 

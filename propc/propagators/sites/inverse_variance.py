@@ -114,11 +114,6 @@ class InverseVariance(SitePropagator):
         return self._draw_any(site, phi, tangents)
 
     @cached_property
-    def at_once(self) -> bool:
-        """Whether Normal sites may draw together: weights are of this batch, taken at the site, one for all of it."""
-        return self._is_total and self.weighting.quick and self.weighting.target is None and self.donor is None
-
-    @cached_property
     def _is_total(self) -> bool:
         """Whether the parts are a pathwise and a likelihood-ratio one."""
         return [part.passes_path for part in self.parts] == [True, False]

@@ -427,8 +427,7 @@ def test_chrome_trace(tmp_path: Path) -> None:
     assert all(a["ts"] + a["dur"] <= b["ts"] + 1e-3 for a, b in pairwise(ahead))
     (site,) = (each for each in ahead if each["name"] == "site (x3)")
     assert site["args"]["nodes"] == ["x3"]
-    (first,) = (each for each in ahead if each["name"] == "site (x5)")  # which draws for those behind it too
-    assert first["args"]["kept [B]"] > 5 * 100 * 4 * 4
+    assert site["args"]["kept [B]"] > 0
     tracks = {each["args"]["name"] for each in events if each["ph"] == "M"}
     assert {"forward", "reverse", "compiling rollout"} < tracks
 
@@ -442,14 +441,14 @@ def test_in_the_picture(fold: bool) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # pydot's parser uses old names of pyparsing
         (dot,) = pydot.graph_from_dot_data(text)
     looks = {node.get_name().strip('"'): node.get_attributes() for node in dot.get_nodes()}
-    assert "keeps 4.94 KiB" in looks["x0"]["label"]  # the state of the generator, in place of the noise of x0 to x4
+    assert "keeps 1.56 KiB" in looks["x0"]["label"]
     assert " ms, " in looks["x0"]["label"]
     plain = compiled.graph(*args).to_dot(fold=fold)
     assert " ms, " not in plain
     if fold:
         part = looks["x1 … x8"]["label"]
         assert part.count(" ms, ") == 1
-        assert "keeps 37.8 KiB" in part  # twice 100 × 4 numbers of 8 segments, the noise of x5 to x9 and a state
+        assert "keeps 37.5 KiB" in part  # 100 × 4 numbers of 8 sites, and twice as many of 8 segments
 
 
 @needs_graphviz

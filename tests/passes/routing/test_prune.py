@@ -14,7 +14,6 @@ import propc
 from propc.ir import Expand
 from propc.passes import (
     DeduplicateStages,
-    DrawTogether,
     ExploreAlternatives,
     Fuse,
     Prune,
@@ -96,5 +95,5 @@ def test_nothing_to_prune() -> None:
     before, after = graphs["route-messages"], graphs["prune"]
     assert before.routes == after.routes
     assert dict(before.nodes) == dict(after.nodes)
-    later = (RouteMessages, Prune, ExploreAlternatives, DeduplicateStages, Fuse, RollScans, Schedule, DrawTogether)
-    assert [p.name for p in later] == list(graphs)[-8:]
+    later = (RouteMessages, Prune, ExploreAlternatives, DeduplicateStages, Fuse, RollScans, Schedule)
+    assert [p.name for p in later] == list(graphs)[-7:]

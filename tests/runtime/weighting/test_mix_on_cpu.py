@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -51,6 +52,14 @@ def test_arguments_are_not_written_into() -> None:
     mix_two([(path, score)], 2)
     assert torch.equal(path, kept[0])
     assert torch.equal(score, kept[1])
+
+
+def test_threads() -> None:
+    """Each has its own memory for the weights."""
+    given = [[pair(64, 3)] for _ in range(200)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda grads: mix_two(grads, 2), given))
+    torch.testing.assert_close(found, [mix_two(grads, 2) for grads in given])
 
 
 def chain(theta: Tensor) -> Tensor:
