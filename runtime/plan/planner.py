@@ -28,7 +28,7 @@ from propc.ir.records import (
     Site,
     Token,
 )
-from propc.propagators import Draw, InverseVariance, SiteContext, SitePropagator
+from propc.propagators import Draw, SiteContext, SitePropagator
 from propc.propagators.gated import through
 from propc.propagators.propagator import Propagator
 from propc.runtime.autograd.gaussian_refit import refit
