@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 
+from propc.errors import PropcValueError, message, nearest
+
 BATCH = "batch"  # among names of dimensions
-DATA = "independent elements"  # the kind of a plate that the user has declared
+
+
+class PlateKind(str, Enum):
+    """What the elements of a plate are."""
+
+    SAMPLES = "samples"
+    CONFIGURATIONS = "configurations"
+    ANTITHETIC = "antithetic draws"
+    ALTERNATIVES = "alternatives"
+    DATA = "independent elements"
+
+    @classmethod
+    def _missing_(cls, value: object) -> PlateKind:
+        raise PropcValueError(message(f"unknown kind {value!r} of a plate", nearest(str(value), list(cls))))
+
+    __str__ = str.__str__  # in texts, the words
+
+
+DATA = PlateKind.DATA
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +65,27 @@ class Plate:
     the data is a dimension of the program's own shapes, behind the batch: see `Node.dims`.
 
     Attributes:
-        kind: ``samples`` are draws of equal weight, ``configurations`` all that a site can take, with their
-            probabilities as weights, ``antithetic draws`` pairs of equal weight, all firsts and then all seconds,
-            ``alternatives`` values that a site might have taken instead, of weight 0, `DATA` independent elements
-            that the user has named with `propc.plate`.
+        kind: `SAMPLES` are draws of equal weight, `CONFIGURATIONS` all that a site can take, with their
+            probabilities as weights, `ANTITHETIC` draws pairs of equal weight, all firsts and then all seconds,
+            `ALTERNATIVES` values that a site might have taken instead, of weight 0, `DATA` independent elements
+            that the user has named with `propc.plate`. What is written of them may be given, too.
         weighted: whether the site has its weights as a second output; else all weights are 1/size.
         common: whether other sites inside draw from the same random numbers in every element.
         chunk: how many elements segments hold at once; None is all.
+
+    Raises:
+        PropcValueError: an unknown kind.
     """
 
     name: str
     size: int
-    kind: str = "samples"
+    kind: PlateKind = PlateKind.SAMPLES
     weighted: bool = False
     common: bool = False
     chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", PlateKind(self.kind))
 
     def __str__(self) -> str:
         return f"{self.name}[{self.size}]"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Cost
-from propc.types import DATA
+from propc.types import PlateKind
 
 
 def along_of(graph: PropagationGraph, cost: Cost) -> Callable[[int], tuple[str, ...]]:
@@ -16,7 +16,7 @@ def along_of(graph: PropagationGraph, cost: Cost) -> Callable[[int], tuple[str, 
     all elements of the cost on its draw. That other operations keep elements apart is checked at the first call
     (`propc.runtime.checks.values`).
     """
-    plates = [plate.name for plate in graph.plates if plate.kind == DATA and plate.name in cost.dims]
+    plates = [plate.name for plate in graph.plates if plate.kind == PlateKind.DATA and plate.name in cost.dims]
     if not plates:
         return lambda site: ()
     tokens = [graph.lead(site) for site in graph.sites]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from propc.ir.graph import PropagationGraph
 from propc.passes.pipeline import Pass, register
-from propc.types import Plate
+from propc.types import Plate, PlateKind
 
 
 @register("merge-plates")
@@ -30,9 +30,9 @@ class MergePlates(Pass):
         for plate in graph.plates:
             groups.setdefault(replace(plate, name=""), []).append(plate.name)
         for kind, names in groups.items():
-            if kind.kind == "samples":
+            if kind.kind == PlateKind.SAMPLES:
                 renamed.update(dict.fromkeys(names[1:], names[0]))
-            elif kind.kind == "antithetic draws":
+            elif kind.kind == PlateKind.ANTITHETIC:
                 renamed.update(_independent(graph, names))
         if not renamed:
             return graph

@@ -13,7 +13,7 @@ from propc.fx.operations import is_random
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import LOG_MEAN_EXP, Cost, Node, Output, Reduce, Ref, Resample, Segment, Site
 from propc.passes.pipeline import Pass, register
-from propc.types import DATA, Plate
+from propc.types import Plate, PlateKind
 
 WIDE = 100_000  # elements of several plates together that deserve a warning
 
@@ -32,7 +32,7 @@ class ReducePlates(Pass):
     needed: ClassVar[bool] = True
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
-        if all(plate.kind == DATA for plate in graph.plates):
+        if all(plate.kind == PlateKind.DATA for plate in graph.plates):
             return graph
         made = replace(graph, nodes=_PlateSpread(graph).run())
         _warn_wide(made)
@@ -126,7 +126,7 @@ class _PlateSpread:
         """Insert what reduces log weights over all plates at once."""
         carried = self.carried[Ref(cost.name)]
         for name in carried:
-            if self.plates[name].kind not in ("samples", "configurations"):
+            if self.plates[name].kind not in (PlateKind.SAMPLES, PlateKind.CONFIGURATIONS):
                 raise _no_samples(cost, self.plates[name], self.owners[name])
         weighted = (self.owners[name] for name in carried if self.plates[name].weighted)
         made = Reduce(

@@ -11,6 +11,7 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.records import Expand, Resample, Route, Site
 from propc.passes.pipeline import Pass, register
 from propc.propagators import Plain, plain
+from propc.types import PlateKind
 
 
 @register("prune")
@@ -49,7 +50,7 @@ class Prune(Pass):
 
 def _shapes_plate(graph: PropagationGraph, site: Site) -> bool:
     """Whether a site makes the elements of a plate in a way of its own, so that nothing else can draw for it."""
-    return bool(site.plate) and graph.plate(site.plate).kind != "samples"
+    return bool(site.plate) and graph.plate(site.plate).kind != PlateKind.SAMPLES
 
 
 def _live_sites(graph: PropagationGraph) -> set[str]:

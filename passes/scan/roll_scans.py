@@ -17,7 +17,7 @@ from propc.ir.influence import Reach
 from propc.ir.records import Cost, Expand, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site
 from propc.passes.pipeline import Pass, register
 from propc.passes.scan.carried_tokens import Sums
-from propc.types import Turn
+from propc.types import PlateKind, Turn
 
 FEW = 32  # steps of a scan, where what they are copied for grows with their square
 _MASKS = ("any", "smooth", "rough", "parents", "near")
@@ -132,7 +132,7 @@ def _refuse(graph: PropagationGraph, turn: Turn) -> None:
         rule = node.propagator
         if isinstance(node, Site) and node.rule is not None and node.rule.shares_weights:
             raise _alone(node, turn, "k_interval= lets it take the weights of another step")
-        if isinstance(node, Site) and node.plate in inside and graph.plate(node.plate).kind != "samples":
+        if isinstance(node, Site) and node.plate in inside and graph.plate(node.plate).kind != PlateKind.SAMPLES:
             raise _alone(node, turn, f"estimator {node.estimator!r} gives it a plate of its own in every step", FEW)
         if node.turn != turn or rule is None:
             continue

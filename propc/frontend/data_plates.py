@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from propc.errors import PropcValueError, message
 from propc.frontend.user_source import user_source
-from propc.types import BATCH, DATA, Plate, Source
+from propc.types import BATCH, Plate, PlateKind, Source
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Declared:
 
     def plates(self) -> tuple[Plate, ...]:
         """Those that sites or costs stand in, behind the batch."""
-        return tuple(Plate(name, seen.size, DATA) for name, seen in self.seen.items() if not seen.first)
+        return tuple(Plate(name, seen.size, PlateKind.DATA) for name, seen in self.seen.items() if not seen.first)
 
     def enter(self, name: str, dim: int) -> None:
         """Open a plate."""

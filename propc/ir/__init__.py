@@ -29,7 +29,7 @@ from propc.ir.records import (
     Stage,
     Token,
 )
-from propc.types import BATCH, DATA, Plate, Source, TensorType, Turn
+from propc.types import BATCH, DATA, Plate, PlateKind, Source, TensorType, Turn
 
 # The names of before, for one release.
 Compare = CompareAlternatives
@@ -58,6 +58,7 @@ __all__ = [
     "Parameter",
     "PassRequest",
     "Plate",
+    "PlateKind",
     "Reduce",
     "Ref",
     "Resample",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
 from propc.ir.records import CompareAlternatives, Cost, Output, Reduce, Resample, Route, Scan, Segment, Site, Token
-from propc.types import BATCH, DATA
+from propc.types import BATCH, PlateKind
 
 if TYPE_CHECKING:
     from propc.ir.graph import PropagationGraph
@@ -80,7 +80,7 @@ def _plates(graph: PropagationGraph) -> Iterator[str]:
     for node in graph:
         if isinstance(node, CompareAlternatives):
             yield from _comparison(graph, node)
-        if not {*node.dims} <= {BATCH, *(plate.name for plate in graph.plates if plate.kind == DATA)}:
+        if not {*node.dims} <= {BATCH, *(plate.name for plate in graph.plates if plate.kind == PlateKind.DATA)}:
             yield f"{node.kind.value} {node.name!r} ({node.where}) has elements of a plate that nobody has declared"
         if any(name not in order for name in node.plates):
             yield f"{node.kind.value} {node.name!r} ({node.where}) stands in a plate that does not exist"

@@ -32,7 +32,7 @@ from propc.ir.records import (
     Site,
     Token,
 )
-from propc.types import DATA, Plate
+from propc.types import Plate, PlateKind
 
 if TYPE_CHECKING:
     from propc.ir.graph import PropagationGraph
@@ -221,9 +221,9 @@ def _plate(plate: Plate) -> tuple[str, str]:
 def described(plate: Plate) -> str:
     """How many of what a plate holds, and their weights."""
     weights = "weights of the site" if plate.weighted else f"weights 1/{plate.size}"
-    if plate.kind == "alternatives":
+    if plate.kind == PlateKind.ALTERNATIVES:
         weights = "weight 0"
-    if plate.kind == DATA:
+    if plate.kind == PlateKind.DATA:
         return f"{plate.size} {plate.kind} of the data"
     kind = plate.kind if plate.size != 1 else plate.kind.removesuffix("s")
     return f"{plate.size} {kind}, {weights}"

@@ -15,7 +15,7 @@ from propc.distributions.support import values_of
 from propc.errors import GraphError, message
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Cost, Node, Opaque, Ref, Resample, Site
-from propc.types import DATA
+from propc.types import PlateKind
 
 Values = Mapping[Ref, Any]
 Replay = Callable[[Mapping[Ref, Tensor]], Values]
@@ -92,7 +92,7 @@ def _plates(graph: PropagationGraph) -> Iterator[Axis]:
     used = {name for route in graph.routes for name in route.along}
     for plate in graph.plates:
         inside = [n for n in graph if isinstance(n, (Site, Cost)) and plate.name in n.dims and not n.copy_of]
-        if plate.kind == DATA and plate.size > 1 and plate.name in used:
+        if plate.kind == PlateKind.DATA and plate.size > 1 and plate.name in used:
             draws = frozenset(Ref(node.name) for node in inside if isinstance(node, Site))
             yield Axis(plate.name, plate.size, draws, inside, _places(graph, plate.name, inside))
 

@@ -13,6 +13,7 @@ from propc.errors import OutOfMemoryError, PropcError, message
 from propc.ir.footprint import inside
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Node, Segment, Site
+from propc.types import PlateKind
 
 MANY = 8  # runs of one stage from which a horizon is worth mentioning
 LARGE = 256  # rows above which chunks of the batch are
@@ -130,7 +131,7 @@ def _by_plates(graph: PropagationGraph, node: Node) -> Iterator[str]:
     if not isinstance(node, Site):
         size = "a smaller chunk=" if widest.chunk is not None else "chunk="
         yield f"{size} in propc.compile, so that segments hold fewer of the {widest.size} {widest.kind} at once"
-    if widest.kind == "samples":
+    if widest.kind == PlateKind.SAMPLES:
         yield f"fewer samples= at site {owner!r}"
     else:
         yield f"'lr' at site {owner!r}, which needs no plate of {widest.size} {widest.kind}"

@@ -13,7 +13,7 @@ from propc.ir.records import Node, Site, Token
 from propc.runtime.autograd.tokens import join
 from propc.runtime.plan.codegen import StepCall
 from propc.runtime.plan.slots import Places
-from propc.types import BATCH, DATA
+from propc.types import BATCH, PlateKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,4 +88,4 @@ class Inlets:
 
     def _is_leading(self, name: str) -> bool:
         """Whether a dimension is the batch or stands in front of it."""
-        return name == BATCH or self.graph.plate(name).kind != DATA
+        return name == BATCH or self.graph.plate(name).kind != PlateKind.DATA

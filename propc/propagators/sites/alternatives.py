@@ -16,7 +16,7 @@ from propc.ir.records import Site
 from propc.propagators.sites.plain import Plain
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd.tokens import token
-from propc.types import Plate
+from propc.types import Plate, PlateKind
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Exploring(SitePropagator):
 
     def alternatives(self, site: Site, batched: bool) -> Plate | None:
         count = self.places * self.each
-        return Plate(site.name, count, "alternatives", common=self.common, chunk=self.chunk)
+        return Plate(site.name, count, PlateKind.ALTERNATIVES, common=self.common, chunk=self.chunk)
 
     def anew(self) -> SitePropagator:
         return Plain()

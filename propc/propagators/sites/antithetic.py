@@ -20,7 +20,7 @@ from propc.propagators.sites.decision_tree import Pair, categories_of, drawn_pai
 from propc.propagators.sites.samples import ONE, Samples
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd.opposite_draw import opposed
-from propc.types import Plate
+from propc.types import Plate, PlateKind
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class AntitheticRule(SitePropagator):
 
     def plate(self, site: Site, batched: bool) -> Plate | None:
         common, chunk = self.samples.noise == "common", self.samples.chunk
-        return Plate(site.name, 2 * self.samples.count, "antithetic draws", common=common, chunk=chunk)
+        return Plate(site.name, 2 * self.samples.count, PlateKind.ANTITHETIC, common=common, chunk=chunk)
 
     @abstractmethod
     def coefficients(self, pair: Pair) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from propc.distributions.support import base_of, configurations, joint
 from propc.ir.records import Site
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
-from propc.types import Plate
+from propc.types import Plate, PlateKind
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EnumerateRule(SitePropagator):
 
     def plate(self, site: Site, batched: bool) -> Plate | None:
         count: int = self.values**self.places
-        return Plate(site.name, count, "configurations", weighted=True, common=self.common, chunk=self.chunk)
+        return Plate(site.name, count, PlateKind.CONFIGURATIONS, weighted=True, common=self.common, chunk=self.chunk)
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         dist = base_of(site.build(phi))

@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli, Categorical, Independent, Multivariat
 
 import propc
 from propc.errors import EstimatorError, GraphError, PropcValueError
-from propc.ir import BATCH, Cost, Plate, Reduce, Segment
+from propc.ir import BATCH, Cost, Plate, PlateKind, Reduce, Segment
 from propc.passes import IntroducePlates, MergePlates
 
 BATCH_SIZE = 6
@@ -292,3 +292,12 @@ def test_plates_that_multiply_to_very_many_elements_are_a_warning() -> None:
 
     with pytest.warns(propc.PropcWarning, match=r"runs on 216,000 elements.*z0\[60\] × z1\[60\] × z2\[60\]"):
         propc.compile(program, estimator="enumerate").graph(param())
+
+
+def test_kinds_are_an_enumeration_and_read_as_words() -> None:
+    plate = Plate("z", 4, "configurations")  # type: ignore[arg-type]
+    assert plate.kind is PlateKind.CONFIGURATIONS
+    assert plate == Plate("z", 4, PlateKind.CONFIGURATIONS)
+    assert f"{plate.kind} {PlateKind.ANTITHETIC!s}" == "configurations antithetic draws"
+    with pytest.raises(propc.PropcValueError, match=r"unknown kind 'sample' of a plate.*'samples'"):
+        Plate("z", 4, "sample")  # type: ignore[arg-type]
