@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from propc import propagators
@@ -16,9 +17,46 @@ if TYPE_CHECKING:
     from propc.ir.pass_request import Step
 
 
+@dataclass(frozen=True)
+class Weighted(Estimator, Weighting):
+    """An estimator with the options of inverse-variance weights, which it hands on as one `Weighting`."""
+
+    def combined(self, estimators: Sequence[Any], site: SiteView) -> propagators.SitePropagator:
+        """The rule that weighs those of several estimators.
+
+        Raises:
+            EstimatorError: two of them are pathwise, one is neither pathwise nor a likelihood ratio, or lacks something
+                at the site; a cost is a scalar.
+        """
+        parts = tuple(self._part(resolve(e), site) for e in estimators)
+        if sum(part.passes_path for part in parts) > 1:
+            raise site.error(
+                f"estimator {self.name!r} has two pathwise parts, which are one and the same", "Keep one of them."
+            )
+        if site.batch is None:
+            raise site.error(
+                f"estimator {self.name!r} needs one cost for each sample; a cost is a scalar",
+                "Return the cost with shape [batch].",
+            )
+        weighting = Weighting(**{option.name: getattr(self, option.name) for option in fields(Weighting)})
+        return propagators.InverseVariance(parts, weighting)
+
+    def _part(self, part: Estimator, site: SiteView) -> propagators.SitePropagator:
+        """The rule of one part; what a likelihood-ratio part lacks, the user's estimator lacks."""
+        if isinstance(part, LikelihoodRatio):
+            require_batch(self.name, baseline(part.baseline), site)
+        rule = part.propagator(site)[0]
+        if not isinstance(rule, (propagators.PathwiseRule, propagators.LikelihoodRatioRule)):
+            raise site.error(
+                f"estimator {self.name!r} weighs pathwise and likelihood-ratio parts; {part.name!r} is {rule!r}",
+                "Leave it out, or weigh it in a propagator of your own.",
+            )
+        return rule
+
+
 @register_estimator("combine")
 @dataclass(frozen=True)
-class Combine(Estimator):
+class Combine(Weighted):
     r"""Inverse-variance combination of estimators at each site.
 
     Approximates: ∇_φ E_{x~p(x;φ)} f(x)
@@ -41,15 +79,9 @@ class Combine(Estimator):
 
     name: ClassVar[str] = "combine"
     estimators: tuple[Any, ...] = ("rp", "lr")
-    target: str | None = None
-    per_coordinate: bool = False
-    weights: str = "crossfit"
-    folds: int = 2
-    k_interval: int = 1
-    decay: float = 0.9
 
     def __post_init__(self) -> None:
-        self._weighting()
+        super().__post_init__()
         if isinstance(self.estimators, str) or len(self.estimators) < 2:
             raise PropcValueError(
                 message(f"a combination needs two estimators or more; got {self.estimators!r}", "Such as ('rp', 'lr').")
@@ -58,33 +90,8 @@ class Combine(Estimator):
             resolve(choice)
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
-        parts = tuple(self._part(resolve(e), site) for e in self.estimators)
-        if sum(part.passes_path for part in parts) > 1:
-            raise site.error(
-                f"estimator {self.name!r} has two pathwise parts, which are one and the same", "Keep one of them."
-            )
-        if site.batch is None:
-            raise site.error(
-                f"estimator {self.name!r} needs one cost for each sample; a cost is a scalar",
-                "Return the cost with shape [batch].",
-            )
-        return propagators.InverseVariance(parts, self._weighting()), "asked for"
-
-    def _weighting(self) -> Weighting:
-        return Weighting(self.target, self.per_coordinate, self.weights, self.folds, self.k_interval, self.decay)
+        return self.combined(self.estimators, site), "asked for"
 
     def passes(self, sites: tuple[str, ...]) -> tuple[Step, ...]:
         brought = [each for choice in self.estimators for each in resolve(choice).passes(sites)]
         return tuple(each for i, each in enumerate(brought) if each not in brought[:i])
-
-    def _part(self, part: Estimator, site: SiteView) -> propagators.SitePropagator:
-        """The rule of one part; what a likelihood-ratio part lacks, the user's estimator lacks."""
-        if isinstance(part, LikelihoodRatio):
-            require_batch(self.name, baseline(part.baseline), site)
-        rule = part.propagator(site)[0]
-        if not isinstance(rule, (propagators.PathwiseRule, propagators.LikelihoodRatioRule)):
-            raise site.error(
-                f"estimator {self.name!r} weighs pathwise and likelihood-ratio parts; {part.name!r} is {rule!r}",
-                "Leave it out, or weigh it in a propagator of your own.",
-            )
-        return rule

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from propc import propagators
-from propc.estimators.combine import Combine
 from propc.estimators.estimator import Estimator, SiteView, register_estimator
-from propc.estimators.likelihood_ratio import LikelihoodRatio
-from propc.estimators.pathwise import Pathwise
+from propc.estimators.likelihood_ratio import require_batch
+from propc.estimators.pathwise import require_path
+from propc.estimators.total_propagation import TotalPropagation
 from propc.ir.pass_request import PassRequest
 from propc.propagators.baselines import baseline
 from propc.propagators.nodes.gaussian_fit import check_refit
@@ -38,18 +37,10 @@ class Refitted(Estimator):
             if isinstance(value, list):
                 object.__setattr__(self, option, tuple(value))
         check_refit(self.shrinkage, self.jitter, at=self.at, costs=self.costs)
-        self.estimator()
 
     def passes(self, sites: tuple[str, ...]) -> tuple[PassRequest, ...]:
         options = {"at": self.at, "costs": self.costs, "shrinkage": self.shrinkage, "jitter": self.jitter}
         return (PassRequest.of("gaussian-shaping", sites=sites or None, **options),)
-
-    @abstractmethod
-    def estimator(self) -> Estimator:
-        """What works at the site itself."""
-
-    def propagator(self, site: SiteView) -> tuple[propagators.Propagator, str]:
-        return self.estimator().propagator(site)
 
 
 @register_estimator("gs")
@@ -84,13 +75,15 @@ class ShapedLikelihoodRatio(Refitted):
         super().__post_init__()
         baseline(self.baseline)
 
-    def estimator(self) -> Estimator:
-        return _ShapedScore(self.baseline)
+    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
+        chosen = baseline(self.baseline)
+        require_batch(self.name, chosen, site)
+        return propagators.LikelihoodRatioRule(chosen), "asked for"
 
 
 @register_estimator("gs-tp")
 @dataclass(frozen=True)
-class ShapedTotalPropagation(Refitted):
+class ShapedTotalPropagation(Refitted, TotalPropagation):
     r"""Total propagation before a refitted Gaussian: shaped messages and cotangents, mixed at each site.
 
     Approximates: what `gs` approximates
@@ -106,24 +99,10 @@ class ShapedTotalPropagation(Refitted):
     """
 
     name: ClassVar[str] = "gs-tp"
-    target: str | None = None
-    per_coordinate: bool = False
-    weights: str = "crossfit"
-    folds: int = 2
-    k_interval: int = 1
-    baseline: Any = "loo"
-    decay: float = 0.9
 
-    def estimator(self) -> Estimator:
-        return _ShapedPair(
-            ("rp", LikelihoodRatio(self.baseline)),
-            self.target,
-            self.per_coordinate,
-            self.weights,
-            self.folds,
-            self.k_interval,
-            self.decay,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        TotalPropagation.__post_init__(self)
 
 
 @register_estimator("gr")
@@ -144,20 +123,6 @@ class GaussianResampling(Refitted):
 
     name: ClassVar[str] = "gr"
 
-    def estimator(self) -> Estimator:
-        return _Path()
-
-
-# What works at the sites, under the names that users write, for errors.
-
-
-class _ShapedScore(LikelihoodRatio):
-    name: ClassVar[str] = "gs"
-
-
-class _ShapedPair(Combine):
-    name: ClassVar[str] = "gs-tp"
-
-
-class _Path(Pathwise):
-    name: ClassVar[str] = "gr"
+    def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
+        require_path(self.name, site)
+        return propagators.PathwiseRule(), "asked for"

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from propc import propagators
-from propc.estimators.combine import Combine
-from propc.estimators.estimator import Estimator, SiteView, register_estimator
+from propc.estimators.combine import Weighted
+from propc.estimators.estimator import SiteView, register_estimator
 from propc.estimators.likelihood_ratio import LikelihoodRatio
+from propc.propagators.baselines import baseline
 
 
 @register_estimator("tp")
-@dataclass(frozen=True)
-class TotalPropagation(Estimator):
+@dataclass(frozen=True, kw_only=True)
+class TotalPropagation(Weighted):
     r"""Total propagation: at each site k·LR + (1 − k)·RP, and the mixture propagates further.
 
     Approximates: ∇_φ E_{x~p(x;φ)} f(x)
@@ -52,33 +53,11 @@ class TotalPropagation(Estimator):
     """
 
     name: ClassVar[str] = "tp"
-    target: str | None = None
-    per_coordinate: bool = False
-    weights: str = "crossfit"
-    folds: int = 2
-    k_interval: int = 1
     baseline: Any = "loo"
-    decay: float = 0.9
 
     def __post_init__(self) -> None:
-        self._combination()
+        super().__post_init__()
+        baseline(self.baseline)
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
-        return self._combination().propagator(site)
-
-    def _combination(self) -> Combine:
-        return _WeightedPair(
-            ("rp", LikelihoodRatio(self.baseline)),
-            self.target,
-            self.per_coordinate,
-            self.weights,
-            self.folds,
-            self.k_interval,
-            self.decay,
-        )
-
-
-class _WeightedPair(Combine):
-    """The combination under its own name, for errors."""
-
-    name: ClassVar[str] = "tp"
+        return self.combined(("rp", LikelihoodRatio(self.baseline)), site), "asked for"

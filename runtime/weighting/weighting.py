@@ -11,9 +11,9 @@ from propc.util.configure import Configurable, one_of
 REHEARSED = "rehearsed"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Weighting(Configurable):
-    """Which variance decides, and over which samples.
+    """Which variance decides, and over which samples: the options of `tp`, `combine`, `gs-tp` and their rule.
 
     Attributes:
         target: name of the parameter, argument or node where the variance is taken; None is φ itself.

@@ -237,9 +237,11 @@ EACH = pytest.mark.parametrize("per_coordinate", [False, True])
 def test_no_variance(how: str, per_coordinate: bool) -> None:
     """0/0 is one half; a part without variance takes all from one that has some."""
     grads = [torch.stack([torch.full((8, 2), 1.0), torch.full((8, 2), 4.0)])]
-    torch.testing.assert_close(Site(Weighting(None, per_coordinate, how)).mix(grads), [torch.full((8, 2), 2.5)])
+    torch.testing.assert_close(
+        Site(Weighting(per_coordinate=per_coordinate, weights=how)).mix(grads), [torch.full((8, 2), 2.5)]
+    )
     grads[0][1] = torch.randn(8, 2)
-    torch.testing.assert_close(Site(Weighting(None, per_coordinate, how)).mix(grads), [grads[0][0]])
+    torch.testing.assert_close(Site(Weighting(per_coordinate=per_coordinate, weights=how)).mix(grads), [grads[0][0]])
 
 
 BAD = pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
@@ -293,7 +295,7 @@ def test_nothing_finite_is_not_hidden(how: str) -> None:
 @EACH
 def test_past_recovers(how: str, per_coordinate: bool) -> None:
     """One batch with an infinite cotangent does not poison those after it."""
-    site = Site(Weighting(None, per_coordinate, how, decay=0.5))
+    site = Site(Weighting(per_coordinate=per_coordinate, weights=how, decay=0.5))
     grads = random_grads(2, 8, [(2,)])
     broken = [g.clone() for g in grads]
     broken[0][0, 0, 0] = torch.inf
