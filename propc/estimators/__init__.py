@@ -1,4 +1,4 @@
-"""The user's choices: names, options and what each estimator promises. One a file."""
+"""The user's choices: names, options and what each estimator promises."""
 
 from propc.estimators.antithetic import Arm, DisArm
 from propc.estimators.combine import Combine
@@ -14,17 +14,13 @@ from propc.estimators.estimator import (
     resolve,
 )
 from propc.estimators.gaussian_shaping import GaussianResampling, ShapedLikelihoodRatio, ShapedTotalPropagation
-from propc.estimators.gumbel_rao import GumbelRao
-from propc.estimators.gumbel_softmax import GumbelSoftmax
 from propc.estimators.infer import Infer
 from propc.estimators.likelihood_ratio import LeaveOneOutRatio, LikelihoodRatio, require_batch
 from propc.estimators.local import Local
 from propc.estimators.measure_valued import MeasureValued
 from propc.estimators.pathwise import Pathwise, require_path
-from propc.estimators.reinmax import ReinMax
+from propc.estimators.relaxed import GumbelRao, GumbelSoftmax, ReinMax, StraightThrough, StraightThroughGumbel
 from propc.estimators.requirements import require_path_from_draw
-from propc.estimators.straight_through import StraightThrough
-from propc.estimators.straight_through_gumbel import StraightThroughGumbel
 from propc.estimators.total_propagation import TotalPropagation
 from propc.estimators.vimco import Vimco
 from propc.propagators.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline

@@ -1,20 +1,14 @@
-"""What nodes do with messages, one propagator a file: at sites, at named nodes, at costs and in networks."""
+"""What nodes do with messages: at sites, at named nodes, at costs and in networks."""
 
 from propc.distributions.spec import row_log_prob
 from propc.propagators.baselines import Baseline
 from propc.propagators.gated import Gated
-from propc.propagators.nodes.backprop import Backprop
-from propc.propagators.nodes.chain import Chain
 from propc.propagators.nodes.clip import Clip
-from propc.propagators.nodes.detach import Detach, Stop
+from propc.propagators.nodes.compose import Chain, Sequence
 from propc.propagators.nodes.gaussian_fit import GaussianFit
+from propc.propagators.nodes.handlers import Backprop, Detach, Pause, Scale, Skip, Stop, Sum
 from propc.propagators.nodes.loss import Loss
-from propc.propagators.nodes.pause import Pause
-from propc.propagators.nodes.scale import Scale
-from propc.propagators.nodes.sequence import Sequence
-from propc.propagators.nodes.skip import Skip
 from propc.propagators.nodes.subtract_baseline import SubtractBaseline
-from propc.propagators.nodes.sum import Sum
 from propc.propagators.propagator import NodeView, Propagator
 from propc.propagators.registry import find, known_propagators, propagator, register_propagator
 from propc.propagators.sites.alternatives import Exploring

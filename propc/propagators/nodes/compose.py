@@ -1,4 +1,4 @@
-"""Sequence: several propagators at one node, sharing its memory and the message."""
+"""Sequence and chain: several propagators at one node."""
 
 from __future__ import annotations
 
@@ -100,6 +100,18 @@ class Sequence(Propagator):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={part!r}' for key, part in self._parts.items())})"
+
+
+class Chain(Sequence):
+    """Parts act like nodes in a row: each has its own memory, and works on the value that the one before left.
+
+    Otherwise as `Sequence`.
+    """
+
+    name: ClassVar[str] = "chain"
+
+    def _view(self, node: NodeView, key: str) -> NodeView:
+        return node.part(key, shared=False)
 
 
 def _union(groups: Iterable[tuple[Field, ...]]) -> tuple[Field, ...]:
