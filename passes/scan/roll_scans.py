@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch.fx
-import torch.utils._pytree as pytree
 
 from propc.errors import ScanError, StepError, message
 from propc.fx.segment_code import structure
@@ -17,6 +16,7 @@ from propc.ir.influence import Reach
 from propc.ir.records import Cost, Expand, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site
 from propc.passes.pipeline import Pass, register
 from propc.passes.scan.carried_tokens import Sums
+from propc.util.torch_private import pytree
 from propc.types import PlateKind, Turn
 
 FEW = 32  # steps of a scan, where what they are copied for grows with their square

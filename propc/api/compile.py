@@ -19,11 +19,11 @@ from propc.diagnostics.profile.run import profiled
 from propc.diagnostics.signal_to_noise import measured
 from propc.errors import PropcTypeError, message
 from propc.frontend import active_tracer
-from propc.frontend.dynamo import breaks_graph
 from propc.ir.graph import PropagationGraph
 from propc.ir.messages import Message
 from propc.runtime.messaging.propagation import Propagation
 from propc.util.estimator_state import STATE, without_state
+from propc.util.torch_private import CHILDREN, breaks_graph
 
 if TYPE_CHECKING:
     from propc.estimators import EstimatorChoice
@@ -442,7 +442,7 @@ def _compiler_of(module: Any) -> Compiler:
 
 def _set_compiler(module: nn.Module, compiler: Compiler) -> None:
     module.__dict__[_KEY] = compiler
-    module._modules.pop(STATE, None)
+    vars(module)[CHILDREN].pop(STATE, None)
     module.add_module(STATE, compiler.state)
 
 
@@ -452,7 +452,7 @@ def _with_options(module: nn.Module, compiler: Compiler) -> nn.Module:
     made = _subclass(original)
     new = made.__new__(made)
     new.__dict__.update(module.__dict__)
-    new.__dict__["_modules"] = dict(module._modules)  # the state of the estimator is each one's own
+    new.__dict__[CHILDREN] = dict(vars(module)[CHILDREN])  # the state of the estimator is each one's own
     _set_compiler(new, compiler)
     return new
 

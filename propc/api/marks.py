@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -18,6 +17,7 @@ from propc.ir.records import LOG_MEAN_EXP
 from propc.propagators.propagator import Propagator
 from propc.propagators.registry import at_node
 from propc.util.configure import one_of
+from propc.util.torch_private import pytree
 
 if TYPE_CHECKING:
     from propc.estimators import SiteChoice

@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc import passes
@@ -25,7 +24,7 @@ from propc.errors import PropcTypeError, PropcWarning, ScanError, StepError, mes
 from propc.frontend import Tracer
 from propc.frontend.cost_terms import aside, returned_costs, with_terms
 from propc.frontend.cut import cut
-from propc.frontend.dynamo import breaks_graph, refuse_transforms, run
+from propc.frontend.dynamo import refuse_transforms, run
 from propc.frontend.environment.code_names import PRIMITIVE
 from propc.frontend.environment.collect import Attention, Roots, changes, look_around, mentioned_names, watch
 from propc.frontend.environment.isolation import TRACING, without_collection
@@ -50,6 +49,7 @@ from propc.runtime.observe.cotangent_probe import Probe
 from propc.types import Source
 from propc.util.estimator_state import EstimatorState, without_state
 from propc.util.stopwatch import Laps, Seconds
+from propc.util.torch_private import breaks_graph, pytree
 
 R = TypeVar("R")
 _OWN = (passes.Checkpoint,)  # passes that do not tell the steps of a scan apart

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, OneHotCategorical
 
 from propc.distributions.support import base_of
+from propc.util.torch_private import CATEGORICAL
 
 
 def draw_detached(dist: Distribution, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -21,7 +22,7 @@ def draw_detached(dist: Distribution, sample_shape: Sequence[int] = ()) -> Tenso
         if dist.has_rsample:
             return dist.rsample(shape)
         base = base_of(dist)
-        held = base._categorical if type(base) is OneHotCategorical else base
+        held = vars(base)[CATEGORICAL] if type(base) is OneHotCategorical else base
         if type(held) is not Categorical or "logits" not in vars(held):
             return dist.sample(shape)
         index = _classes(held.logits.exp(), shape)  # they are normalized: no need for a softmax

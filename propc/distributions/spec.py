@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution, Independent, Normal, OneHotCategorical, constraints
-from torch.distributions.transforms import Transform, _InverseTransform
+from torch.distributions.transforms import Transform
+
+from propc.util.torch_private import BATCH_SHAPE, CATEGORICAL, VALIDATE_ARGS, FakeTensor, transform_attributes
 
 Build = Callable[[Sequence[Tensor]], Any]
-_UNSET: dict[str, Any] = {"_cached_x_y": (None, None), "_inv": None}  # caches of a Transform
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class DistributionSpec:
         """Index of the normalized logits where this is a OneHotCategorical that holds them, inside Independent too."""
         if self.innermost.type is not OneHotCategorical:
             return None
-        classes: Any = dict(self.innermost.items)["_categorical"]
+        classes: Any = dict(self.innermost.items)[CATEGORICAL]
         logits: Any = dict(classes.items).get("logits")
         return None if logits is None else logits.index
 
@@ -272,12 +272,10 @@ class _Stripper:
 
 def _children(value: Any) -> list[tuple[Any, Any]] | None:
     """The parts to look into, or None for a leaf."""
-    if isinstance(value, _InverseTransform):  # its `_inv` is the transform itself
-        return [(k, (None, None) if k == "_cached_x_y" else v) for k, v in vars(value).items()]
     if isinstance(value, Transform):
-        return [(k, _UNSET.get(k, v)) for k, v in vars(value).items()]
+        return list(transform_attributes(value).items())
     if isinstance(value, Distribution):
-        return list({**vars(value), "_validate_args": False}.items())  # what is checked, the runtime checks
+        return list({**vars(value), VALIDATE_ARGS: False}.items())  # what is checked, the runtime checks
     if isinstance(value, torch.Size):
         return None
     if isinstance(value, dict):
@@ -323,7 +321,7 @@ def _resized(skeleton: Any, resize: Callable[[tuple[int, ...]], tuple[int, ...]]
         return skeleton
     items = []
     for key, child in skeleton.items:
-        if key == "_batch_shape" and isinstance(child, Constant) and issubclass(skeleton.type, Distribution):
+        if key == BATCH_SHAPE and isinstance(child, Constant) and issubclass(skeleton.type, Distribution):
             child = Constant(torch.Size(resize(tuple(child.value))))
         items.append((key, _resized(child, resize)))
     return Skeleton(skeleton.type, tuple(items))

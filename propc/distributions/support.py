@@ -20,10 +20,11 @@ from torch.distributions import (
     TransformedDistribution,
     constraints,
 )
-from torch.distributions.transforms import Transform, _InverseTransform
+from torch.distributions.transforms import Transform
 
 from propc.distributions.spec import DistributionSpec, Slot
 from propc.types import TensorType
+from propc.util.torch_private import inverted
 
 
 def values_of(spec: DistributionSpec, phi: Sequence[TensorType]) -> int | None:
@@ -127,4 +128,4 @@ def _ends(dist: Distribution) -> list[Tensor]:
 
 def _is_logit(transform: Transform) -> bool:
     """Whether a transform takes the ends of the unit interval to infinity, though torch keeps them finite."""
-    return isinstance(transform, _InverseTransform) and isinstance(transform.inv, SigmoidTransform)
+    return isinstance(inverted(transform), SigmoidTransform)

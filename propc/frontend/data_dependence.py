@@ -6,12 +6,12 @@ import re
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.errors import TraceError, message
 from propc.frontend.user_source import source_of
 from propc.fx.operations import name_of
+from propc.util.torch_private import pytree
 
 _STACK = "Use torch.stack to put traced tensors into one."
 _MASK = "A mask gives a tensor of unknown size: use torch.where or multiply by the mask."

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from threading import get_ident
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch._C._dynamo.eval_frame import get_eval_frame_callback, set_eval_frame
-from torch._compile import _disable_dynamo
 
 from propc.errors import PropcTypeError, message
+from propc.util.torch_private import (
+    disable_dynamo,
+    dynamo_loaded,
+    get_eval_frame_callback,
+    set_eval_frame,
+    transforms_active,
+)
 
-F = TypeVar("F", bound=Callable[..., Any])
 _RUNS: dict[int, int] = {}  # how often a thread has begun or ended a call
-
-
-def breaks_graph(call: F) -> F:
-    """Let `torch.compile` call this as it is, in place of looking into it."""
-    call._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return call
 
 
 def run(call: Callable[..., Any], *args: Any) -> Any:
@@ -42,14 +39,14 @@ def run(call: Callable[..., Any], *args: Any) -> Any:
         _RUNS[me] += 1
 
 
-@_disable_dynamo
+@disable_dynamo
 def _unseen(call: Callable[..., Any], *args: Any) -> Any:
     return run(call, *args)
 
 
 def dynamo_asleep() -> AbstractContextManager[Any]:
     """While a program is traced, what `torch.compile` has made of its parts runs as it was written."""
-    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and it takes seconds to import
+    if not dynamo_loaded():  # then nothing is compiled, and it takes seconds to import
         return nullcontext()
     asleep: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return asleep
@@ -72,7 +69,7 @@ def refuse_transforms(name: str) -> None:
     Raises:
         PropcTypeError: names the function.
     """
-    if torch._C._are_functorch_transforms_active():
+    if transforms_active():
         raise PropcTypeError(
             message(
                 f"compiled function {name!r} is called under a torch.func transform (grad, vmap, jvp, jacrev), which "

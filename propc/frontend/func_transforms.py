@@ -11,24 +11,18 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor
-from torch._functorch import apis, eager_transforms
 from torch.overrides import TorchFunctionMode
 
-# Where torch looks up what a transformed function runs, and how many arguments tell the transform.
-_DOORS: tuple[tuple[Any, str, str], ...] = (
-    (apis, "vmap_impl", "vmap"),
-    (eager_transforms, "grad_impl", "grad"),
-    (eager_transforms, "grad_and_value_impl", "grad_and_value"),
-)
+from propc.util.torch_private import TRANSFORMS, pytree
+
 Call = Callable[..., Any]
 
 
 @contextmanager
 def recorded_transforms(record: Callable[[Call, str, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
     """Let `record` have the calls of transformed functions: what runs them, a name, their arguments."""
-    originals = [getattr(module, door) for module, door, _ in _DOORS]
+    originals = [getattr(module, door) for module, door, _ in TRANSFORMS]
 
     def vmapped(func: Call, in_dims: Any, out_dims: Any, randomness: str, chunk: Any, *args: Any, **kwargs: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -40,15 +34,15 @@ def recorded_transforms(record: Callable[[Call, str, tuple[Any, ...], dict[str, 
         def run(*args: Any, **kwargs: Any) -> Any:
             return originals[which](func, argnums, has_aux, args, kwargs)
 
-        return record(run, _DOORS[which][2], args, kwargs)
+        return record(run, TRANSFORMS[which][2], args, kwargs)
 
     doors = (vmapped, partial(differentiated, 1), partial(differentiated, 2))
-    for (module, door, _), made in zip(_DOORS, doors):
+    for (module, door, _), made in zip(TRANSFORMS, doors):
         setattr(module, door, made)
     try:
         yield
     finally:
-        for (module, door, _), original in zip(_DOORS, originals):
+        for (module, door, _), original in zip(TRANSFORMS, originals):
             setattr(module, door, original)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.distributions.spec import strip
 from propc.errors import TraceError, message
 from propc.frontend.environment.leaks import reaches_traced
 from propc.types import Source
+from propc.util.torch_private import pytree
 
 _LATER: Any = None  # in place of a tensor
 

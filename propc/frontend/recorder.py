@@ -9,20 +9,9 @@ from typing import Any
 
 import torch
 import torch.fx
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorDeviceMismatchError,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
 from propc.errors import TraceError, message
 from propc.frontend import data_dependence, func_transforms
@@ -32,6 +21,22 @@ from propc.frontend.user_source import user_source
 from propc.fx import operations
 from propc.fx.program import Leaf, Mark
 from propc.types import Source, TensorType
+from propc.util.torch_private import (
+    DataDependentOutputException,
+    DisableTorchFunction,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    be_parameter,
+    disable_current_modes,
+    first_node,
+    is_functorch_wrapped_tensor,
+    pytree,
+    storage_key,
+    temporarily_clear_interpreter_stack,
+    unknown_on_fakes,
+    version,
+)
 
 
 def tensor_type(value: Tensor) -> TensorType:
@@ -121,7 +126,7 @@ class Recorder(torch.fx.Tracer):
 
     def transform(self, run: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a transformed function on fake tensors and write it into the graph as one operation."""
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             args, kwargs = self._lift(args), self._lift(kwargs)
         captured: dict[int, tuple[Tensor, Any]] = {}
         self.captured = captured
@@ -131,7 +136,9 @@ class Recorder(torch.fx.Tracer):
                 result = run(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise self._needs_value(run, args) from error
-        except (FakeTensorDeviceMismatchError, UnsupportedOperatorException) as error:
+        except RuntimeError as error:
+            if not unknown_on_fakes(error):
+                raise
             raise TraceError(
                 message(
                     f"torch cannot tell the shapes of what 'torch.{name}' gives here ({error})",
@@ -141,7 +148,7 @@ class Recorder(torch.fx.Tracer):
             ) from error
         finally:
             self.captured = None
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             leaves, tree = pytree.tree_flatten(result)
             call = func_transforms.Transformed(run, name, [tensor for tensor, _ in captured.values()])
             node = self._emit(call, ([twin for _, twin in captured.values()], args, kwargs), {})
@@ -156,7 +163,7 @@ class Recorder(torch.fx.Tracer):
         captured = self.captured
 
         def twin(tensor: Tensor) -> Any:
-            if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            if is_functorch_wrapped_tensor(tensor):
                 return tensor
             if isinstance(tensor, FakeTensor) and not hasattr(tensor, "_propc_node"):
                 return tensor  # made inside
@@ -165,7 +172,7 @@ class Recorder(torch.fx.Tracer):
                     captured[id(tensor)] = tensor, self._lift(tensor)
             return captured[id(tensor)][1]
 
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             args, kwargs = pytree.tree_map_only(Tensor, twin, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -272,21 +279,21 @@ class Recorder(torch.fx.Tracer):
 
     def _fake(self, tensor: Tensor) -> Any:
         """A fake twin of its own, also where one tensor is passed twice, or passed and held: next time they differ."""
-        with _disable_current_modes():  # nor are the gradients of the tensor's own history looked at
+        with disable_current_modes():  # nor are the gradients of the tensor's own history looked at
             alias = tensor.detach().requires_grad_(tensor.requires_grad)
         fake = self._mode.from_tensor(alias)
         if isinstance(tensor, nn.Parameter):
-            fake._is_param = True
+            be_parameter(fake)
         return fake if tensor.is_leaf else fake.clone()
 
     def _first_operation(self) -> torch.fx.Node:
-        last = self._leaves[-1].node if self._leaves else self.graph._root
+        last = self._leaves[-1].node if self._leaves else first_node(self.graph)
         return last.next
 
     def _hold(self, tensor: Tensor) -> Any:
         """The fake twin of a tensor that the program holds."""
         if id(tensor) not in self._held:
-            if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            if is_functorch_wrapped_tensor(tensor):
                 raise _unseen()
             unnamed = f"tensor{len(self._held)}", lambda _: tensor
             path, fetch = self._surroundings.tensors.get(id(tensor), unnamed)
@@ -351,14 +358,14 @@ def _unseen() -> TraceError:
 
 
 def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+    return 0 if tensor.is_inference() else version(tensor)
 
 
 def _memory(tensor: Any) -> int:
     if tensor.layout != torch.strided:
         return id(tensor)
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return storage_key(tensor)
     except NotImplementedError:  # a wrapper of torch.func
         raise _unseen() from None
 

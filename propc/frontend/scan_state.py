@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.errors import PropcValueError, message
 from propc.frontend.environment.code_names import PRIMITIVE
 from propc.frontend.user_source import user_source
+from propc.util.torch_private import DisableTorchFunction, pytree
 
 S = TypeVar("S")
 
@@ -23,7 +22,7 @@ def advanced(step: Callable[[S], S], state: S, index: int) -> S:
         PropcValueError: it is not.
     """
     after = step(state)
-    with torch._C.DisableTorchFunction():
+    with DisableTorchFunction():
         _check(state, after, index)
     return after
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.errors import PropcValueError, message
@@ -25,6 +24,7 @@ from propc.frontend.user_source import user_source
 from propc.fx import operations
 from propc.fx.program import Mark
 from propc.types import TensorType, Turn
+from propc.util.torch_private import DisableTorchFunction, first_node, pytree
 
 if TYPE_CHECKING:
     from propc.frontend.tracer import Tracer
@@ -88,7 +88,7 @@ def trace(tracer: Tracer, step: Callable[[Any], Any], init: Any, length: int) ->
                 where=user_source(),
             )
         )
-    with torch._C.DisableTorchFunction():
+    with DisableTorchFunction():
         name = tracer.name_of_scan()
         init = _lifted(tracer, init)
     scan = _Traced(tracer, name, step, length, whole)
@@ -143,18 +143,18 @@ class _Traced:
             state = advanced(self.step, state, first)
         if held is not None:
             self.check_pure(held)
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             return _lifted(self.tracer, state)
 
     def turn(self, state: Any, index: int, first: int, last: int) -> Any:
         """The same, between marks in the graph."""
         start = self.mark(Turn(self.name, index, first, last))
         state = self.one(state, first, last)
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             for leaf in _tensors(state):
                 self.tracer._node(leaf)  # after the last write to its memory
         node, place = start, 0
-        while node is not self.tracer.graph._root:
+        while node is not first_node(self.tracer.graph):
             self.places[node] = index, place
             node, place = node.next, place + 1
         return state
@@ -172,7 +172,7 @@ class _Traced:
     def wires(self, state: Any, index: int) -> list[CarriedValue]:
         """Where the tensors of a state come from, before step `index`."""
         found = []
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             for leaf in _tensors(state):
                 node = self.tracer._node(leaf)
                 step, place = self.places.get(node, (-1, 0))
@@ -183,7 +183,7 @@ class _Traced:
 
     def never(self, state: Any, before: Sequence[CarriedValue], after: Sequence[CarriedValue]) -> PropcValueError:
         """The error of steps that do not become alike."""
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             paths = [p for p, leaf in pytree.tree_flatten_with_path(state)[0] if isinstance(leaf, Tensor)]
         odd = next(i for i, (a, b) in enumerate(zip(before, after)) if not a.shifted(b))
         return PropcValueError(

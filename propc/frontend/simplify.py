@@ -16,6 +16,7 @@ from torch import Tensor
 
 from propc.fx import operations
 from propc.fx.program import Leaf, Program, mark_of, type_of
+from propc.util.torch_private import first_node
 
 _MAKERS = frozenset({torch.tensor, torch.zeros, torch.ones, torch.full, torch.eye, torch.arange, torch.linspace})
 _LIKE: dict[str, Callable[..., Tensor]] = {  # these read the shape of a tensor, not its values
@@ -93,7 +94,7 @@ def _fold_constants(program: Program) -> Program:
     graph, leaves = program.graph, list(program.leaves)
     known: dict[Any, torch.fx.Node] = {}
     values: dict[torch.fx.Node, Tensor] = {}
-    anchor = leaves[-1].node if leaves else graph._root
+    anchor = leaves[-1].node if leaves else first_node(graph)
     for node in list(graph.nodes):
         if not _foldable(node, values) or node.meta.get("memory") in program.returned_memory:
             continue  # what is returned belongs to the caller

@@ -15,12 +15,7 @@ from typing import Any
 
 import torch
 import torch.fx
-import torch.utils._pytree as pytree
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-)
 from torch.distributions import Distribution
 
 from propc.distributions.spec import DistributionSpec, hidden_tensors, take_apart
@@ -36,6 +31,12 @@ from propc.frontend.user_source import user_source
 from propc.fx import operations
 from propc.fx.program import Mark, Program
 from propc.types import Source
+from propc.util.torch_private import (
+    DataDependentOutputException,
+    DisableTorchFunction,
+    DynamicOutputShapeException,
+    pytree,
+)
 
 _ACTIVE = threading.local()
 
@@ -74,7 +75,7 @@ class Tracer(Recorder):
         with ExitStack() as stack:
             stack.enter_context(isolated(self._surroundings, _recorded_apply, where))
             stack.enter_context(recorded_transforms(_recorded_transform))
-            with torch._C.DisableTorchFunction():
+            with DisableTorchFunction():
                 values = [
                     self._placeholder(leaf, path) if isinstance(leaf, Tensor) else leaf
                     for leaf, path in zip(leaves, paths)
@@ -83,14 +84,14 @@ class Tracer(Recorder):
             stack.enter_context(self._mode)
             with _activated(self), Listener(self):
                 result = _run(fn, args, kwargs)
-            with torch._C.DisableTorchFunction():
+            with DisableTorchFunction():
                 return self._program(result, name, where)
 
     # -- marks ----------------------------------------------------------------------
 
     def site(self, dist: Distribution, name: str | None, estimator: Any) -> Tensor:
         """Record a site and give a fake draw of it."""
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             label = self._name(name, "site")
             spec, tensors = take_apart(dist)
             if hidden := hidden_tensors(dist):
@@ -125,14 +126,14 @@ class Tracer(Recorder):
 
     def node(self, value: Tensor, name: str | None, propagator: Any = None) -> Tensor:
         """Record a named deterministic value."""
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             mark = Mark("node", self._name(name, "node"), propagator=propagator)
             value = self._lift(value)
             return self._mark(mark, (self._node(value),), value.clone(), (value,))
 
     def cost(self, value: Tensor, name: str | None, propagator: Any = None, how: str = "mean") -> Tensor:
         """Record a named cost."""
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             called = "cost" if how == "mean" else "bound"
             label = self._name(name, called)
             kind = tensor_type(value)
@@ -164,7 +165,7 @@ class Tracer(Recorder):
 
     def opaque(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], how: str = "") -> Any:
         """Record a black box; its outputs' shapes come from one run on zeros."""
-        with torch._C.DisableTorchFunction(), _activated(None):
+        with DisableTorchFunction(), _activated(None):
             args, kwargs = self._lift(args), self._lift(kwargs)
             label = self._name(None, getattr(fn, "__name__", "opaque"))
             result = operations.run_on_zeros(fn, args, kwargs, self._mode)
@@ -284,7 +285,7 @@ def _recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
     tracer, function = active_tracer(), operations.CustomFunction(cls)
     if tracer is None or tracer._inside:
         return function(*args, **kwargs)
-    with torch._C.DisableTorchFunction():
+    with DisableTorchFunction():
         return tracer.record(function, args, kwargs)
 
 

@@ -12,23 +12,30 @@ from typing import Any
 
 import torch
 import torch.fx
-import torch.utils._pytree as pytree
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.function import _SingleLevelFunction
-from torch.utils._python_dispatch import _disable_current_modes
 
 from propc.errors import PropcError, TraceError, message
 from propc.types import Source
+from propc.util.torch_private import (
+    ARGUMENT_CHECKS,
+    DRAWS,
+    SETS_MODE,
+    FakeTensorMode,
+    count_function_modes,
+    disable_current_modes,
+    plain_apply,
+    pytree,
+    transforms_active,
+)
 from propc.util.torch_rng import random_states, restore_random
 
 getitem = operator.getitem
 
-_STATIC = frozenset(
+_STATIC = SETS_MODE.union(
     "size dim stride numel nelement ndimension element_size storage_offset is_floating_point is_complex "
     "is_signed is_contiguous data_ptr untyped_storage storage get_device type_as_class __len__ __repr__ "
     "__format__ __hash__ __dir__ is_tensor is_grad_enabled is_same_size has_names "
-    "_set_grad_enabled set_grad_enabled is_inference".split()
+    "set_grad_enabled is_inference".split()
 )
 _TENSOR_PROPERTIES = frozenset("T mT H mH real imag data grad".split())
 _EFFECTS = frozenset("__setitem__ register_hook retain_grad".split())
@@ -45,10 +52,10 @@ _ARITHMETIC = frozenset(
     "rpow iadd isub imul itruediv ipow".split()
 )
 _AUTOCAST_DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-_RANDOM = frozenset(
+_RANDOM = DRAWS.union(
     "rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson "
     "binomial dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu gumbel_softmax "
-    "_standard_gamma _sample_dirichlet bernoulli_ normal_ uniform_ exponential_ geometric_ cauchy_ log_normal_ "
+    "bernoulli_ normal_ uniform_ exponential_ geometric_ cauchy_ log_normal_ "
     "random_ scaled_dot_product_attention multi_head_attention_forward".split()
 )
 
@@ -196,9 +203,9 @@ class CustomFunction:
         self.__module__ = __name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
+        if transforms_active():
             return self.cls.apply(*args, **kwargs)
-        return super(_SingleLevelFunction, self.cls).apply(*args, **kwargs)  # type: ignore[misc]
+        return plain_apply(self.cls, *args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CustomFunction) and other.cls is self.cls
@@ -233,7 +240,7 @@ def region() -> Region:
 
 def default_device() -> torch.device | None:
     """Where factories make tensors; None, without the microseconds of asking, where no function mode is in force."""
-    return torch.get_default_device() if torch._C._len_torch_function_stack() else None
+    return torch.get_default_device() if count_function_modes() else None
 
 
 def autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
@@ -248,7 +255,7 @@ def in_argument_check() -> bool:
     frame = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("propc."):
         frame = frame.f_back  # type: ignore[assignment]
-    checks = frame is not None and frame.f_code.co_name in ("__init__", "_validate_sample", "check")
+    checks = frame is not None and frame.f_code.co_name in ARGUMENT_CHECKS
     return checks and frame.f_globals.get("__name__", "").startswith("torch.distributions")
 
 
@@ -257,7 +264,7 @@ def run_on_zeros(fn: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTenso
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     cards = {t.device.index for t in tensors if t.device.type == "cuda"}
     states = random_states()
-    with _disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=cards):
+    with disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=cards):
         real = pytree.tree_map_only(
             Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), (args, kwargs)
         )
@@ -294,7 +301,7 @@ def run_on_ones(func: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
         made = mode.from_tensor(tensor)
         return made.clone() if tensor.requires_grad else made
 
-    with _disable_current_modes():
+    with disable_current_modes():
         real = pytree.tree_map_only(Tensor, one, (args, kwargs))
         result = func(*real[0], **real[1])
         leaves = pytree.tree_map_only(Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), result)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.errors import MessageError, MissingFieldError, PropcValueError, message, nearest
+from propc.util.torch_private import pytree
 
 Merge = str | Callable[[Any, Any], Any]
 MERGES = ("sum", "list", "replace", "lock")

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from propc.util.torch_private import CHILDREN, StateDictModule
 
-class EstimatorState(nn.Module):
+
+class EstimatorState(StateDictModule):
     """Modules of state by key, made when a graph first needs them.
 
     Loading a state dict saved before the first call, or from the plain model, is no error:
@@ -34,31 +36,21 @@ class EstimatorState(nn.Module):
             self.parts[name] = module
         return self.parts[name]
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+    def saved(self, destination: dict[str, Any], prefix: str) -> None:
         for name, waiting in self._waiting.items():
             destination.update({f"{prefix}parts.{name}.{rest}": value for rest, value in waiting.items()})
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def loading(self, state: dict[str, Any], prefix: str) -> None:
         mine = f"{prefix}parts."
-        for key in [k for k in state_dict if k.startswith(mine)]:
+        for key in [k for k in state if k.startswith(mine)]:
             name, rest = key[len(mine) :].split(".", 1)
             if name not in self.parts:
-                value = state_dict.pop(key)
+                value = state.pop(key)
                 self._waiting.setdefault(name, {})[rest] = value.clone() if isinstance(value, Tensor) else value
         for name in self.parts:
-            if not any(k.startswith(f"{mine}{name}.") for k in state_dict):
+            if not any(k.startswith(f"{mine}{name}.") for k in state):
                 for rest, value in self.parts[name].state_dict().items():
-                    state_dict[f"{mine}{name}.{rest}"] = value
+                    state[f"{mine}{name}.{rest}"] = value
 
 
 STATE = "estimator_state"  # its name in a compiled module
@@ -67,7 +59,7 @@ STATE = "estimator_state"  # its name in a compiled module
 @contextmanager
 def without_state(module: Any) -> Iterator[None]:
     """Take the estimators' state out of a compiled module while its own code runs, which may visit its children."""
-    modules = module._modules if isinstance(module, nn.Module) else {}
+    modules = vars(module)[CHILDREN] if isinstance(module, nn.Module) else {}
     state = modules.pop(STATE, None)
     try:
         yield

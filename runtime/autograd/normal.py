@@ -12,6 +12,7 @@ from propc.runtime.autograd.run_once import differentiated_twice
 from propc.runtime.autograd.tokens import applied, inlet
 from propc.runtime.weighting.mix import at_target, mix
 from propc.runtime.weighting.moving_variance import remembered
+from propc.util.torch_private import version
 
 if TYPE_CHECKING:
     from propc.propagators.sites.inverse_variance import InverseVariance
@@ -116,8 +117,8 @@ def _lifted(sent: Tensor, scale: Tensor) -> Tensor:
     if torch.is_grad_enabled() or sent.is_inference():
         return _rows(sent, scale) / (scale * scale)
     known, versions, made = sent.__dict__.get("_propc_lifted", (None, None, sent))
-    if known is not scale or versions != (sent._version, scale._version):
+    if known is not scale or versions != (version(sent), version(scale)):
         made = _rows(sent, scale) / scale / scale
-        sent.__dict__["_propc_lifted"] = scale, (sent._version, scale._version), made
+        sent.__dict__["_propc_lifted"] = scale, (version(sent), version(scale)), made
     quotient: Tensor = made
     return quotient

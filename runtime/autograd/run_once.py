@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
+from propc.util.torch_private import pytree
 from propc.util.torch_rng import from_state, set_state, state_of
 
 T = TypeVar("T")

@@ -25,6 +25,7 @@ from propc.runtime.backends.inductor.inductor import Inductor
 from propc.runtime.observe.watcher import REPLAY, label_of
 from propc.runtime.plan.codegen import StepCall, Straight, Values
 from propc.runtime.plan.liveness import last_reads
+from propc.util.torch_private import has_triton
 from propc.util.torch_rng import set_state, state_of
 
 if TYPE_CHECKING:
@@ -71,8 +72,6 @@ class CudaGraphs(Backend):
 
 
 def _compiled(executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
-    from torch.utils._triton import has_triton
-
     if has_triton():
         return Inductor().plan(executable, values)
     return executable.plan, Report(CudaGraphs.name)

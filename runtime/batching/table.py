@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from propc.fx.operations import Property, name_of
 from propc.runtime.batching import layer_rules, operation_rules
 from propc.runtime.batching.rule import BatchedOperation, Node, Rule
+from propc.util.torch_private import native_nn
 
 RULES: dict[str, Rule] = {**operation_rules.RULES, **layer_rules.RULES}
 _TORCH = frozenset(
     value
-    for module in (torch, F, torch.Tensor, torch.special, torch._C._nn, torch.linalg, operator)
+    for module in (torch, F, torch.Tensor, torch.special, native_nn, torch.linalg, operator)
     for value in vars(module).values()
     if callable(value) and getattr(value, "__hash__", None)
 )

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch.profiler import record_function
 
 from propc.ir.adjacency import BACKWARD, FORWARD
 from propc.ir.records import Node, Segment
+from propc.util.torch_private import next_sequence_number, profiler_enabled, sequence_number
 
 PREFIX = "propc::"
 RUN, BLOCK, REPLAY = "run", "block", "replay"  # what holds several steps
@@ -87,7 +87,7 @@ def watching() -> Watcher | None:
 
 def profiling() -> bool:
     """Whether a PyTorch profiler is active in this thread."""
-    return torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+    return bool(profiler_enabled())
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def in_reverse() -> Iterator[None]:
 
 def next_function() -> int:
     """The number of the next function in autograd's graph."""
-    return int(torch._C._autograd._get_sequence_nr())
+    return int(next_sequence_number())
 
 
 def watch_reverse(
@@ -153,7 +153,7 @@ def watch_reverse(
         if function is None or function in seen:
             continue
         seen.add(function)
-        number = function._sequence_nr()
+        number = sequence_number(function)
         if starts[0] <= number < LEAF:
             todo.extend(before for before, _ in function.next_functions)
             _watch(function, names[bisect_right(starts, number) - 1], watcher)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from propc.ir.graph import PropagationGraph
@@ -14,11 +13,12 @@ from propc.ir.messages import Message, merged
 from propc.ir.records import Node
 from propc.propagators.propagator import NodeView
 from propc.util.estimator_state import EstimatorState
+from propc.util.torch_private import StateDictModule, pytree
 
 PREFIX = "field:"  # of the buffers, so that a field may have the name of a module's attribute
 
 
-class Keepsake(nn.Module):
+class Keepsake(StateDictModule):
     """A message that a node has sent to itself: tensors are buffers, the rest is extra state."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Keepsake(nn.Module):
 
     def put(self, sent: Message) -> None:
         """Replace what is kept."""
-        for name in list(self._buffers):
+        for name in [name for name, _ in self.named_buffers(recurse=False)]:
             delattr(self, name)
         self.rest = {}
         for name, value in sent.items():
@@ -46,10 +46,9 @@ class Keepsake(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.rest = dict(state)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        tensors = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+    def loading(self, state: dict[str, Any], prefix: str) -> None:
+        tensors = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
         self.put(Message({k.removeprefix(PREFIX): v for k, v in tensors.items() if isinstance(v, Tensor)}))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class NodeMemory:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.fx
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.errors import GraphError, message
@@ -16,6 +15,7 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.records import Segment
 from propc.runtime.autograd.recompute import checkpointed
 from propc.runtime.checks.out_of_memory import is_shortage
+from propc.util.torch_private import pytree
 
 Run = Callable[..., Sequence[Tensor]]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.fx
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.errors import GraphError, message
@@ -15,6 +14,7 @@ from propc.frontend.recorder import tensor_type
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import aligned
 from propc.ir.records import Opaque
+from propc.util.torch_private import pytree
 from propc.util.torch_rng import same_random, set_state, state_of
 
 Run = Callable[..., Sequence[Tensor]]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from propc.fx.program import type_of
+from propc.util.torch_private import TO_COPY
 
 Node = torch.fx.Node
 
@@ -54,7 +55,7 @@ def _simplify(graph: torch.fx.Graph) -> None:
     """Remove copies, expansions and products with one that change nothing."""
     aten = torch.ops.aten
     for node in list(graph.nodes):
-        if node.target in (aten.alias.default, aten._to_copy.default, aten.expand.default, aten.detach.default):
+        if node.target in (aten.alias.default, TO_COPY, aten.expand.default, aten.detach.default):
             source = node.args[0]
         elif node.target is aten.mul.Tensor and any(_is_one(n) for n in node.args):
             source = node.args[1] if _is_one(node.args[0]) else node.args[0]

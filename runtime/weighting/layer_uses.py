@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import torch.fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from propc.fx.operations import is_random, name_of
 from propc.fx.program import type_of
 from propc.runtime.batching.table import is_by_element
+from propc.util.torch_private import FakeTensorMode
 
 Node = torch.fx.Node
 Shape = tuple[int, ...]

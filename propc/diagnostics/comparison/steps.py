@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.diagnostics.comparison.running_moments import Moments
@@ -21,6 +20,7 @@ from propc.fx.operations import name_of
 from propc.fx.program import Program
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import LOG_MEAN_EXP, Cost
+from propc.util.torch_private import pytree, version
 from propc.util.torch_rng import random_states, restore_random
 
 WARMUP = 5  # steps before any is counted: compiling, first checks, memories of estimators
@@ -105,16 +105,16 @@ class Originals:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self.copies = [(t, t.detach().clone()) for t in tensors if not t.is_inference()]
-        self.versions = [t._version for t, _ in self.copies]
+        self.versions = [version(t) for t, _ in self.copies]
 
     def put_back(self) -> None:
         """Undo what was written since."""
         for i, (tensor, copy) in enumerate(self.copies):
             silently = not tensor.requires_grad and not torch.equal(tensor, copy)  # as batch normalization does
-            if silently or tensor._version != self.versions[i]:
+            if silently or version(tensor) != self.versions[i]:
                 with torch.no_grad():
                     tensor.copy_(copy)
-                self.versions[i] = tensor._version
+                self.versions[i] = version(tensor)
 
 
 @dataclass

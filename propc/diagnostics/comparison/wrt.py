@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from propc.errors import PropcTypeError, PropcValueError, message, nearest
 from propc.ir.graph import PropagationGraph
+from propc.util.torch_private import pytree
 
 Leaves = list[tuple[str, Tensor]]
 

@@ -35,6 +35,7 @@ from propc.frontend.environment.code_names import (
 from propc.frontend.environment.snapshot import Attributes, Membership, State, Watch
 from propc.util.estimator_state import EstimatorState
 from propc.util.foreign_rng import is_generator
+from propc.util.torch_private import BUFFERS, CHILDREN, FORWARD_HOOKS, PARAMETERS
 
 Fetch = Callable[[Any], Any]
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
@@ -316,16 +317,16 @@ class _Collection:
 
     def module(self, module: nn.Module, path: str) -> Iterator[tuple[str, Any, Fetch]]:
         own = module.__dict__
-        for group in ("_parameters", "_buffers", "_modules"):
+        for group in (PARAMETERS, BUFFERS, CHILDREN):
             self.place(path, own[group], owner=module)
             self.watch.sizes.append((own[group], len(own[group])))
             for name, child in own[group].items():
                 self.watch.entries.append((own[group], name, child))
                 yield _joined(path, name), child, _member(group, name)
-        self.found.state.extend((module.training, *own["_forward_hooks"], *own["_forward_pre_hooks"]))
+        self.found.state.extend((module.training, *(each for hooks in FORWARD_HOOKS for each in own[hooks])))
         if "training" in own:  # not in what torch.compile makes of a module
             self.watch.entries.append((own, "training", own["training"]))
-        self.watch.sizes += [(own[hooks], len(own[hooks])) for hooks in ("_forward_hooks", "_forward_pre_hooks")]
+        self.watch.sizes += [(own[hooks], len(own[hooks])) for hooks in FORWARD_HOOKS]
         yield from self.attributes(module, path)
 
     def attributes(self, value: Any, path: str) -> Iterator[tuple[str, Any, Fetch]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import _SingleLevelFunction
 from torch.distributions import Distribution
 
 from propc.errors import TraceError, message
@@ -23,10 +21,10 @@ from propc.frontend.environment.leaks import reaches_traced
 from propc.frontend.environment.writes import is_renewed, kept
 from propc.types import Source
 from propc.util.foreign_rng import generator_state, set_generator_state
+from propc.util.torch_private import FAKE_TENSOR_LOG, patched_apply, validates_args
 from propc.util.torch_rng import SEEDED, random_states, restore_random
 
 TRACING = threading.RLock()  # one thread at a time
-_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")  # prints errors that the user gets anyway
 
 
 @contextmanager
@@ -56,14 +54,13 @@ def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterat
             numbers would freeze into constants, or kept a traced tensor.
     """
     with TRACING:
-        validate, grad, dtype = Distribution._validate_args, torch.is_grad_enabled(), torch.get_default_dtype()
-        states, silent, before = random_states(), _FAKE_LOG.disabled, runs()
+        validate, grad, dtype = validates_args(), torch.is_grad_enabled(), torch.get_default_dtype()
+        states, silent, before = random_states(), FAKE_TENSOR_LOG.disabled, runs()
         held = [(path, generator, generator_state(generator)) for path, generator in around.generators]
-        _FAKE_LOG.disabled = True
-        Distribution._validate_args = False
-        _SingleLevelFunction.apply = classmethod(recorded_apply)  # type: ignore[attr-defined]
+        FAKE_TENSOR_LOG.disabled = True
+        Distribution.set_default_validate_args(False)
         try:
-            with dynamo_asleep():
+            with patched_apply(recorded_apply), dynamo_asleep():
                 yield
             _check_random(_ours(states, before), held, where)
         except BaseException:
@@ -72,9 +69,8 @@ def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterat
         else:
             _check_places(_restore(around.places), where)
         finally:
-            del _SingleLevelFunction.apply  # type: ignore[attr-defined]
-            _FAKE_LOG.disabled = silent
-            Distribution._validate_args = validate
+            FAKE_TENSOR_LOG.disabled = silent
+            Distribution.set_default_validate_args(validate)
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(dtype)
             restore_random(_ours(states, before))

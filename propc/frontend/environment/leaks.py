@@ -6,9 +6,8 @@ import gc
 from types import CellType, FunctionType, ModuleType
 from typing import Any
 
-from torch._subclasses.fake_tensor import FakeTensor
-
 from propc.frontend.environment.code_names import PRIMITIVE
+from propc.util.torch_private import FakeTensor
 
 _MOST = 10_000  # objects to look at
 

@@ -13,6 +13,7 @@ from torch.distributions import Distribution, Transform
 from propc.distributions.spec import strip
 from propc.frontend.environment.collect import Place, changes
 from propc.frontend.environment.leaks import reaches_traced
+from propc.util.torch_private import CHILDREN, PARAMETERS
 
 _LATER: Any = None  # in place of a tensor
 
@@ -38,7 +39,7 @@ class Kept:
         """Whether a later call can put another value there: a list may grow, and layers are made once."""
         owner = self.place.owner
         fixed = isinstance(owner, nn.Module) and any(
-            self.place.container is group for group in (owner._parameters, owner._modules)
+            self.place.container is vars(owner)[group] for group in (PARAMETERS, CHILDREN)
         )
         if not isinstance(self.place.container, (dict, CellType)) or fixed:
             return False

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from propc.runtime.backends.inductor.joint_graph import Halves, Layout, draws, halves
 from propc.runtime.weighting.mix_compiled import tracing
+from propc.util.torch_private import compile_graph, has_cpp_compiler, has_triton, inductor_decompositions
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -25,16 +26,8 @@ _COMPILED: dict[Any, Compiled] = {}
 def missing(kind: str) -> str:
     """What the compiler lacks for devices of a kind, such as ``"cpu"``; empty if nothing."""
     if kind == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except (InvalidCxxCompiler, OSError):
-            return "a C++ compiler"
-    elif kind == "cuda":
-        from torch.utils._triton import has_triton
-
+        return "" if has_cpp_compiler() else "a C++ compiler"
+    if kind == "cuda":
         return "" if has_triton() else "Triton"
     return ""
 
@@ -56,18 +49,9 @@ def compiled(code: torch.fx.GraphModule, reverse: bool) -> Compiled:
 
 
 def _compile(code: torch.fx.GraphModule, reverse: bool) -> Compiled:
-    import torch._inductor.config as config
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.ir import gm_original_output_strides
-
-    examples = [node.meta["val"] for node in code.graph.nodes if node.op == "placeholder"]
-    settings = {"fallback_random": True, "size_asserts": False, "compile_threads": 1}
-    known = {name: value for name, value in {**settings, "alignment_asserts": False}.items() if hasattr(config, name)}
-    with config.patch(known):
-        gm_original_output_strides(code)  # results keep the strides that they were traced with
-        made = compile_fx_inner(code, examples, is_backward=reverse)
-    inner: Compiled | None = getattr(made, "current_callable", None)
-    return made if inner is None else inner
+    settings = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False, "compile_threads": 1}
+    made: Compiled = compile_graph(code, settings, reverse)
+    return made
 
 
 def _key(code: torch.fx.GraphModule) -> Any:
@@ -81,8 +65,4 @@ def _key(code: torch.fx.GraphModule) -> Any:
 @cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Those of inductor, but for what draws: decomposed, it would draw other numbers than on `eager`."""
-    import torch._inductor.config as config
-    from torch._inductor.decomposition import select_decomp_table
-
-    with config.patch({"fallback_random": True}):
-        return {call: code for call, code in select_decomp_table().items() if not draws(call)}
+    return {call: code for call, code in inductor_decompositions().items() if not draws(call)}

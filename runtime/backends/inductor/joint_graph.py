@@ -2,8 +2,6 @@
 
 What a stage does is run once on fake tensors, with its autograd graph, gates included. The partition decides which
 values the reverse code gets and which it computes again, as `torch.compile` does for a training step.
-
-All private names of torch that this needs are here and in `propc.runtime.backends.inductor.compile_stage`.
 """
 
 from __future__ import annotations
@@ -13,13 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch._functorch.config as functorch_config
 import torch.fx
 from torch import Tensor
-from torch._functorch.aot_autograd import aot_export_joint_simple
-from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.graph import CodeGen
+
+from propc.util.torch_private import FakeTensorMode, partition, storage_key, trace_joint
 
 READ, NOISE, RESULT, COTANGENT, WIDE = "read", "noise", "result", "cotangent", "wide"
 NARROW = 16  # rows of fewer elements are taken together in vector registers
@@ -122,8 +118,7 @@ def halves(
     with fake:
         plain = separate(*examples)
     trains = any(out.requires_grad for out in plain)
-    joint = aot_export_joint_simple(separate, examples, trace_joint=trains, decompositions=decompositions)
-    assert isinstance(joint, torch.fx.GraphModule)
+    joint = trace_joint(separate, examples, trains, decompositions)
     joint.graph.set_codegen(CodeGen())
     kept = [i for i in range(len(plain)) if i not in tokens]
     ends = list(joint.graph.output_node().args[0])  # type: ignore[arg-type]
@@ -134,17 +129,16 @@ def halves(
     joint.recompile()
     forward, reverse = joint, None
     if trains:
-        with functorch_config.patch(recompute_views=True):
-            forward, reverse = min_cut_rematerialization_partition(joint, None, num_fwd_outputs=len(kept))
+        forward, reverse = partition(joint, len(kept))
     return _named(forward, reverse, tuple(layouts), [Layout.of(out) for out in plain], kept, noise, wide)
 
 
 def _shared(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> set[int]:
     """The outputs that share memory with an input or an earlier output, or whose elements share it."""
-    known = {each.untyped_storage()._cdata for each in inputs}
+    known = {storage_key(each) for each in inputs}
     found = set()
     for i, out in enumerate(outputs):
-        home = out.untyped_storage()._cdata
+        home = storage_key(out)
         if home in known or any(step == 0 and size > 1 for step, size in zip(out.stride(), out.shape)):
             found.add(i)
         known.add(home)
