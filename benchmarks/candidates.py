@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 import propc
+from propc.util.torch_private import validates_args
 
 __all__ = ["ESTIMATORS", "LONGEST_WHOLE", "Rollout", "by_compiler", "by_hand", "by_propc"]
 
@@ -39,7 +40,7 @@ def by_compiler(horizon: int, whole: bool = True) -> dict[str, Rollout]:
 
     What it has compiled before is forgotten, so that every size is compiled for itself.
     """
-    torch._dynamo.reset()
+    torch.compiler.reset()
     found = {"torch.compile rp, a step": partial(models.direct_rp, step=compiled(models.direct_step))}
     if whole and horizon <= LONGEST_WHOLE:
         found["torch.compile rp"] = compiled(models.direct_rp)
@@ -57,7 +58,7 @@ def compiled(fn: Rollout, fallback_random: bool = True) -> Rollout:
 
     @wraps(fn)
     def call(*arguments: Any) -> Tensor:
-        checked = Distribution._validate_args
+        checked = validates_args()
         try:
             return made(*arguments)
         finally:

@@ -19,10 +19,10 @@ from functools import partial
 import models
 import timing
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Distribution
 
 import propc
+from propc.util.torch_private import FakeTensorMode
 
 BATCH = 100
 SITE_TARGET = 2.0  # milliseconds a site

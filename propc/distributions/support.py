@@ -24,7 +24,7 @@ from torch.distributions.transforms import Transform
 
 from propc.distributions.spec import DistributionSpec, Slot
 from propc.types import TensorType
-from propc.util.torch_private import inverted
+from propc.util.torch_private import EVENT_SHAPE, inverted
 
 
 def values_of(spec: DistributionSpec, phi: Sequence[TensorType]) -> int | None:
@@ -47,7 +47,7 @@ def places(spec: DistributionSpec, *, batched: bool) -> int:
 
 def event_of(spec: DistributionSpec) -> tuple[int, ...]:
     """The shape of each independent element."""
-    event: Any = dict(spec.innermost.items)["_event_shape"]
+    event: Any = dict(spec.innermost.items)[EVENT_SHAPE]
     return tuple(event.value)
 
 
