@@ -23,7 +23,7 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.messages import Message
 from propc.runtime.messaging.propagation import Propagation
 from propc.util.estimator_state import STATE, without_state
-from propc.util.torch_private import CHILDREN, breaks_graph
+from propc.util.torch_private import CHILDREN, before_loading, breaks_graph
 
 if TYPE_CHECKING:
     from propc.estimators import EstimatorChoice
@@ -402,16 +402,9 @@ def _compile_class(cls: type[nn.Module], options: Options) -> type[nn.Module]:
                 return plain(self, *args, **kwargs)
         return _compiler_of(self)(self, args, kwargs)
 
-    plain_load = cls._load_from_state_dict
-
-    @functools.wraps(plain_load)
-    def load(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        _compiler_of(self)  # with it the module of the state, also before the first call
-        plain_load(self, *args, **kwargs)
-
+    before_loading(cls, _compiler_of)  # with it the module of the state, also before the first call
     forward._propc_plain = plain  # type: ignore[attr-defined]
     cls.forward = forward
-    cls._load_from_state_dict = load  # type: ignore[method-assign]
     cls._propc_made_of = plain, options  # type: ignore[attr-defined]
     for name in (
         "_compiler",

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -62,6 +63,7 @@ __all__ = [
     "FakeTensorMode",
     "StateDictModule",
     "be_parameter",
+    "before_loading",
     "breaks_graph",
     "compile_graph",
     "count_function_modes",
@@ -188,6 +190,18 @@ class StateDictModule(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         self.loading(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def before_loading(cls: type[nn.Module], prepare: Callable[[Any], Any]) -> None:
+    """Let `prepare` have an instance of a class whenever a state is about to be loaded into it."""
+    plain = cls._load_from_state_dict
+
+    @wraps(plain)
+    def load(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        prepare(self)
+        plain(self, *args, **kwargs)
+
+    cls._load_from_state_dict = load  # type: ignore[method-assign]
 
 
 # -- autograd ---------------------------------------------------------------------------------

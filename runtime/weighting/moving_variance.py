@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from propc.runtime.autograd.run_once import once
+from propc.util.torch_private import BUFFERS, StateDictModule
 
 if TYPE_CHECKING:
     from propc.propagators.sites.site_propagator import SiteContext
 
 
-class PastVariances(nn.Module):
+class PastVariances(StateDictModule):
     """Moving variances of the parts' cotangents, a tensor for each φ or one for all; empty at first."""
 
     def known(self) -> list[Tensor]:
         """What earlier batches gave; nothing at first."""
-        return [variance for variance in self._buffers.values() if variance is not None]
+        return [variance for variance in vars(self)[BUFFERS].values() if variance is not None]
 
     def join(self, now: Sequence[Tensor], decay: float) -> None:
         """The variances of this batch join those of earlier ones."""
@@ -29,9 +30,9 @@ class PastVariances(nn.Module):
             finite = value.nan_to_num(limit, limit).clamp(0.0, limit)
             self.register_buffer(f"variance{i}", finite if known is None else torch.lerp(finite, known[i], decay))
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for key in [k for k in state_dict if k.startswith(prefix)]:
-            self.register_buffer(key[len(prefix) :], state_dict[key].clone())
+    def loading(self, state: dict[str, Any], prefix: str) -> None:
+        for key in [k for k in state if k.startswith(prefix)]:
+            self.register_buffer(key[len(prefix) :], state[key].clone())
 
 
 def fitting(past: Sequence[Tensor], now: Sequence[Tensor]) -> list[Tensor] | None:
