@@ -16,8 +16,8 @@ from propc.ir.influence import Reach
 from propc.ir.records import Cost, Expand, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site
 from propc.passes.pipeline import Pass, register
 from propc.passes.scan.carried_tokens import Sums
-from propc.util.torch_private import pytree
 from propc.types import PlateKind, Turn
+from propc.util.torch_private import pytree
 
 FEW = 32  # steps of a scan, where what they are copied for grows with their square
 _MASKS = ("any", "smooth", "rough", "parents", "near")

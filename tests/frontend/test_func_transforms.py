@@ -129,7 +129,7 @@ def test_what_torch_cannot_do_without_values() -> None:
         x = propc.sample(Normal(a, 0.1), "x")
         return torch.vmap(torch.func.hessian(energy))(x).sum((1, 2))
 
-    with pytest.raises(propc.TraceError, match=r"test_transforms\.py.*jacrev\(jacrev\(f\)\)"):
+    with pytest.raises(propc.TraceError, match=r"test_func_transforms\.py.*jacrev\(jacrev\(f\)\)"):
         program(torch.ones(B, 3))
 
 
