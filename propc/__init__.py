@@ -14,6 +14,7 @@ from propc.api.scan import scan
 from propc.diagnostics.comparison.comparison import Comparison
 from propc.diagnostics.explanation import Explanation
 from propc.diagnostics.profile.profile import Profile
+from propc.distributions.families import register_family
 from propc.distributions.measures import register_measure
 from propc.errors import (
     EstimatorError,
@@ -93,6 +94,7 @@ __all__ = [
     "propagators",
     "register_backend",
     "register_estimator",
+    "register_family",
     "register_measure",
     "register_propagator",
     "sample",

@@ -14,26 +14,62 @@ Reference: Maddison, Mnih & Teh (2017), arXiv:1611.00712; Tucker et al. (2017), 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Categorical,
-    Distribution,
-    OneHotCategorical,
-    OneHotCategoricalStraightThrough,
-)
+from torch.distributions import Distribution
 from torch.nn import functional
 
-from propc.distributions.spec import DistributionSpec
 from propc.distributions.support import base_of
 
+Logits = Callable[[Any], Tensor]
+Value = Callable[[Any, Tensor], Tensor]
 
+
+@dataclass(frozen=True, kw_only=True)
 class Family(ABC):
-    """What is common to distributions with the same kind of draws."""
+    """What is common to distributions with the same kind of draws.
+
+    Attributes:
+        logits_by: distribution → its logits; None reads the attributes ``logits`` and ``probs``, as torch names them.
+        value_by: distribution, b → the distribution's own draw; None where that is b.
+    """
+
+    logits_by: Logits | None = None
+    value_by: Value | None = None
+
+    def logits(self, dist: Distribution) -> Tensor:
+        """The logits of a distribution, or of the one inside `Independent`."""
+        inner: Any = base_of(dist)
+        logits: Tensor = inner.logits if self.logits_by is None else self.normalized(self.logits_by(inner))
+        return logits
+
+    def probs(self, dist: Distribution) -> Tensor:
+        """The mean of b."""
+        inner: Any = base_of(dist)
+        probs: Tensor = inner.probs if self.logits_by is None else self.soft(self.logits(inner))
+        return probs
+
+    def value(self, dist: Distribution, b: Tensor) -> Tensor:
+        """The distribution's own draw, of b or of a relaxed draw."""
+        return b if self.value_by is None else self.value_by(base_of(dist), b)
+
+    def outcomes(self, dist: Distribution, count: int) -> Tensor:
+        """The distribution's own draws of the first outcomes, [count, *batch_shape, ...]."""
+        index = torch.arange(count, device=self.logits(dist).device)
+        lead = base_of(dist).batch_shape
+        return self.numbered(dist, index.reshape(count, *(1,) * len(lead)).expand(count, *lead))
+
+    @abstractmethod
+    def normalized(self, logits: Tensor) -> Tensor:
+        """Logits of any scale as they are wanted here."""
+
+    @abstractmethod
+    def numbered(self, dist: Distribution, index: Tensor) -> Tensor:
+        """The distribution's own draws, without gradient, from the indices of outcomes [..., *batch_shape]."""
 
     @abstractmethod
     def draw(self, probs: Tensor) -> Tensor:
@@ -66,9 +102,16 @@ class Family(ABC):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Binary(Family):
     """Zero or one. The noise is logistic."""
+
+    def normalized(self, logits: Tensor) -> Tensor:
+        return logits
+
+    @torch.no_grad()
+    def numbered(self, dist: Distribution, index: Tensor) -> Tensor:
+        return self.value(dist, index.to(self.logits(dist).dtype))
 
     def draw(self, probs: Tensor) -> Tensor:
         return (_uniform(probs) < probs).to(probs.dtype)
@@ -91,7 +134,7 @@ class Binary(Family):
         return sign * functional.softplus(noise + functional.softplus(sign * logits))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Categories(Family):
     """One of K categories, one-hot. The noise is Gumbel.
 
@@ -100,6 +143,17 @@ class Categories(Family):
     """
 
     indexed: bool = False
+
+    def normalized(self, logits: Tensor) -> Tensor:
+        return torch.log_softmax(logits, -1)
+
+    @torch.no_grad()
+    def numbered(self, dist: Distribution, index: Tensor) -> Tensor:
+        if self.indexed:
+            return index
+        logits = self.logits(dist)
+        b = torch.zeros_like(logits).expand(*index.shape, logits.shape[-1])
+        return self.value(dist, b.scatter(-1, index.unsqueeze(-1), 1.0))
 
     def draw(self, probs: Tensor) -> Tensor:
         exponential = _uniform(probs).log_().neg_()
@@ -123,33 +177,6 @@ class Categories(Family):
         """The largest of all z is a Gumbel variable, as each noise is; the others are Gumbels cut off there."""
         largest = (b * noise).sum(-1, keepdim=True)
         return largest - (1 - b) * functional.softplus(largest - logits - noise)
-
-
-_FAMILIES: dict[type, Family] = {
-    Bernoulli: Binary(),
-    OneHotCategorical: Categories(),
-    OneHotCategoricalStraightThrough: Categories(),
-    Categorical: Categories(indexed=True),
-}
-
-
-def family(spec: DistributionSpec) -> Family | None:
-    """The family of a site's distribution, inside Independent too; None for others."""
-    return _FAMILIES.get(spec.innermost.type)
-
-
-def logits_of(dist: Distribution) -> Tensor:
-    """The logits of a distribution that has a family, in the shape of its draws."""
-    inner: Any = base_of(dist)
-    logits: Tensor = inner.logits
-    return logits
-
-
-def probs_of(dist: Distribution) -> Tensor:
-    """The mean of a distribution that has a family, in the shape of its draws."""
-    inner: Any = base_of(dist)
-    probs: Tensor = inner.probs
-    return probs
 
 
 def _uniform(like: Tensor) -> Tensor:

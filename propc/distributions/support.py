@@ -33,10 +33,14 @@ def values_of(spec: DistributionSpec, phi: Sequence[TensorType]) -> int | None:
     if not kind.has_enumerate_support or issubclass(kind, Binomial):  # its number of values is a value itself
         return None
     try:
-        made = base_of(spec.builder()([torch.ones(p.shape, dtype=p.dtype) for p in phi]))
-        return len(made.enumerate_support(expand=False))
+        return len(base_of(of_ones(spec, phi)).enumerate_support(expand=False))
     except (NotImplementedError, ValueError, RuntimeError):
         return None
+
+
+def of_ones(spec: DistributionSpec, phi: Sequence[TensorType]) -> Distribution:
+    """A distribution of the same shapes, to ask what does not depend on its parameters."""
+    return spec.builder()([torch.ones(p.shape, dtype=p.dtype) for p in phi])
 
 
 def places(spec: DistributionSpec, *, batched: bool) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
-from propc.distributions.perturbed_logits import family
+from propc.distributions.families import family
 from propc.errors import PropcValueError
 from propc.estimators.estimator import Estimator, SiteView, register_estimator
 from propc.propagators.sites.samples import Samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from propc.distributions.perturbed_logits import family
+from propc.distributions.families import family
 from propc.distributions.support import places, values_of
 from propc.estimators.antithetic import DisArm
 from propc.estimators.enumerate import Enumerate

@@ -10,12 +10,14 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from propc.distributions.perturbed_logits import Binary, Categories, family
-from propc.distributions.support import values_of
+from propc.distributions.families import family
+from propc.distributions.perturbed_logits import Binary, Categories, Family
+from propc.distributions.spec import DistributionSpec
+from propc.distributions.support import event_of, of_ones, values_of
 from propc.errors import GraphError, message
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Cost, Node, Opaque, Ref, Resample, Site
-from propc.types import PlateKind
+from propc.types import PlateKind, TensorType
 
 Values = Mapping[Ref, Any]
 Replay = Callable[[Mapping[Ref, Tensor]], Values]
@@ -178,12 +180,29 @@ def _another(graph: PropagationGraph, ref: Ref) -> Callable[[Tensor], Tensor | N
     found = family(site.spec) if isinstance(site, Site) else None
     if not isinstance(site, Site) or found is None:
         return lambda _: None
+    if found.value_by is not None:
+        return _other_outcome(found, site.spec, [graph[r.node].outputs[r.port] for r in site.inputs])
     if isinstance(found, Binary):
         return lambda value: 1 - value
     if not (isinstance(found, Categories) and found.indexed):
         return lambda value: value.roll(1, -1)
     count = values_of(site.spec, [graph[r.node].outputs[r.port] for r in site.inputs]) or 1
     return lambda value: (value + 1) % count
+
+
+def _other_outcome(found: Family, spec: DistributionSpec, phi: Sequence[TensorType]) -> Callable[[Tensor], Tensor]:
+    """Gives the first outcome of a family, or, where that is what there is, the second."""
+    event = event_of(spec)
+
+    def other(value: Tensor) -> Tensor:
+        outcomes = found.outcomes(of_ones(spec, phi), 2).to(value)
+        first, second = outcomes.reshape(2, -1, *event)[:, 0]
+        same = value == first
+        for _ in event:
+            same = same.all(-1)
+        return torch.where(same.reshape((*same.shape, *(1 for _ in event))), second, first)
+
+    return other
 
 
 def _same(before: Any, after: Any, axis: Axis, dim: int) -> bool:

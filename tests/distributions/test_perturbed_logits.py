@@ -17,7 +17,8 @@ from torch.distributions import (
     RelaxedBernoulli,
 )
 
-from propc.distributions.perturbed_logits import Binary, Categories, Family, family
+from propc.distributions.families import family
+from propc.distributions.perturbed_logits import Binary, Categories, Family
 from propc.distributions.spec import take_apart
 
 ROWS = 400_000

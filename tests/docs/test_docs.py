@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import propc
-from propc.distributions import measures
+from propc.distributions import families, measures
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,7 +89,8 @@ def _known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         place = importlib.import_module(f"propc.{name}")
         own = {name: made for name, made in place._TABLE.items() if made.__module__.startswith("propc.")}
         monkeypatch.setattr(place, "_TABLE", own)
-    monkeypatch.setattr(measures, "_TABLE", dict(measures._TABLE))
+    for table in (families, measures):
+        monkeypatch.setattr(table, "_TABLE", dict(table._TABLE))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)

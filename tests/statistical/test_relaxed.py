@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, OneHotCategorical
 
 import propc
-from propc.distributions.perturbed_logits import Binary, logits_of, probs_of
+from propc.distributions.perturbed_logits import Binary
 from propc.propagators import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd.surrogate_gradient import stand_in
 
@@ -328,7 +328,7 @@ class ThroughTheNoise(SitePropagator):
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         kind, dist = Binary(), site.build(phi)
-        b, logits = kind.draw(probs_of(dist)), logits_of(dist)
+        b, logits = kind.draw(kind.probs(dist)), kind.logits(dist)
         z = kind.given(b, logits, kind.noise(logits))
         return Draw(stand_in(b, kind.soft(z), self.name, site))
 

@@ -9,10 +9,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli
 
-from propc.distributions.perturbed_logits import logits_of
-from propc.distributions.support import base_of
+from propc.distributions.families import family
+from propc.distributions.perturbed_logits import Binary
 from propc.errors import EstimatorError, message
 from propc.ir.records import Site
 from propc.propagators.baselines import Baseline, NoBaseline
@@ -52,14 +51,13 @@ class AntitheticRule(SitePropagator):
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         if not site.sample_shape:
             raise _alone(site)
-        dist = base_of(site.build(phi))
-        logits = logits_of(dist)
-        binary = isinstance(dist, Bernoulli)
+        found = family(site.spec)
+        assert found is not None  # the estimator asks
+        dist = site.build(phi)
+        logits, binary = found.logits(dist), isinstance(found, Binary)
         levels = [logits.unsqueeze(-1)] if binary else tree(logits)
         leaves, tangent = drawn_pair(levels, site.sample_shape[0] // 2, self.coefficients)
-        value = leaves.to(logits.dtype) if binary else categories_of(leaves, logits.shape[-1])
-        if dist.event_shape:
-            value = torch.zeros_like(logits).expand(*value.shape, -1).scatter(-1, value.unsqueeze(-1), 1.0)
+        value = found.numbered(dist, leaves if binary else categories_of(leaves, logits.shape[-1]))
         row = tangent.flatten(site.lead).sum(site.lead) if tangent.dim() > site.lead else tangent
         return Draw(value, (opposed(site.name, row),))
 

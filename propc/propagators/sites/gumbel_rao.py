@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from propc.distributions.perturbed_logits import Family, logits_of, probs_of
+from propc.distributions.perturbed_logits import Family
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.propagators.sites.temperature import Temperature
 from propc.runtime.autograd.surrogate_gradient import stand_in
@@ -38,10 +38,10 @@ class GumbelRaoRule(SitePropagator):
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         dist, family = site.build(phi), self.family
-        logits = logits_of(dist)
+        logits = family.logits(dist)
         temperature = self.temperature.now(site, torch.is_grad_enabled() and logits.requires_grad)
         with torch.no_grad():
-            b = family.draw(probs_of(dist))
+            b = family.draw(family.probs(dist))
             z = family.given(b, logits, family.noise(logits.expand(self.samples, *logits.shape)))
         z = stand_in(z, logits.expand_as(z), self.name, site)
-        return Draw(stand_in(b, family.soft(z / temperature).mean(0), self.name, site))
+        return Draw(family.value(dist, stand_in(b, family.soft(z / temperature).mean(0), self.name, site)))

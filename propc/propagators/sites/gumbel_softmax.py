@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from propc.distributions.perturbed_logits import Family, logits_of
+from propc.distributions.perturbed_logits import Family
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.propagators.sites.temperature import Temperature
 
@@ -33,6 +33,7 @@ class GumbelSoftmaxRule(SitePropagator):
         return self.temperature.state()
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
-        logits = logits_of(site.build(phi))
+        dist, family = site.build(phi), self.family
+        logits = family.logits(dist)
         temperature = self.temperature.now(site, torch.is_grad_enabled() and logits.requires_grad)
-        return Draw(self.family.soft((logits + self.family.noise(logits)) / temperature))
+        return Draw(family.value(dist, family.soft((logits + family.noise(logits)) / temperature)))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from propc.distributions.perturbed_logits import Family, logits_of, probs_of
+from propc.distributions.perturbed_logits import Family
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd.surrogate_gradient import stand_in
 
@@ -29,7 +29,7 @@ class ReinMaxRule(SitePropagator):
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         dist, family = site.build(phi), self.family
-        probs, logits = probs_of(dist).detach(), logits_of(dist)
+        probs, logits = family.probs(dist).detach(), family.logits(dist)
         b = family.draw(probs)
         path = 2 * family.slope((probs + b) / 2, logits) - family.slope(probs, logits) / 2
-        return Draw(stand_in(b, path, self.name, site))
+        return Draw(family.value(dist, stand_in(b, path, self.name, site)))

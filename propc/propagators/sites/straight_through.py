@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from propc.distributions.perturbed_logits import Family, probs_of
+from propc.distributions.perturbed_logits import Family
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd.surrogate_gradient import stand_in
 
@@ -26,5 +26,6 @@ class StraightThroughRule(SitePropagator):
     family: Family
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
-        probs = probs_of(site.build(phi))
-        return Draw(stand_in(self.family.draw(probs), probs, self.name, site))
+        dist, family = site.build(phi), self.family
+        probs = family.probs(dist)
+        return Draw(family.value(dist, stand_in(family.draw(probs), probs, self.name, site)))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from propc.distributions.perturbed_logits import Family, logits_of
+from propc.distributions.perturbed_logits import Family
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.propagators.sites.temperature import Temperature
 from propc.runtime.autograd.surrogate_gradient import stand_in
@@ -33,7 +33,8 @@ class StraightThroughGumbelRule(SitePropagator):
         return self.temperature.state()
 
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
-        logits = logits_of(site.build(phi))
+        dist, family = site.build(phi), self.family
+        logits = family.logits(dist)
         temperature = self.temperature.now(site, torch.is_grad_enabled() and logits.requires_grad)
-        z = logits + self.family.noise(logits)
-        return Draw(stand_in(self.family.hard(z), self.family.soft(z / temperature), self.name, site))
+        z = logits + family.noise(logits)
+        return Draw(family.value(dist, stand_in(family.hard(z), family.soft(z / temperature), self.name, site)))
