@@ -23,7 +23,7 @@ from propc.fx.segment_code import structure
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Expand, Node, Site
 from propc.passes.pipeline import Pass, register
-from propc.passes.targets.target_slice import Slice, TargetPaths
+from propc.passes.targets.target_slice import TargetPaths, TargetSlice
 from propc.runtime.weighting.layer_uses import find_uses, operation
 from propc.runtime.weighting.per_sample_jvp import tangent_module
 from propc.runtime.weighting.per_sample_norms import Norms
@@ -108,7 +108,7 @@ class ExpandTargets(Pass):
             rule = rule.with_norms(Norms(ports, way.back.code, way.back.layout, divisor))
         return replace(site, rule=rule, tangents=tangents), expand
 
-    def _way(self, batch: int | None, found: Slice, paths: TargetPaths, parts: int) -> _Way:
+    def _way(self, batch: int | None, found: TargetSlice, paths: TargetPaths, parts: int) -> _Way:
         """How variances are taken; `batch` is None where no cotangents come back."""
         places = {ref: node for node, ref in zip(found.placeholders, found.inputs)}
         rest = targets = [places[ref] for ref in paths.targets if ref in places]
@@ -158,7 +158,7 @@ class _Way:
     back: Pulled | None
 
 
-def _written_over(found: Slice, paths: TargetPaths) -> torch.fx.Node | None:
+def _written_over(found: TargetSlice, paths: TargetPaths) -> torch.fx.Node | None:
     """The first step that writes what depends on the target into a tensor that does not; it would have no tangent."""
     moved = {node for node, ref in zip(found.placeholders, found.inputs) if ref in paths.targets}
     for step in found.body:

@@ -13,11 +13,12 @@ from propc.fx.dependence import Dependence
 from propc.fx.program import type_of
 from propc.ir.graph import PropagationGraph, leaf_named
 from propc.ir.records import Cost, Input, Named, Node, Parameter, Ref, Segment, Site
+from propc.ir.slicing import Downstream
 from propc.types import TensorType
 
 
 @dataclass(frozen=True)
-class Slice:
+class TargetSlice:
     """The code from a target to some values.
 
     Attributes:
@@ -76,21 +77,8 @@ class TargetPaths:
         self.targets = [Ref(n.name) for n in sources]
         self.per_sample = isinstance(sources[0], Named)
         self.size = sum(math.prod(n.shape[1:] if self.per_sample else n.shape) for n in sources)
-        self.on: set[Ref] = set(self.targets)
-        self.steps: dict[str, set[torch.fx.Node]] = {}  # by segment, those that depend on the target
-        for node in graph:
-            if isinstance(node, (Named, Cost)) and node.inputs[0] in self.on:
-                self.on.add(Ref(node.name))
-            elif isinstance(node, Segment):
-                self._mark(node)
-
-    def _mark(self, segment: Segment) -> None:
-        live = {a for a, ref in zip(segment.arguments, segment.inputs) if ref in self.on}
-        for step in segment.body:
-            if any(source in live for source in step.all_input_nodes):
-                live.add(step)
-        self.steps[segment.name] = live
-        self.on.update(Ref(segment.name, port) for port, result in enumerate(segment.results) if result in live)
+        self.between = Downstream(graph, self.targets, (Named, Cost, Segment))
+        self.on = self.between.on
 
     def kind(self, ref: Ref) -> TensorType:
         """The type of a value, also of one that a segment exports only since this pass began."""
@@ -102,10 +90,10 @@ class TargetPaths:
             ref = node.inputs[0]
         return ref
 
-    def slice(self, ends: Iterable[Ref]) -> Slice:
+    def slice(self, ends: Iterable[Ref]) -> TargetSlice:
         """The code from the target to `ends`."""
         ends = [self.resolve(ref) for ref in ends]
-        needed = self._needed(ends)
+        needed = self.between.towards(ends).steps
         code = torch.fx.Graph()
         values: dict[Ref, torch.fx.Node] = {}
         origins: dict[torch.fx.Node, tuple[str, torch.fx.Node]] = {}
@@ -123,34 +111,13 @@ class TargetPaths:
         code.output(tuple(value(ref) for ref in ends))
         code.lint()
         outside = {made: ref for ref, made in values.items() if made.op == "placeholder"}
-        return Slice(code, tuple(outside[n] for n in code.nodes if n.op == "placeholder"), origins)
+        return TargetSlice(code, tuple(outside[n] for n in code.nodes if n.op == "placeholder"), origins)
 
-    def ref(self, found: Slice, node: torch.fx.Node) -> Ref:
+    def ref(self, found: TargetSlice, node: torch.fx.Node) -> Ref:
         """The value that a node of a slice has in the program."""
         if node in found.origins:
             return self.export(*found.origins[node])
         return found.inputs[found.placeholders.index(node)]
-
-    def _needed(self, ends: Iterable[Ref]) -> dict[str, set[torch.fx.Node]]:
-        """The steps on the way from the target, by segment."""
-        needed: dict[str, set[torch.fx.Node]] = {}
-        pending = list(ends)
-        while pending:
-            ref = self.resolve(pending.pop())
-            segment = self.graph[ref.node]
-            if ref in self.targets or ref not in self.on or not isinstance(segment, Segment):
-                continue
-            outside = dict(zip(segment.arguments, segment.inputs))
-            found = needed.setdefault(segment.name, set())
-            steps = [segment.results[ref.port]]
-            while steps:
-                step = steps.pop()
-                if step in outside:
-                    pending.append(outside[step])
-                elif step in self.steps[segment.name] and step not in found:
-                    found.add(step)
-                    steps.extend(step.all_input_nodes)
-        return needed
 
     def _copy(
         self,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 import torch.fx
 
@@ -13,17 +13,9 @@ from propc.fx.dependence import dependence
 from propc.fx.operations import is_random
 from propc.ir.graph import PropagationGraph
 from propc.ir.records import Cost, Named, Node, Output, Ref, Segment, Site
-from propc.ir.slicing import with_result
+from propc.ir.slicing import Slice, Traced, with_result
 
 Place = tuple[int, ...]  # in program order, as tuples compare
-
-
-@dataclass
-class _Needs:
-    """Parts of a program: steps of segments, and whole nodes."""
-
-    steps: dict[str, set[torch.fx.Node]] = field(default_factory=dict)
-    nodes: set[str] = field(default_factory=set)
 
 
 class Rewiring:
@@ -132,22 +124,20 @@ class _Rewiring:
     def __init__(self, wiring: Rewiring, made: Node, place: Place, ends: set[str] | None) -> None:
         self.wiring, self.made, self.place, self.ends = wiring, made, place, ends
         self.new = dict(zip(made.inputs, made.made))
-        self.on: set[Ref] = set(made.inputs)
-        self.live: dict[str, set[torch.fx.Node]] = {}  # by segment, the steps that depend on the old values
+        self.traced = Traced(wiring.nodes, made.inputs)
         self.reached: list[str] = []
         others = self._forward()
-        self.wanted = self._back(self.reached)
-        self.kept = self._back(others)
+        self.wanted, self.kept = (self._back(names) for names in (self.reached, others))
 
     # -- looking ------------------------------------------------------------------------
 
     def _forward(self) -> list[str]:
         """Follow the old values through the program; gives the readers at which nothing is followed further."""
         places, others = self.wiring.places, []
-        queue = [(places[name], name) for ref in self.on for name in self.wiring.readers.get(ref, ())]
+        queue = [(places[name], name) for ref in self.traced.on for name in self.wiring.readers.get(ref, ())]
         heapq.heapify(queue)
         seen = set()
-        sources = {ref.node for ref in self.on}
+        sources = {ref.node for ref in self.traced.on}
         while queue:
             _, name = heapq.heappop(queue)
             if name in seen:
@@ -160,9 +150,7 @@ class _Rewiring:
             if name in sources or not self._leads_on(node):
                 others.append(name)
                 continue
-            fresh = self._marked(node) if isinstance(node, Segment) else node.made
-            self.on.update(fresh)
-            for ref in fresh:
+            for ref in self.traced.through(node):
                 for reader in self.wiring.readers.get(ref, ()):
                     heapq.heappush(queue, (places[reader], reader))
         return others
@@ -181,41 +169,9 @@ class _Rewiring:
         influence, old = self.wiring.old.influence, self.wiring.old
         return any(influence.reaches(node.name, ref) for end in self.ends for ref in old[end].inputs)
 
-    def _marked(self, segment: Segment) -> list[Ref]:
-        """The outputs of a segment that depend on the old values."""
-        live = {a for a, ref in zip(segment.arguments, segment.inputs) if ref in self.on}
-        for step in segment.body:
-            if any(source in live for source in step.all_input_nodes):
-                live.add(step)
-        self.live[segment.name] = live
-        return [Ref(segment.name, port) for port, result in enumerate(segment.results) if result in live]
-
-    def _back(self, names: Iterable[str]) -> _Needs:
+    def _back(self, names: Iterable[str]) -> Slice:
         """What leads from the old values to these nodes."""
-        found = _Needs()
-        pending = [ref for name in names for ref in self.wiring.nodes[name].inputs]
-        while pending:
-            ref = pending.pop()
-            if ref in self.new or ref not in self.on:
-                continue
-            node = self.wiring.nodes[ref.node]
-            if isinstance(node, Segment):
-                pending += self._inside(node, ref.port, found.steps.setdefault(node.name, set()))
-            elif node.name not in found.nodes:
-                found.nodes.add(node.name)
-                pending += node.inputs
-        return found
-
-    def _inside(self, segment: Segment, port: int, found: set[torch.fx.Node]) -> Iterator[Ref]:
-        outside = dict(zip(segment.arguments, segment.inputs))
-        steps = [segment.results[port]]
-        while steps:
-            step = steps.pop()
-            if step in outside:
-                yield outside[step]
-            elif step in self.live[segment.name] and step not in found:
-                found.add(step)
-                steps.extend(step.all_input_nodes)
+        return self.traced.towards(ref for name in names for ref in self.wiring.nodes[name].inputs)
 
     # -- changing -----------------------------------------------------------------------
 

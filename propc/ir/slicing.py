@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch.fx
@@ -10,7 +10,7 @@ import torch.fx
 from propc.fx.dependence import dependence
 from propc.fx.program import type_of
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Expand, Node, Output, Ref, Segment
+from propc.ir.records import Node, Ref, Segment
 
 
 @dataclass
@@ -24,47 +24,46 @@ class Slice:
         return name in self.steps or name in self.nodes
 
 
-class Downstream:
-    """What depends on some values.
+class Traced:
+    """Some values, followed through a program: what depends on them, step by step of a segment.
+
+    Args:
+        nodes: of the program, by name.
+        sources: the values.
 
     Attributes:
-        on: the values, and all that depend on them.
+        on: the values, and all found to depend on them.
         live: by segment, its steps that do.
-        readers: the nodes that read one of them, in program order.
     """
 
-    def __init__(self, graph: PropagationGraph, values: Iterable[Ref]) -> None:
-        self.graph = graph
-        self.sources = frozenset(values)
+    def __init__(self, nodes: Mapping[str, Node], sources: Iterable[Ref]) -> None:
+        self.nodes, self.sources = nodes, frozenset(sources)
         self.on: set[Ref] = set(self.sources)
         self.live: dict[str, set[torch.fx.Node]] = {}
-        self.readers: list[Node] = []
-        for node in graph:
-            if self.on.isdisjoint(node.inputs):
-                continue
-            self.readers.append(node)
-            if isinstance(node, Segment):
-                self._mark(node)
-            elif not isinstance(node, (Output, Expand)):
-                self.on.update(node.made)
 
-    def _mark(self, segment: Segment) -> None:
+    def through(self, node: Node) -> Sequence[Ref]:
+        """Follow them through a node that reads one; gives its outputs that depend on them."""
+        fresh = self._marked(node) if isinstance(node, Segment) else node.made
+        self.on.update(fresh)
+        return fresh
+
+    def _marked(self, segment: Segment) -> list[Ref]:
         live = {a for a, ref in zip(segment.arguments, segment.inputs) if ref in self.on}
         for step in segment.body:
             if any(source in live for source in step.all_input_nodes):
                 live.add(step)
         self.live[segment.name] = live
-        self.on.update(ref for ref, result in zip(segment.made, segment.results) if result in live)
+        return [ref for ref, result in zip(segment.made, segment.results) if result in live]
 
     def towards(self, ends: Iterable[Ref]) -> Slice:
-        """The part of it that leads to these values."""
+        """The part of it that leads from the sources to these values."""
         found = Slice()
         pending = list(ends)
         while pending:
             ref = pending.pop()
             if ref in self.sources or ref not in self.on:
                 continue
-            node = self.graph[ref.node]
+            node = self.nodes[ref.node]
             if isinstance(node, Segment):
                 pending += self._inside(node, ref.port, found.steps.setdefault(node.name, set()))
             elif node.name not in found.nodes:
@@ -83,6 +82,28 @@ class Downstream:
             elif step in self.live[segment.name] and step not in found:
                 found.add(step)
                 steps.extend(step.all_input_nodes)
+
+
+class Downstream(Traced):
+    """All that depends on some values of a graph.
+
+    Args:
+        passed: kinds of nodes through which they are followed.
+
+    Attributes:
+        readers: the nodes that read one of them, in program order.
+    """
+
+    def __init__(
+        self, graph: PropagationGraph, sources: Iterable[Ref], passed: tuple[type[Node], ...] = (Node,)
+    ) -> None:
+        super().__init__(graph.nodes, sources)
+        self.readers: list[Node] = []
+        for node in graph:
+            if not self.on.isdisjoint(node.inputs):
+                self.readers.append(node)
+                if isinstance(node, passed):
+                    self.through(node)
 
 
 def with_result(segment: Segment, step: torch.fx.Node) -> Segment:
