@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from propc.ir.records import Node
+from propc.ir.nodes.node import Node
 from propc.runtime.plan.codegen import StepCall, Values
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Node
+from propc.ir.nodes.node import Node
 from propc.ir.repeatable import beside_writes
 from propc.runtime.autograd.run_once import EffectLog
 from propc.runtime.backend import Backend, Report, Violated

@@ -13,20 +13,15 @@ from propc.fx.dependence import dependence
 from propc.fx.operations import is_random
 from propc.ir.adjacency import takes_messages
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import (
-    LOG_MEAN_EXP,
-    CompareAlternatives,
-    Cost,
-    Named,
-    Node,
-    Reduce,
-    Ref,
-    Resample,
-    Route,
-    Segment,
-    Site,
-    Token,
-)
+from propc.ir.nodes.compare_alternatives import CompareAlternatives
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import LOG_MEAN_EXP, Ref, Route, Token
 from propc.ir.slicing import Downstream, with_result
 from propc.passes.pipeline import Pass, register
 from propc.passes.plates.cost_levels import level_of, levels_of

@@ -8,7 +8,12 @@ from typing import ClassVar
 
 from propc.errors import EstimatorError, PropcValueError, message, nearest
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Named, Node, Ref, Resample, Segment, Site
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import Ref
 from propc.ir.rewiring import Rewiring
 from propc.passes.pipeline import Pass, register
 from propc.propagators.nodes.gaussian_fit import check_refit

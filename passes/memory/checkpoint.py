@@ -14,7 +14,10 @@ from typing import ClassVar
 from propc.errors import GraphError, PropcTypeError, PropcValueError, PropcWarning, message, nearest
 from propc.ir.footprint import between, inside
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Input, Parameter, Scan, Segment, Site
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
 from propc.ir.repeatable import once_only
 from propc.passes.pipeline import Pass, register
 from propc.propagators.sites.samples import positive

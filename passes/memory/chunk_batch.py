@@ -12,7 +12,8 @@ from propc.errors import GraphError, PropcTypeError, PropcWarning, message
 from propc.fx.operations import counted, is_random
 from propc.ir.footprint import gives, inside
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Parameter, Segment
+from propc.ir.nodes.leaves import Parameter
+from propc.ir.nodes.segment import Segment
 from propc.ir.repeatable import beside_writes
 from propc.passes.pipeline import Pass, register
 from propc.propagators.sites.samples import positive

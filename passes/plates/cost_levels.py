@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from propc.ir.records import LOG_MEAN_EXP, Cost, Node, Reduce, Ref, Site
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.site import Site
+from propc.ir.records import LOG_MEAN_EXP, Ref
 
 
 def levels_of(cost: Cost, reduces: Mapping[Ref, Reduce]) -> list[Cost | Reduce]:

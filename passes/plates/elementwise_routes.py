@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Cost
+from propc.ir.nodes.cost import Cost
 from propc.types import PlateKind
 
 

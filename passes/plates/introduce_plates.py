@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from propc.errors import EstimatorError, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Site
+from propc.ir.nodes.site import Site
 from propc.passes.pipeline import Pass, register
 from propc.types import TensorType
 

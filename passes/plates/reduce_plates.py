@@ -11,7 +11,14 @@ from typing import ClassVar
 from propc.errors import EstimatorError, GraphError, PropcWarning, message
 from propc.fx.operations import is_random
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import LOG_MEAN_EXP, Cost, Node, Output, Reduce, Ref, Resample, Segment, Site
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import LOG_MEAN_EXP, Ref
 from propc.passes.pipeline import Pass, register
 from propc.types import Plate, PlateKind
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Named, Node, Ref
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.records import Ref
 from propc.passes.pipeline import Pass, register
 
 

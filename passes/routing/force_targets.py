@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from propc.errors import GraphError, message, nearest
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Cost, Named
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.named import Named
 from propc.passes.pipeline import Pass, register
 from propc.util.patterns import matches
 

@@ -8,7 +8,10 @@ from typing import ClassVar
 import torch
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Expand, Resample, Route, Site
+from propc.ir.nodes.expand import Expand
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.site import Site
+from propc.ir.records import Route
 from propc.passes.pipeline import Pass, register
 from propc.propagators import Plain, plain
 from propc.types import PlateKind

@@ -7,7 +7,10 @@ from typing import ClassVar
 
 from propc.errors import EstimatorError, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Cost, Reduce, Route, Site, Token
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.site import Site
+from propc.ir.records import Route, Token
 from propc.passes.pipeline import Pass, register
 from propc.passes.plates.cost_levels import is_bound, level_of, levels_of
 from propc.passes.plates.elementwise_routes import along_of

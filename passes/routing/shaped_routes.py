@@ -7,7 +7,11 @@ from collections.abc import Iterator
 
 from propc.errors import EstimatorError, PropcWarning, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Cost, Node, Resample, Route, Site, Token
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.site import Site
+from propc.ir.records import Route, Token
 
 
 def shaped_routes(graph: PropagationGraph) -> list[Route]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Carried, Join, Route, Scan, Token
+from propc.ir.nodes.scan import Scan
+from propc.ir.records import Carried, Join, Route, Token
 
 if TYPE_CHECKING:
     from propc.passes.scan.roll_scans import EqualSteps

@@ -13,7 +13,17 @@ from propc.errors import ScanError, StepError, message
 from propc.fx.segment_code import structure
 from propc.ir.graph import PropagationGraph
 from propc.ir.influence import Reach
-from propc.ir.records import Cost, Expand, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.expand import Expand
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.opaque import Opaque
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import Ref
 from propc.passes.pipeline import Pass, register
 from propc.passes.scan.carried_tokens import Sums
 from propc.types import PlateKind, Turn

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from propc.fx.segment_code import build, structure
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Segment, Stage
+from propc.ir.nodes.segment import Segment, Stage
 from propc.passes.pipeline import Pass, register
 
 

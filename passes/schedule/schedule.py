@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from propc.ir.graph import PropagationGraph
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.site import Site
 from propc.ir.records import Order as Order
-from propc.ir.records import Resample, Site
 from propc.passes.pipeline import Pass, register
 from propc.propagators import Plain
 

@@ -11,7 +11,10 @@ from propc.errors import PropcError, PropcTypeError, PropcValueError, PropcWarni
 from propc.estimators import Estimator, SiteView, known_estimators, resolve
 from propc.estimators.estimator import at_site
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import LOG_MEAN_EXP, Cost, Resample, Site
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.site import Site
+from propc.ir.records import LOG_MEAN_EXP
 from propc.passes.pipeline import Pass, register
 from propc.passes.sites.check_support import refuse_moving_support
 from propc.propagators import Plain, Propagator, SitePropagator

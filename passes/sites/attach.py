@@ -8,7 +8,10 @@ from typing import Any, ClassVar
 
 from propc.errors import GraphError, message, nearest
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Cost, Named, Node, Site
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.site import Site
 from propc.passes.pipeline import Pass, register
 from propc.propagators.registry import at_node
 from propc.util.patterns import matches

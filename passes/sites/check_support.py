@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from propc.distributions.support import moving_ends
 from propc.errors import EstimatorError, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Site
+from propc.ir.nodes.site import Site
 from propc.propagators import Propagator
 from propc.types import TensorType
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from propc.estimators import Estimator
 from propc.ir.graph import PropagationGraph
+from propc.ir.nodes.named import Named
 from propc.ir.pass_request import PassRequest, Step
-from propc.ir.records import Named
 from propc.passes.pipeline import Pass, make_pass, register
 from propc.passes.sites.assign_propagators import choices, is_function
 

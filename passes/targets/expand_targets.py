@@ -21,7 +21,9 @@ from propc.fx.operations import is_random
 from propc.fx.program import type_of
 from propc.fx.segment_code import structure
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Expand, Node, Site
+from propc.ir.nodes.expand import Expand
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.site import Site
 from propc.passes.pipeline import Pass, register
 from propc.passes.targets.target_slice import TargetPaths, TargetSlice
 from propc.runtime.weighting.layer_uses import find_uses, operation

@@ -12,7 +12,13 @@ from propc.errors import PropcValueError, message, nearest
 from propc.fx.dependence import Dependence
 from propc.fx.program import type_of
 from propc.ir.graph import PropagationGraph, leaf_named
-from propc.ir.records import Cost, Input, Named, Node, Parameter, Ref, Segment, Site
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import Ref
 from propc.ir.slicing import Downstream
 from propc.types import TensorType
 

@@ -13,7 +13,10 @@ from propc.frontend.user_source import user_source
 from propc.ir.adjacency import BACKWARD, FORWARD
 from propc.ir.graph import PropagationGraph
 from propc.ir.messages import Message, copied
-from propc.ir.records import Named, Node, Output, Ref
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.output import Output
+from propc.ir.records import Ref
 from propc.passes import DropIdle, Pipeline, RouteMessages, Schedule
 from propc.passes.pipeline import make_pass
 from propc.propagators.propagator import NodeView, Propagator

@@ -38,7 +38,7 @@ from propc.fx.program import Leaf, Program
 from propc.ir.adjacency import FORWARD
 from propc.ir.graph import PropagationGraph
 from propc.ir.messages import Message
-from propc.ir.records import Scan
+from propc.ir.nodes.scan import Scan
 from propc.passes.pipeline import Record, is_change, make_pass
 from propc.passes.scan.roll_scans import check_steady
 from propc.runtime.backends import EAGER, Report, backend

@@ -9,7 +9,10 @@ from html import escape
 from tabulate import tabulate
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Cost, Expand, Resample, Site
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.expand import Expand
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.site import Site
 from propc.printing.dot import ratios
 from propc.printing.text import directions, distribution, ratio, runs
 from propc.propagators import Plain

@@ -13,7 +13,15 @@ import torch.fx
 
 from propc.fx.dependence import dependence
 from propc.fx.program import Leaf, Mark, Program, mark_of, type_of
-from propc.ir.records import Cost, Input, Named, Node, Opaque, Output, Parameter, Ref, Segment, Site
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.opaque import Opaque
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import Ref
 from propc.types import TensorType, Turn
 
 

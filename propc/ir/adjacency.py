@@ -10,7 +10,13 @@ from typing import Any
 
 from propc.errors import MessageError, message, nearest
 from propc.ir.messages import CHILDREN, PARENTS, SELF, Target
-from propc.ir.records import Cost, Input, Kind, Named, Node, Parameter, Ref, Segment, Site
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Kind, Node
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import Ref
 
 BACKWARD, FORWARD = "backward", "forward"
 RECEIVERS = (Named, Site, Cost, Input, Parameter)

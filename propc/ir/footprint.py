@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from propc.fx.program import type_of
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Input, Node, Parameter, Segment
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.segment import Segment
 from propc.types import TensorType
 
 

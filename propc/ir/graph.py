@@ -18,24 +18,17 @@ from propc.fx.program import Program
 from propc.ir.adjacency import Wiring
 from propc.ir.influence import Influence, find_influence
 from propc.ir.messages import Field, field_table
-from propc.ir.records import (
-    LOG_MEAN_EXP,
-    Cost,
-    Input,
-    Join,
-    Named,
-    Node,
-    Opaque,
-    Order,
-    Output,
-    Parameter,
-    Reduce,
-    Ref,
-    Route,
-    Scan,
-    Segment,
-    Site,
-)
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.opaque import Opaque
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import LOG_MEAN_EXP, Join, Order, Ref, Route
 from propc.types import BATCH, Plate, TensorType
 from propc.util.torch_rng import random_states, restore_random
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from propc.ir.records import (
-    CompareAlternatives,
-    Expand,
-    Input,
-    Node,
-    Opaque,
-    Output,
-    Parameter,
-    Ref,
-    Resample,
-    Scan,
-    Segment,
-    Site,
-)
+from propc.ir.nodes.compare_alternatives import CompareAlternatives
+from propc.ir.nodes.expand import Expand
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.opaque import Opaque
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import Ref
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Node, Output, Ref, Segment
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.segment import Segment
+from propc.ir.records import Ref
 
 
 def once_only(graph: PropagationGraph) -> dict[str, str]:

@@ -12,7 +12,13 @@ from propc.errors import GraphError, message
 from propc.fx.dependence import dependence
 from propc.fx.operations import is_random
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Cost, Named, Node, Output, Ref, Segment, Site
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import Ref
 from propc.ir.slicing import Slice, Traced, with_result
 
 Place = tuple[int, ...]  # in program order, as tuples compare

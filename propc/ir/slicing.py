@@ -10,7 +10,9 @@ import torch.fx
 from propc.fx.dependence import dependence
 from propc.fx.program import type_of
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Node, Ref, Segment
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.segment import Segment
+from propc.ir.records import Ref
 
 
 @dataclass

@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir.records import CompareAlternatives, Cost, Output, Reduce, Resample, Route, Scan, Segment, Site, Token
+from propc.ir.nodes.compare_alternatives import CompareAlternatives
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import Route, Token
 from propc.types import BATCH, PlateKind
 
 if TYPE_CHECKING:

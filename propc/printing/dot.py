@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 import pydot
 
 from propc.errors import PropcValueError, message, nearest
-from propc.ir.records import Expand, Input, Join, Parameter, Route, Scan, Token
+from propc.ir.nodes.expand import Expand
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.scan import Scan
+from propc.ir.records import Join, Route, Token
 from propc.printing import dot_style
 from propc.printing.colour_scale import NOTHING, Paint, Ratios
 from propc.printing.folding import DrawnBox, boxes

@@ -8,22 +8,19 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from propc.ir.records import (
-    CompareAlternatives,
-    Cost,
-    Expand,
-    Input,
-    Named,
-    Node,
-    Opaque,
-    Output,
-    Parameter,
-    Reduce,
-    Resample,
-    Scan,
-    Segment,
-    Site,
-)
+from propc.ir.nodes.compare_alternatives import CompareAlternatives
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.expand import Expand
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.opaque import Opaque
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
 from propc.printing.colour_scale import Legend, Paint, Tint
 from propc.printing.folding import DrawnBox
 from propc.printing.text import calls, described, directions, distribution, operations_of, plates_of, refit, runs

@@ -11,27 +11,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from propc.fx import operations
-from propc.ir.records import (
-    LOG_MEAN_EXP,
-    CompareAlternatives,
-    Cost,
-    Expand,
-    Input,
-    Named,
-    Node,
-    Opaque,
-    Order,
-    Output,
-    Parameter,
-    Reduce,
-    Ref,
-    Resample,
-    Route,
-    Scan,
-    Segment,
-    Site,
-    Token,
-)
+from propc.ir.nodes.compare_alternatives import CompareAlternatives
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.expand import Expand
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.opaque import Opaque
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import LOG_MEAN_EXP, Order, Ref, Route, Token
 from propc.types import Plate, PlateKind
 
 if TYPE_CHECKING:

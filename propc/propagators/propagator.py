@@ -16,8 +16,8 @@ from propc.util.configure import Configurable, printed
 if TYPE_CHECKING:
     from torch.distributions import Distribution
 
+    from propc.ir.nodes.node import Kind, Node
     from propc.ir.pass_request import Step
-    from propc.ir.records import Kind, Node
     from propc.types import Source
 
 Sent = Message | Iterable[Message] | None

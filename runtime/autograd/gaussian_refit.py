@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from propc.errors import EstimatorError, message
-from propc.ir.records import Resample
+from propc.ir.nodes.resample import Resample
 
 
 def refit(node: Resample, values: Sequence[Tensor], tokens: Sequence[Tensor], check: bool) -> list[Tensor]:

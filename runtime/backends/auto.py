@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from propc.errors import BackendError
-from propc.ir.records import Node, Opaque
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.opaque import Opaque
 from propc.runtime.backend import Backend, Report
 from propc.runtime.backends.cudagraphs import CudaGraphs
 from propc.runtime.backends.inductor.inductor import Inductor

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from propc.errors import BackendError, message
-from propc.ir.records import Node
+from propc.ir.nodes.node import Node
 from propc.runtime.autograd.tokens import applied
 from propc.runtime.backend import Backend, Named, Report, Several
 from propc.runtime.backends.inductor.compiled_units import LOOKS, obstacle

@@ -16,7 +16,12 @@ from propc.distributions.spec import DistributionSpec
 from propc.distributions.support import event_of, of_ones, values_of
 from propc.errors import GraphError, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Cost, Node, Opaque, Ref, Resample, Site
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.opaque import Opaque
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.site import Site
+from propc.ir.records import Ref
 from propc.types import PlateKind, TensorType
 
 Values = Mapping[Ref, Any]

@@ -12,7 +12,9 @@ import torch
 from propc.errors import OutOfMemoryError, PropcError, message
 from propc.ir.footprint import inside
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Node, Segment, Site
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
 from propc.types import PlateKind
 
 MANY = 8  # runs of one stage from which a horizon is worth mentioning

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import CompareAlternatives, Cost, Named, Node, Opaque, Reduce, Ref, Resample, Scan, Segment, Site
+from propc.ir.nodes.compare_alternatives import CompareAlternatives
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.opaque import Opaque
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import Ref
 from propc.runtime.checks.independence import check_independence
 from propc.runtime.plan.codegen import Values
 from propc.runtime.plan.planner import Planner

@@ -15,7 +15,12 @@ from torch.distributions import constraints
 from propc.distributions.spec import Relative
 from propc.errors import NonFiniteError, message
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import CompareAlternatives, Cost, Output, Parameter, Ref, Site
+from propc.ir.nodes.compare_alternatives import CompareAlternatives
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.leaves import Parameter
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.site import Site
+from propc.ir.records import Ref
 from propc.types import Source
 
 Bounds = Sequence[tuple[int, constraints.Constraint | Relative]]

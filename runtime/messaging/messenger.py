@@ -22,7 +22,13 @@ from propc.errors import EstimatorError, GraphError, MessageError, PropcValueErr
 from propc.ir.adjacency import BACKWARD, FORWARD, takes_messages
 from propc.ir.graph import PropagationGraph
 from propc.ir.messages import EMPTY, Message, copied
-from propc.ir.records import Cost, Input, Join, Named, Node, Parameter, Ref, Scan, Site, Token
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.site import Site
+from propc.ir.records import Join, Ref, Token
 from propc.propagators.gated import no_cotangent, value_of
 from propc.propagators.propagator import NodeView, note
 from propc.runtime.checks import values

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from propc.ir.records import Node
+from propc.ir.nodes.node import Node
 from propc.runtime.observe.watcher import label
 from propc.runtime.plan.codegen import StepCall
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from propc.ir.records import Node, Site
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.site import Site
 from propc.runtime.plan.codegen import StepCall
 
 Place = tuple[str, int]  # a site, and the position of one of its φ

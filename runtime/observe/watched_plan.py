@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from propc.ir.adjacency import BACKWARD
-from propc.ir.records import Node
+from propc.ir.nodes.node import Node
 from propc.runtime.autograd.run_once import recorded
 from propc.runtime.backend import Several
 from propc.runtime.observe.watcher import WATCHING, Watcher, direction, label, next_function, span, watch_reverse

@@ -16,7 +16,8 @@ from typing import Any
 from torch.profiler import record_function
 
 from propc.ir.adjacency import BACKWARD, FORWARD
-from propc.ir.records import Node, Segment
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.segment import Segment
 from propc.util.torch_private import next_sequence_number, profiler_enabled, sequence_number
 
 PREFIX = "propc::"

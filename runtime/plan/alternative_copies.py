@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Node, Site
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.site import Site
 from propc.runtime.autograd.run_once import once
 from propc.runtime.plan.codegen import StepCall
 from propc.util.torch_rng import from_state, state_of

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import LOG_MEAN_EXP, Cost, Reduce, Route
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.records import LOG_MEAN_EXP, Route
 from propc.propagators.baselines import Baseline, Custom
 from propc.runtime.autograd.run_once import once_of
 from propc.runtime.autograd.tokens import attach

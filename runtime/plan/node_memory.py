@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from propc.ir.graph import PropagationGraph
 from propc.ir.messages import Message, merged
-from propc.ir.records import Node
+from propc.ir.nodes.node import Node
 from propc.propagators.propagator import NodeView
 from propc.util.estimator_state import EstimatorState
 from propc.util.torch_private import StateDictModule, pytree

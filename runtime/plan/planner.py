@@ -12,22 +12,19 @@ from torch import Tensor
 
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import aligned
-from propc.ir.records import (
-    CompareAlternatives,
-    Cost,
-    Expand,
-    Named,
-    Node,
-    Opaque,
-    Output,
-    Reduce,
-    Resample,
-    Route,
-    Scan,
-    Segment,
-    Site,
-    Token,
-)
+from propc.ir.nodes.compare_alternatives import CompareAlternatives
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.expand import Expand
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.opaque import Opaque
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import Route, Token
 from propc.propagators import Draw, SiteContext, SitePropagator
 from propc.propagators.gated import through
 from propc.propagators.propagator import Propagator

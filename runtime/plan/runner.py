@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Node
+from propc.ir.nodes.node import Node
 from propc.runtime.autograd.recompute import checkpointed
 from propc.runtime.checks.out_of_memory import explained, explaining, is_shortage
 from propc.runtime.observe.watched_plan import NamedStep, Watched, named

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Node, Scan
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.scan import Scan
 from propc.runtime.autograd.recompute import checkpointed
 from propc.runtime.checks.out_of_memory import explaining
 from propc.runtime.plan.codegen import StepCall

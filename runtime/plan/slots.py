@@ -8,7 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Input, Node, Parameter, Ref, Scan, Site, Token
+from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.site import Site
+from propc.ir.records import Ref, Token
 from propc.runtime.plan.codegen import Values
 
 

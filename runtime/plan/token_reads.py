@@ -9,7 +9,9 @@ from torch import Tensor
 
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import Names, fitted
-from propc.ir.records import Node, Site, Token
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.site import Site
+from propc.ir.records import Token
 from propc.runtime.autograd.tokens import join
 from propc.runtime.plan.codegen import StepCall
 from propc.runtime.plan.slots import Places

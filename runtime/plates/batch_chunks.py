@@ -12,7 +12,7 @@ from torch import Tensor
 from propc.errors import GraphError, message
 from propc.fx.operations import shapes_by_argument
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Segment
+from propc.ir.nodes.segment import Segment
 from propc.runtime.autograd.recompute import checkpointed
 from propc.runtime.checks.out_of_memory import is_shortage
 from propc.util.torch_private import pytree

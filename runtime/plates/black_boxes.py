@@ -13,7 +13,7 @@ from propc.errors import GraphError, message
 from propc.frontend.recorder import tensor_type
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import aligned
-from propc.ir.records import Opaque
+from propc.ir.nodes.opaque import Opaque
 from propc.util.torch_private import pytree
 from propc.util.torch_rng import same_random, set_state, state_of
 

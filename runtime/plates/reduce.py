@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from propc.errors import PropcValueError, message
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import Names, aligned
-from propc.ir.records import LOG_MEAN_EXP, Reduce, Route
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.records import LOG_MEAN_EXP, Route
 from propc.propagators import Baseline
 from propc.types import BATCH
 

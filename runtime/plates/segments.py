@@ -14,7 +14,7 @@ from propc.fx import segment_code
 from propc.fx.operations import is_random
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import Names, aligned
-from propc.ir.records import Segment
+from propc.ir.nodes.segment import Segment
 from propc.ir.repeatable import beside_writes
 from propc.runtime.batching.rule import BatchedOperation
 from propc.runtime.batching.table import write

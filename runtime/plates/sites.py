@@ -12,7 +12,7 @@ from torch import Tensor
 from propc.errors import EstimatorError, message
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import aligned
-from propc.ir.records import Site
+from propc.ir.nodes.site import Site
 from propc.propagators.sites.site_propagator import Draw, SiteContext
 from propc.util.torch_rng import set_state, state_of
 

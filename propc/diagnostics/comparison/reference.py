@@ -17,7 +17,7 @@ from propc.diagnostics.comparison.steps import WARMUP, Candidate, Situation, int
 from propc.errors import PropcTypeError, PropcValueError, message
 from propc.estimators import Enumerate, SiteView
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Site
+from propc.ir.nodes.site import Site
 from propc.passes.pipeline import Pass
 from propc.passes.sites.assign_propagators import site_views
 from propc.propagators import Plain

@@ -19,7 +19,8 @@ from propc.errors import PropcError, PropcValueError, message
 from propc.fx.operations import name_of
 from propc.fx.program import Program
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import LOG_MEAN_EXP, Cost
+from propc.ir.nodes.cost import Cost
+from propc.ir.records import LOG_MEAN_EXP
 from propc.util.torch_private import pytree, version
 from propc.util.torch_rng import random_states, restore_random
 

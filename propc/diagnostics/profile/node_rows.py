@@ -10,7 +10,9 @@ from typing import Any
 from propc.diagnostics.profile.bench import Times
 from propc.diagnostics.profile.memory import MemoryUse
 from propc.ir.adjacency import BACKWARD, FORWARD
-from propc.ir.records import Node, Segment, Site
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
 from propc.printing.text import runs
 from propc.runtime.observe.watcher import BLOCK, REPLAY, RUN, group_of, range_name, what
 

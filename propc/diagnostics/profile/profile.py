@@ -16,7 +16,7 @@ from propc.diagnostics.profile.node_rows import OVERHEAD, Part, Row, rows
 from propc.diagnostics.profile.picture import ProfiledGraph
 from propc.diagnostics.profile.timers import Interval
 from propc.errors import PropcValueError, message, nearest
-from propc.ir.records import Kind
+from propc.ir.nodes.node import Kind
 from propc.printing.text import runs
 from propc.util.formatting import milliseconds, percent, size
 from propc.util.stopwatch import Seconds

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from propc.distributions.sampling import draw_detached
 from propc.distributions.support import base_of
-from propc.ir.records import Site
+from propc.ir.nodes.site import Site
 from propc.propagators.sites.plain import Plain
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd.tokens import token

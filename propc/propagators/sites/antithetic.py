@@ -13,7 +13,7 @@ from torch import Tensor
 from propc.distributions.families import family
 from propc.distributions.perturbed_logits import Binary
 from propc.errors import EstimatorError, message
-from propc.ir.records import Site
+from propc.ir.nodes.site import Site
 from propc.propagators.baselines import Baseline, NoBaseline
 from propc.propagators.sites.decision_tree import Pair, categories_of, drawn_pair, tree
 from propc.propagators.sites.samples import ONE, Samples

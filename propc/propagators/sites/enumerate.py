@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from propc.distributions.support import base_of, configurations, joint
-from propc.ir.records import Site
+from propc.ir.nodes.site import Site
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.types import Plate, PlateKind
 

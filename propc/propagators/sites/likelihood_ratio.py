@@ -10,7 +10,7 @@ from torch import Tensor
 
 from propc.distributions.sampling import draw_detached
 from propc.distributions.spec import row_log_prob
-from propc.ir.records import Site
+from propc.ir.nodes.site import Site
 from propc.propagators.baselines import Baseline, baseline
 from propc.propagators.registry import register_propagator
 from propc.propagators.sites.plain import Plain

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from propc.ir.records import Site
+from propc.ir.nodes.site import Site
 from propc.propagators.registry import register_propagator
 from propc.propagators.sites.plain import Plain
 from propc.propagators.sites.samples import ONE, Samples

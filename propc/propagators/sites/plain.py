@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from propc.distributions.sampling import draw_detached
-from propc.ir.records import Site
+from propc.ir.nodes.site import Site
 from propc.propagators.sites.samples import ONE, Samples
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.types import Plate

@@ -18,7 +18,7 @@ from propc.propagators.baselines import Baseline
 from propc.propagators.propagator import NodeView, Propagator, Sent
 
 if TYPE_CHECKING:
-    from propc.ir.records import Site
+    from propc.ir.nodes.site import Site
     from propc.runtime.weighting.per_sample_norms import Norms
     from propc.runtime.weighting.two_pass import Rehearsal
     from propc.types import Plate

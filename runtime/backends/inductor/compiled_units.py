@@ -6,22 +6,19 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from propc.ir.records import (
-    CompareAlternatives,
-    Cost,
-    Expand,
-    Named,
-    Node,
-    Opaque,
-    Output,
-    Reduce,
-    Resample,
-    Route,
-    Scan,
-    Segment,
-    Site,
-    Token,
-)
+from propc.ir.nodes.compare_alternatives import CompareAlternatives
+from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.expand import Expand
+from propc.ir.nodes.named import Named
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.opaque import Opaque
+from propc.ir.nodes.output import Output
+from propc.ir.nodes.reduce import Reduce
+from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.segment import Segment
+from propc.ir.nodes.site import Site
+from propc.ir.records import Route, Token
 from propc.runtime.plan.codegen import StepCall, same
 from propc.runtime.plan.liveness import Block, block
 from propc.runtime.plan.token_reads import TokenSum

@@ -12,7 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from propc.errors import BackendError, message
-from propc.ir.records import Node, Scan, Site
+from propc.ir.nodes.node import Node
+from propc.ir.nodes.scan import Scan
+from propc.ir.nodes.site import Site
 from propc.runtime.backend import Backend, Report
 from propc.runtime.backends.inductor import compile_stage
 from propc.runtime.backends.inductor.compiled_units import Apart, Piece, Unit, UnitInput, blocks_of, pieces, tokens_of

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from propc.ir.adjacency import BACKWARD
-from propc.ir.records import Node
+from propc.ir.nodes.node import Node
 from propc.runtime.backend import Named
 from propc.runtime.backends.inductor.stage import CompiledStage
 from propc.runtime.backends.inductor.stage_run import StageRun

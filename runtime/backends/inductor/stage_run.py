@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from propc.errors import EstimatorError, message
-from propc.ir.records import Site
+from propc.ir.nodes.site import Site
 from propc.runtime.autograd.tokens import applied
 from propc.runtime.backend import Named, Several, Violated
 from propc.runtime.backends.inductor.compiled_units import UnitInput
