@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 import torch
@@ -31,6 +31,10 @@ class TraceError(PropcValueError):
 
 class EstimatorError(PropcValueError):
     """An estimator that cannot work at a site or for a cost."""
+
+
+ErrorAt = Callable[[str, str], EstimatorError]
+"""Makes the error at a site, of a finding and a fix."""
 
 
 class GraphError(PropcValueError):

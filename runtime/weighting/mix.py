@@ -1,8 +1,4 @@
-"""Inverse-variance weights, and the gate that mixes several cotangents on φ into one.
-
-With per-sample cotangents g_c of part c, the weight of c is 1/V_c over the sum of all,
-V_c being the sum over samples and coordinates of squared deviations from the mean
-(Parmas et al. 2018; for two parts this is total propagation).
+"""The gate that mixes several cotangents on φ into one, by inverse variance.
 
 Throughout, a batch is seen as [groups, rows]: one group, or several for crossfit, where each
 takes the weights that the next one gives.
@@ -13,22 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from propc.errors import EstimatorError, message
 from propc.runtime.weighting.mix_compiled import mix_traced, traced
 from propc.runtime.weighting.mix_on_cpu import mix_two, quick_variances, rehearse_two
+from propc.runtime.weighting.mixing import Mixing
 from propc.runtime.weighting.moving_variance import PastVariances, fitting, remembered
-from propc.runtime.weighting.per_sample_norms import variance
+from propc.runtime.weighting.per_sample_norms import Norms, variance
 from propc.runtime.weighting.weighting import REHEARSED, Weighting
-
-if TYPE_CHECKING:
-    from propc.propagators.sites.inverse_variance import InverseVariance
-    from propc.propagators.sites.site_propagator import SiteContext
+from propc.runtime.weighting.weights import inverse_variance_weights, of_next_group
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,7 @@ class Target:
     Attributes:
         tangents: for each φ that takes a cotangent its tangents [P, batch, ...] towards the target, or None.
         live: which φ these are.
-        made: what the reverse traversal of the rule's `Norms` reads.
+        made: what the reverse traversal of `Norms` reads.
     """
 
     tangents: Sequence[Tensor | None]
@@ -46,15 +39,14 @@ class Target:
     made: Sequence[Tensor] = ()
 
 
-def at_target(rule: InverseVariance, live: Sequence[int], saved: Sequence[Any]) -> Target | None:
+def at_target(norms: Norms | None, live: Sequence[int], saved: Sequence[Any]) -> Target | None:
     """What a gate has saved for the target: tangents of the φ that take a cotangent, and what `Norms` reads."""
-    known = rule.norms is not None or any(tangent is not None for tangent in saved[: len(live)])
+    known = norms is not None or any(tangent is not None for tangent in saved[: len(live)])
     return Target(saved[: len(live)], live, saved[len(live) :]) if known else None
 
 
 def mix(
-    rule: InverseVariance,
-    site: SiteContext,
+    mixing: Mixing,
     grads: Sequence[tuple[Tensor, ...]],
     target: Target | None = None,
     past: Sequence[Tensor] = (),
@@ -63,6 +55,7 @@ def mix(
     """Combine the parts' cotangents.
 
     Args:
+        mixing: how.
         grads: for each φ the cotangents of the parts, each [batch, ...].
         target: where the variances are taken; None is here.
         past: what `remembered` gave in the forward pass.
@@ -71,25 +64,25 @@ def mix(
     Returns:
         one cotangent for each φ, [batch, ...].
     """
-    how = rule.weighting
-    if how.quick and rule.donor is None and len(grads[0]) == 2:
+    how = mixing.how
+    if how.quick and mixing.donor is None and len(grads[0]) == 2:
         if traced():
             batch = grads[0][0].shape[0]
             even = target is None and not batch % how.groups and not _too_few(how, batch)
             mixed = mix_traced(grads, how.groups) if even else None
         else:
-            mixed = mix_two(grads, how.groups, None if target is None else partial(_quickly, rule, target))
+            mixed = mix_two(grads, how.groups, None if target is None else partial(_quickly, mixing, target))
         if mixed is not None:
             return mixed
-    if rule.rehearses:
-        return _rehearsed(rule, site, grads, target, memo)
+    if how.weights == REHEARSED:
+        return _rehearsed(mixing, grads, target, memo)
     with torch.no_grad():
-        weights = site.weights.get(rule.donor) if rule.donor is not None else None
+        weights = mixing.weights.get(mixing.donor) if mixing.donor is not None else None
         seen = weights is None and how.target is None and not _too_few(how, grads[0][0].shape[0])
         if weights is None:
-            weights = _weights(how, site, _measure(rule, [torch.stack(parts) for parts in grads], target), past)
+            weights = _weights(mixing, _measure(mixing, [torch.stack(parts) for parts in grads], target), past)
             if how.k_interval > 1:
-                site.weights[site.name] = weights
+                mixing.weights[mixing.site] = weights
     return [_combine(weights[min(i, len(weights) - 1)], parts, seen) for i, parts in enumerate(grads)]
 
 
@@ -120,12 +113,12 @@ def _by_row(weights: Tensor, batch: int) -> Tensor:
     return torch.cat([one.expand(-1, -1, rows, -1) for one, rows in zip(each, sizes)], 2)
 
 
-def _measure(rule: InverseVariance, grads: Sequence[Tensor], target: Target | None) -> WeightMeasure:
+def _measure(mixing: Mixing, grads: Sequence[Tensor], target: Target | None) -> WeightMeasure:
     """How variances are taken of cotangents [parts, batch, ...], one tensor for each φ."""
     if target is None:
-        return WeightMeasure(grads, partial(_variances, grads, per_coordinate=rule.weighting.per_coordinate))
+        return WeightMeasure(grads, partial(_variances, grads, per_coordinate=mixing.how.per_coordinate))
     seen = _at_target(grads, target.tangents)
-    norms = rule.norms
+    norms = mixing.norms
     if norms is None:
         assert seen is not None
         return WeightMeasure(grads, partial(_variances, [seen], per_coordinate=False))
@@ -137,20 +130,20 @@ def _measure(rule: InverseVariance, grads: Sequence[Tensor], target: Target | No
     return WeightMeasure(grads, take)
 
 
-def _quickly(rule: InverseVariance, target: Target, grads: Sequence[Tensor]) -> list[float] | None:
+def _quickly(mixing: Mixing, target: Target, grads: Sequence[Tensor]) -> list[float] | None:
     """Variances at a target as numbers, on the CPU; None if they are not to be looked at.
 
     Args:
         grads: for each φ [parts, batch, ...].
     """
-    groups = rule.weighting.groups
+    groups = mixing.how.groups
     with torch.no_grad():
-        if rule.norms is None:
+        if mixing.norms is None:
             seen = _at_target(grads, target.tangents)
             assert seen is not None
             return quick_variances(seen.reshape(2 * groups, seen.shape[1] // groups, -1))
         try:
-            numbers: list[float] = _measure(rule, grads, target).take(groups)[0].flatten().tolist()
+            numbers: list[float] = _measure(mixing, grads, target).take(groups)[0].flatten().tolist()
         except RuntimeError:  # under vmap, or on fake tensors
             return None
     return numbers
@@ -164,29 +157,27 @@ class WeightMeasure:
     take: Callable[[int], list[Tensor]]
 
 
-def _weights(how: Weighting, site: SiteContext, measure: WeightMeasure, past: Sequence[Tensor]) -> list[Tensor]:
+def _weights(mixing: Mixing, measure: WeightMeasure, past: Sequence[Tensor]) -> list[Tensor]:
     """Weights [parts, groups, 1, coordinates or 1]: one tensor for all φ, or one for each φ."""
-    parts, batch = measure.grads[0].shape[:2]
+    how, (parts, batch) = mixing.how, measure.grads[0].shape[:2]
     if _too_few(how, batch):
         return [measure.grads[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
     now = measure.take(how.groups)
-    known = _with_past(how, site, now, measure, past) if how.weights == "past" else now
-    return [_inverse(v, n) for v, n in zip(known, now)]
+    known = _with_past(mixing, now, measure, past) if how.weights == "past" else now
+    return [inverse_variance_weights(of_next_group(v), n) for v, n in zip(known, now)]
 
 
 @torch.no_grad()
-def _rehearsed(
-    rule: InverseVariance, site: SiteContext, grads: Sequence[tuple[Tensor, ...]], target: Target | None, memo: Any
-) -> list[Tensor]:
+def _rehearsed(mixing: Mixing, grads: Sequence[tuple[Tensor, ...]], target: Target | None, memo: Any) -> list[Tensor]:
     """What `mix` gives with weights from a rehearsal: there those of each group, which are noted for the next one;
     afterwards those that were noted.
 
     Raises:
         EstimatorError: there was no rehearsal.
     """
-    how, running = rule.weighting, site.rehearsal is not None and site.rehearsal.running
+    how, running = mixing.how, mixing.rehearsal is not None and mixing.rehearsal.running
     if not running and not hasattr(memo, "numbers"):
-        raise site.error(
+        raise mixing.error(
             f"weights={REHEARSED!r} need one reverse pass of autograd that runs twice, which there was not",
             "Use weights='crossfit' or 'past' in graphs with messages of their own, under propc.passes.Checkpoint and "
             "in plates with chunk=.",
@@ -195,11 +186,11 @@ def _rehearsed(
         memo.numbers = None
     if len(grads[0]) == 2 and not how.per_coordinate:
         mixed = rehearse_two(
-            grads, how.groups, running, memo, None if target is None else partial(_quickly, rule, target)
+            grads, how.groups, running, memo, None if target is None else partial(_quickly, mixing, target)
         )
         if mixed is not None:
             return mixed
-    weights, seen = _noted(how, _measure(rule, [torch.stack(parts) for parts in grads], target), running, memo)
+    weights, seen = _noted(how, _measure(mixing, [torch.stack(parts) for parts in grads], target), running, memo)
     return [_combine(weights[min(i, len(weights) - 1)], parts, seen) for i, parts in enumerate(grads)]
 
 
@@ -212,8 +203,8 @@ def _noted(how: Weighting, measure: WeightMeasure, running: bool, memo: Any) -> 
         memo.noted = [measure.grads[0].new_full((parts, 1, 1, 1), 1.0 / parts)]
         return memo.noted, False
     now = measure.take(how.groups)
-    memo.noted = [_inverse(each, each) for each in now]
-    return [_inverse(each, each, own=True) for each in now], how.target is None
+    memo.noted = [inverse_variance_weights(of_next_group(each), each) for each in now]
+    return [inverse_variance_weights(each, each) for each in now], how.target is None
 
 
 def _too_few(how: Weighting, batch: int) -> bool:
@@ -225,19 +216,6 @@ def _variances(grads: Sequence[Tensor], groups: int, per_coordinate: bool) -> li
     """Summed squared deviations: one tensor for each φ per coordinate, else one for all."""
     found = [variance(g, groups, per_coordinate) for g in grads]
     return found if per_coordinate or len(found) == 1 else [torch.stack(found).sum(0)]
-
-
-def _inverse(variances: Tensor, now: Tensor, own: bool = False) -> Tensor:
-    """Weights ∝ 1/variance over the parts, by their logarithms; equal for equal ones, also for zeros.
-
-    Each group takes the weights of the next one, or its `own`. A part whose variance is not finite, in these
-    or `now`, has weight zero; if no part has a finite one, the weights are NaN, and so is the gradient.
-    """
-    logits = variances.clamp(min=torch.finfo(variances.dtype).tiny).log_().neg_()
-    if logits.shape[1] > 1 and not own:
-        logits = logits.roll(-1, 1)
-    logits = torch.add(logits, now, alpha=0.0)  # 0·∞ is NaN
-    return torch.softmax(logits.nan_to_num_(-torch.inf, neginf=-torch.inf), 0)
 
 
 def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor | None:
@@ -253,12 +231,10 @@ def _at_target(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Te
     return None if found is None else found.transpose(1, 2)
 
 
-def _with_past(
-    how: Weighting, site: SiteContext, now: list[Tensor], measure: WeightMeasure, past: Sequence[Tensor]
-) -> list[Tensor]:
+def _with_past(mixing: Mixing, now: list[Tensor], measure: WeightMeasure, past: Sequence[Tensor]) -> list[Tensor]:
     """Variances of the earlier batches; at the first call, which has none, those of crossfit."""
-    assert isinstance(site.state, PastVariances)
-    site.state.join(now, how.decay)
+    assert isinstance(mixing.state, PastVariances)
+    mixing.state.join(now, mixing.how.decay)
     known = fitting(past, now)
     if known is not None:
         return known
@@ -276,25 +252,22 @@ class Mix(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rule: InverseVariance, site: SiteContext, live: Sequence[int], *tensors: Tensor | None
+        ctx: Any, mixing: Mixing, parts: int, live: Sequence[int], *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         phi, at_target = tensors[: len(live)], tensors[len(live) :]
-        ctx.rule, ctx.site, ctx.live, ctx.given = rule, site, live, len(at_target)
-        ctx.past = remembered(site)
+        ctx.mixing, ctx.live, ctx.given = mixing, live, len(at_target)
+        ctx.past = remembered(mixing.state)
         ctx.save_for_backward(*at_target)
-        return tuple(p.view_as(p) for _ in rule.parts for p in phi if p is not None)
+        return tuple(p.view_as(p) for _ in range(parts) for p in phi if p is not None)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
-            raise EstimatorError(
-                message(
-                    f"inverse-variance weighting at {ctx.site.spec} gives first derivatives only",
-                    "For second derivatives (create_graph=True) use 'rp' or 'lr' here, or 'tp' at a Normal.",
-                    at=f"site {ctx.site.name!r}",
-                )
+            raise ctx.mixing.error(
+                "inverse-variance weighting gives first derivatives only, but at a Normal",
+                "For second derivatives (create_graph=True) use 'rp' or 'lr' here.",
             )
         count = len(ctx.live)
-        target = at_target(ctx.rule, ctx.live, ctx.saved_tensors)
-        mixed = mix(ctx.rule, ctx.site, [grads[j::count] for j in range(count)], target, ctx.past, ctx)
+        target = at_target(ctx.mixing.norms, ctx.live, ctx.saved_tensors)
+        mixed = mix(ctx.mixing, [grads[j::count] for j in range(count)], target, ctx.past, ctx)
         return (None, None, None, *mixed, *([None] * ctx.given))

@@ -2,7 +2,7 @@
 
 While steps are traced to be compiled their tensors hold no values, so nothing can be looked at as in
 `propc.runtime.weighting.mix_on_cpu`; and what `propc.runtime.weighting.mix` does for any number of parts and
-coordinates would be compiled to loops over single numbers.
+coordinates would be compiled to loops over single numbers. The weights are those of `propc.runtime.weighting.weights`.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def _spread(rows: Tensor) -> Tensor:
 
 def _weights(variances: Tensor) -> Tensor:
     """The weight of the second part in each group, from the variances of the next; NaN where none is finite."""
-    good = torch.isfinite(variances).all(1, keepdim=True)
-    path, score = torch.where(good, variances.clamp(min=torch.finfo(variances.dtype).tiny), torch.inf).roll(-1, 1)
-    share = path / (path + score)
-    return torch.where(torch.isinf(path), torch.where(torch.isinf(score), torch.nan, 1.0), share)
+    finite = torch.isfinite(variances)
+    least = variances.clamp(min=torch.finfo(variances.dtype).tiny).roll(-1, 1)
+    path, score = torch.where(finite & finite.roll(-1, 1), least, torch.inf)
+    return torch.reciprocal(1 + score / path)  # a sum of both could overflow
 
 
 def _mixed(path: Tensor, score: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Inverse-variance weights of two parts in few operations, where numbers can be looked at.
+"""Inverse-variance weights of two parts (`propc.runtime.weighting.weights`) where numbers can be looked at.
 
 At a small site a step costs as many microseconds as it has operations. On the CPU looking at a
 number is free, so Python takes the variances from four moments and sees whether they are finite;
@@ -123,7 +123,7 @@ def _weights_of(found: Sequence[float], groups: int, dtype: torch.dtype) -> list
         return None
     _, tiny = _limits(dtype, 1)
     least = [each if each > tiny else tiny for each in found]
-    return [path / (path + score) for path, score in zip(least, least[groups:])]
+    return [1.0 / (1.0 + score / path) for path, score in zip(least, least[groups:])]  # a sum of both could overflow
 
 
 class _Scratch(threading.local):

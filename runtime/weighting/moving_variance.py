@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from propc.runtime.autograd.run_once import once
 from propc.util.torch_private import BUFFERS, StateDictModule
-
-if TYPE_CHECKING:
-    from propc.propagators.sites.site_propagator import SiteContext
 
 
 class PastVariances(StateDictModule):
@@ -41,10 +38,9 @@ def fitting(past: Sequence[Tensor], now: Sequence[Tensor]) -> list[Tensor] | Non
     return [p.to(v) for p, v in zip(past, now)] if same else None
 
 
-def remembered(site: SiteContext) -> Sequence[Tensor]:
-    """What a site knows of earlier batches, read in the forward pass.
+def remembered(state: nn.Module | None) -> Sequence[Tensor]:
+    """What a site knows of earlier batches by its state, read in the forward pass.
 
     So each reverse pass through the same draws has the same weights, none of which has seen them.
     """
-    state = site.state
     return once(state.known, draws=False) if isinstance(state, PastVariances) else ()

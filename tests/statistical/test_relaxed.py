@@ -330,7 +330,7 @@ class ThroughTheNoise(SitePropagator):
         kind, dist = Binary(), site.build(phi)
         b, logits = kind.draw(kind.probs(dist)), kind.logits(dist)
         z = kind.given(b, logits, kind.noise(logits))
-        return Draw(stand_in(b, kind.soft(z), self.name, site))
+        return Draw(stand_in(b, kind.soft(z), self.name, site.error))
 
 
 def test_the_noise_given_the_draw_counts_as_fixed() -> None:

@@ -43,5 +43,5 @@ class GumbelRaoRule(SitePropagator):
         with torch.no_grad():
             b = family.draw(family.probs(dist))
             z = family.given(b, logits, family.noise(logits.expand(self.samples, *logits.shape)))
-        z = stand_in(z, logits.expand_as(z), self.name, site)
-        return Draw(family.value(dist, stand_in(b, family.soft(z / temperature).mean(0), self.name, site)))
+        z = stand_in(z, logits.expand_as(z), self.name, site.error)
+        return Draw(family.value(dist, stand_in(b, family.soft(z / temperature).mean(0), self.name, site.error)))

@@ -19,11 +19,12 @@ from propc.propagators.sites.likelihood_ratio import LikelihoodRatioRule
 from propc.propagators.sites.pathwise import PathwiseRule
 from propc.propagators.sites.plain import Plain
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
-from propc.runtime.autograd import normal
 from propc.runtime.autograd.redraw import redrawn
 from propc.runtime.autograd.tokens import token
 from propc.runtime.weighting.mix import Mix
+from propc.runtime.weighting.mixing import Mixing
 from propc.runtime.weighting.moving_variance import PastVariances
+from propc.runtime.weighting.normal_total import total
 from propc.runtime.weighting.per_sample_norms import Norms
 from propc.runtime.weighting.weighting import REHEARSED, Weighting
 
@@ -109,9 +110,15 @@ class InverseVariance(SitePropagator):
             i, j = site.normal
             loc, scale = phi[i], phi[j]
             at_target = (tangents[i], tangents[j], *tangents[len(phi) :]) if self.weighting.target is not None else ()
-            value, inlet = redrawn(normal.total, (self, site, loc, scale, *at_target), loc, scale)
+            value, inlet = redrawn(total, (self._mixing(site), site.normal, loc, scale, *at_target), loc, scale)
             return Draw(value, (inlet,))
         return self._draw_any(site, phi, tangents)
+
+    def _mixing(self, site: SiteContext) -> Mixing:
+        """What the gates need to know."""
+        return Mixing(
+            self.weighting, site.name, site.error, site.weights, self.norms, self.donor, site.rehearsal, site.state
+        )
 
     @cached_property
     def _is_total(self) -> bool:
@@ -123,7 +130,7 @@ class InverseVariance(SitePropagator):
         live = [i for i, p in enumerate(phi) if p.requires_grad]
         rows = [_per_sample(site.spec, i, phi[i]) for i in live]
         at_target = (*(tangents[i] for i in live), *tangents[len(phi) :]) if self.weighting.target is not None else ()
-        copies = Mix.apply(self, site, live, *rows, *at_target)
+        copies = Mix.apply(self._mixing(site), len(self.parts), live, *rows, *at_target)
         dists = []
         for k in range(len(self.parts)):
             mine = list(phi)

@@ -32,4 +32,4 @@ class ReinMaxRule(SitePropagator):
         probs, logits = family.probs(dist).detach(), family.logits(dist)
         b = family.draw(probs)
         path = 2 * family.slope((probs + b) / 2, logits) - family.slope(probs, logits) / 2
-        return Draw(family.value(dist, stand_in(b, path, self.name, site)))
+        return Draw(family.value(dist, stand_in(b, path, self.name, site.error)))

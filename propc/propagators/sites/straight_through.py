@@ -28,4 +28,4 @@ class StraightThroughRule(SitePropagator):
     def draw(self, site: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         dist, family = site.build(phi), self.family
         probs = family.probs(dist)
-        return Draw(family.value(dist, stand_in(family.draw(probs), probs, self.name, site)))
+        return Draw(family.value(dist, stand_in(family.draw(probs), probs, self.name, site.error)))

@@ -37,4 +37,4 @@ class StraightThroughGumbelRule(SitePropagator):
         logits = family.logits(dist)
         temperature = self.temperature.now(site, torch.is_grad_enabled() and logits.requires_grad)
         z = logits + family.noise(logits)
-        return Draw(family.value(dist, stand_in(family.hard(z), family.soft(z / temperature), self.name, site)))
+        return Draw(family.value(dist, stand_in(family.hard(z), family.soft(z / temperature), self.name, site.error)))

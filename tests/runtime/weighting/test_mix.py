@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,16 +12,16 @@ from torch import Tensor
 from torch.distributions import Gamma, Independent, Normal
 
 import propc
-from propc.errors import PropcValueError
+from propc.errors import ErrorAt, PropcValueError
 from propc.estimators import LeaveOneOut
-from propc.propagators import InverseVariance, LikelihoodRatioRule, PathwiseRule
+from propc.propagators import InverseVariance
 from propc.runtime.weighting import mix as mixing
 from propc.runtime.weighting.mix import Target, mix
 from propc.runtime.weighting.mix_compiled import tracing
-from propc.runtime.weighting.moving_variance import remembered
+from propc.runtime.weighting.mixing import Mixing
+from propc.runtime.weighting.moving_variance import PastVariances, remembered
 from propc.runtime.weighting.weighting import Weighting
 
-RULE = InverseVariance((PathwiseRule(), LikelihoodRatioRule(propc.estimator("lr").baseline)), Weighting())  # type: ignore[attr-defined]
 Parts = list[Tensor]  # for each φ: [parts, batch, ...]
 
 
@@ -33,17 +32,17 @@ def _how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(mixing, "mix_two", lambda *args: None)
 
 
-class Site(SimpleNamespace):
+class Site:
     """What `mix` needs to know of a site, with its memory."""
 
-    def __init__(self, weighting: Weighting, parts: int = 2) -> None:
-        rule = InverseVariance((PathwiseRule(),) + (RULE.parts[1],) * (parts - 1), weighting)
-        super().__init__(name="x", weights={}, rule=rule, state=rule.state(None))  # type: ignore[arg-type]
+    def __init__(self, weighting: Weighting, donor: str | None = None, weights: dict[str, list[Tensor]] | None = None):
+        self.weights = {} if weights is None else weights
+        self.state = PastVariances() if weighting.weights == "past" else None
+        self.mixing = Mixing(weighting, "x", cast(ErrorAt, None), self.weights, donor=donor, state=self.state)
 
     def mix(self, grads: Parts, tangents: Sequence[Tensor | None] | None = None) -> Parts:
         at = None if tangents is None else Target(tangents, range(len(grads)))
-        given = [tuple(g) for g in grads]
-        return mix(self.rule, self, given, at, past=remembered(self))  # type: ignore[arg-type]
+        return mix(self.mixing, [tuple(g) for g in grads], at, past=remembered(self.state))
 
 
 # The plain formula.
@@ -112,8 +111,8 @@ SHAPES = [[()], [(3,)], [(2, 3)], [(), ()], [(3,), (3,)], [(2,), (2, 2)]]
 @pytest.mark.parametrize("how", ["same", "crossfit"])
 def test_weights(how: str, parts: int, batch: int, shapes: list[tuple[int, ...]]) -> None:
     grads = random_grads(parts, batch, shapes)
-    torch.testing.assert_close(Site(Weighting(weights=how), parts).mix(grads), formula(how, grads))
-    each = Site(Weighting(weights=how, per_coordinate=True), parts).mix(grads)
+    torch.testing.assert_close(Site(Weighting(weights=how)).mix(grads), formula(how, grads))
+    each = Site(Weighting(weights=how, per_coordinate=True)).mix(grads)
     torch.testing.assert_close(each, by_coordinate(how, grads))
 
 
@@ -122,10 +121,10 @@ def test_weights(how: str, parts: int, batch: int, shapes: list[tuple[int, ...]]
 def test_folds(folds: int, parts: int, batch: int, shapes: list[tuple[int, ...]]) -> None:
     grads = random_grads(parts, batch, shapes)
     expected = of_the_next(folds, grads)
-    torch.testing.assert_close(Site(Weighting(folds=folds), parts).mix(grads), expected)
+    torch.testing.assert_close(Site(Weighting(folds=folds)).mix(grads), expected)
     if parts == 2 and not batch % folds:
         with tracing():
-            torch.testing.assert_close(Site(Weighting(folds=folds), parts).mix(grads), expected)
+            torch.testing.assert_close(Site(Weighting(folds=folds)).mix(grads), expected)
 
 
 def test_a_batch_too_small_for_its_folds_is_weighed_alike() -> None:
@@ -220,9 +219,7 @@ def test_reuse() -> None:
     site = Site(Weighting(weights="same", k_interval=2))
     late, early = random_grads(2, 6, [(2,)]), random_grads(2, 6, [(2,)])
     site.mix(late)
-    follower = Site(Weighting(weights="same", k_interval=2))
-    follower.rule = InverseVariance(site.rule.parts, site.rule.weighting, donor="x")
-    follower.weights = site.weights
+    follower = Site(Weighting(weights="same", k_interval=2), donor="x", weights=site.weights)
     torch.testing.assert_close(follower.mix(early), weighted(early, variances(late, slice(None), None), slice(None)))
 
 
@@ -281,7 +278,7 @@ def test_the_finite_part_wins_of_three(how: str) -> None:
     grads = random_grads(3, 8, [(2,)])
     grads[0][0, 2] = torch.inf
     grads[0][1, 6] = torch.nan
-    torch.testing.assert_close(Site(Weighting(weights=how), 3).mix(grads)[0], grads[0][2])
+    torch.testing.assert_close(Site(Weighting(weights=how)).mix(grads)[0], grads[0][2])
 
 
 @HOWS
@@ -304,7 +301,7 @@ def test_past_recovers(how: str, per_coordinate: bool) -> None:
     for _ in range(3000):
         found = site.mix(grads)
     torch.testing.assert_close(
-        found, Site(Weighting(None, per_coordinate, "same")).mix(grads) if how == "past" else found
+        found, Site(Weighting(per_coordinate=per_coordinate, weights="same")).mix(grads) if how == "past" else found
     )
 
 

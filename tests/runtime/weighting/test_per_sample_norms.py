@@ -294,9 +294,9 @@ def test_sketches_are_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def spy(rule: Any, site: Any, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
         if site.name == "x0":
-            place = at_target(rule, (0,), (tangents[0], *tangents[len(phi) :]))
+            place = at_target(rule.norms, (0,), (tangents[0], *tangents[len(phi) :]))
             with torch.no_grad():
-                found.extend(_measure(rule, [cotangents], place).take(2))
+                found.extend(_measure(rule._mixing(site), [cotangents], place).take(2))
         return Draw(phi[0].detach(), (phi[0].new_zeros(BATCH),))
 
     monkeypatch.setattr(InverseVariance, "draw", spy)
