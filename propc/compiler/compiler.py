@@ -348,7 +348,8 @@ class Compiler:
     def _first(self, program: Program) -> PropagationGraph:
         """The graph before all passes: returned values are the costs."""
         marked = with_terms(program, returned_costs(program), ())
-        return PropagationGraph(self.name, program, cut(marked, aside(program)), program.plates)
+        nodes = cut(marked, aside(program))
+        return PropagationGraph(self.name, program, nodes, program.plates, cut=nodes)
 
     def _roots(self, call: CallKey, paths: list[str]) -> Roots:
         statics = tuple((p, leaf) for p, leaf in zip(paths, call.leaves) if not isinstance(leaf, Tensor))

@@ -10,13 +10,10 @@ import torch
 
 from propc.types import Source
 
-_HIDDEN = tuple(
-    os.path.join(os.path.realpath(path), "")
-    for path in (
-        os.path.dirname(torch.__file__),
-        os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-    )
-)
+_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# In a checkout propc/passes and propc/runtime are links, whose real folders do not lie below propc/.
+_FOLDERS = (os.path.dirname(torch.__file__), _OWN, os.path.join(_OWN, "passes"), os.path.join(_OWN, "runtime"))
+_HIDDEN = tuple(os.path.join(os.path.realpath(path), "") for path in _FOLDERS)
 _SEEN: dict[str, bool] = {}
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import networkx as nx
 import torch.fx
 
 from propc.errors import GraphError, PropcValueError, message, nearest
@@ -32,6 +31,9 @@ from propc.ir.records import LOG_MEAN_EXP, Join, Order, Ref, Route
 from propc.types import BATCH, Plate, TensorType
 from propc.util.torch_rng import random_states, restore_random
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 N = TypeVar("N", bound=Node)
 
 
@@ -47,6 +49,8 @@ class PropagationGraph:
         routes: the planned ways of messages, from costs to sites; set by route-messages.
         joins: sums of tokens that costs share; set by fuse.
         schedule: the order of execution; set by schedule.
+        cut: the nodes as they were cut from the program, by which split-costs, which cuts again, sees what passes
+            before it have changed; None from then on.
     """
 
     name: str
@@ -56,6 +60,7 @@ class PropagationGraph:
     routes: tuple[Route, ...] = ()
     joins: tuple[Join, ...] = ()
     schedule: Order = field(default_factory=Order)
+    cut: Mapping[str, Node] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", MappingProxyType(dict(self.nodes)))
@@ -205,7 +210,9 @@ class PropagationGraph:
         ``"tangent"``; message edges, which run from costs back to sites, are kept apart in the
         graph's attribute ``routes``, so that it is a DAG.
         """
-        graph: nx.MultiDiGraph[str] = nx.MultiDiGraph(name=self.name, routes=self.routes)
+        import networkx  # here, as it takes as long to import as all of propc, and few ask for this view
+
+        graph: nx.MultiDiGraph[str] = networkx.MultiDiGraph(name=self.name, routes=self.routes)
         for node in self.nodes.values():
             graph.add_node(node.name, record=node, kind=node.kind.value)
         for node in self.nodes.values():

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -134,7 +133,9 @@ def _compare(graph: PropagationGraph, axis: Axis, before: Values, after: Values)
     boxes = [box for box in graph.of(Opaque) if not axis.name and apart(box.inputs) and not apart(box.made)]
     for node in axis.ends:
         if not apart(node.inputs):
-            box = next((box for box in boxes if nx.has_path(graph.nx, box.name, node.name)), None)
+            from networkx import has_path  # here, as only this error needs it, and it takes long to import
+
+            box = next((box for box in boxes if has_path(graph.nx, box.name, node.name)), None)
             raise _mixed(node, axis, box)
 
 

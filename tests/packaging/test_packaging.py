@@ -88,3 +88,15 @@ print(torch_state.changes(before, torch_state.snapshot()), torch.equal(seed, tor
 """
     run = python(code, tmp_path)
     assert run.stdout.strip() == "[] True", run.stderr
+
+
+def test_import_takes_along_nothing_that_few_need(tmp_path: Path) -> None:
+    code = """
+import sys, torch
+before = set(sys.modules)
+import propc
+slow = {"networkx", "matplotlib", "scipy", "sympy", "torch._dynamo", "torch._inductor", "torch._functorch.aot_autograd"}
+print(sorted(slow & (set(sys.modules) - before)))
+"""
+    run = python(code, tmp_path)
+    assert run.stdout.strip() == "[]", run.stderr
