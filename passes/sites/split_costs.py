@@ -13,7 +13,7 @@ from propc.frontend.cost_terms import additive_terms, aside, in_plates, tainted,
 from propc.frontend.cut import cut
 from propc.fx.program import Program, mark_of
 from propc.ir.graph import PropagationGraph
-from propc.ir.records import Node
+from propc.ir.nodes.node import Node
 from propc.passes.pipeline import Pass, register
 
 
