@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import propc
-from propc.estimators import LeaveOneOut, SiteView
-from propc.estimators.likelihood_ratio import require_batch
+from propc.estimators import LeaveOneOut, SiteView, require_batch
 from propc.propagators import Baseline, Draw, SiteContext, SitePropagator, row_log_prob
 from propc.runtime.autograd.tokens import token
 

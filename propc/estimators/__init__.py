@@ -15,12 +15,12 @@ from propc.estimators.estimator import (
 )
 from propc.estimators.gaussian_shaping import GaussianResampling, ShapedLikelihoodRatio, ShapedTotalPropagation
 from propc.estimators.infer import Infer
-from propc.estimators.likelihood_ratio import LeaveOneOutRatio, LikelihoodRatio, require_batch
+from propc.estimators.likelihood_ratio import LeaveOneOutRatio, LikelihoodRatio
 from propc.estimators.local import Local
 from propc.estimators.measure_valued import MeasureValued
-from propc.estimators.pathwise import Pathwise, require_path
+from propc.estimators.pathwise import Pathwise
 from propc.estimators.relaxed import GumbelRao, GumbelSoftmax, ReinMax, StraightThrough, StraightThroughGumbel
-from propc.estimators.requirements import require_path_from_draw
+from propc.estimators.requirements import require_batch, require_path, require_path_from_draw
 from propc.estimators.total_propagation import TotalPropagation
 from propc.estimators.vimco import Vimco
 from propc.propagators.baselines import Custom, LeaveOneOut, MovingAverage, NoBaseline

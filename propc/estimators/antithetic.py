@@ -9,20 +9,18 @@ from typing import ClassVar
 from propc import propagators
 from propc.distributions.families import family
 from propc.errors import PropcValueError
-from propc.estimators.estimator import Estimator, SiteView, register_estimator
+from propc.estimators.estimator import SiteView, register_estimator
+from propc.estimators.repeated import Repeated
 from propc.propagators.sites.samples import Samples
 
 
 @dataclass(frozen=True)
-class Antithetic(Estimator):
+class Antithetic(Repeated):
     """What `arm` and `disarm` have in common."""
 
     samples: int = 1
     noise: str = "independent"
     chunk: int | None = None
-
-    def __post_init__(self) -> None:
-        self._samples()
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         if family(site.spec) is None:
@@ -38,9 +36,6 @@ class Antithetic(Estimator):
             return self.propagator(site)[0]
         except PropcValueError:
             return propagators.Plain()
-
-    def _samples(self) -> Samples:
-        return Samples(self.samples, self.noise, self.chunk)
 
     @abstractmethod
     def _rule(self, samples: Samples) -> propagators.SitePropagator: ...

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from propc import propagators
 from propc.errors import PropcValueError, message
 from propc.estimators.estimator import Estimator, SiteView, register_estimator, resolve
-from propc.estimators.likelihood_ratio import LikelihoodRatio, require_batch
+from propc.estimators.likelihood_ratio import LikelihoodRatio
+from propc.estimators.requirements import require_batch
 from propc.propagators.baselines import baseline
 from propc.runtime.weighting.weighting import Weighting
 

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 from propc import propagators
 from propc.estimators.estimator import Estimator, SiteView, register_estimator
-from propc.estimators.likelihood_ratio import require_batch
-from propc.estimators.pathwise import require_path
+from propc.estimators.requirements import require_batch, require_path
 from propc.estimators.total_propagation import TotalPropagation
 from propc.ir.pass_request import PassRequest
 from propc.propagators.baselines import baseline

@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 
 from propc import propagators
 from propc.errors import PropcValueError, message
-from propc.estimators.estimator import Estimator, SiteView, register_estimator
-from propc.propagators import Baseline
+from propc.estimators.estimator import SiteView, register_estimator
+from propc.estimators.repeated import Repeated
+from propc.estimators.requirements import require_batch
 from propc.propagators.baselines import LeaveOneOut, baseline
-from propc.propagators.sites.samples import Samples
 
 
 @register_estimator("lr")
 @dataclass(frozen=True)
-class LikelihoodRatio(Estimator):
+class LikelihoodRatio(Repeated):
     r"""Likelihood-ratio (score-function, REINFORCE) estimator.
 
     Approximates: ∇_φ E_{x~p(x;φ)} f(x)
@@ -48,18 +48,12 @@ class LikelihoodRatio(Estimator):
 
     def __post_init__(self) -> None:
         baseline(self.baseline)
-        self._samples()
+        super().__post_init__()
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         chosen = baseline(self.baseline)
         require_batch(self.name, chosen, site, self.samples)
         return propagators.LikelihoodRatioRule(chosen, self._samples()), "asked for"
-
-    def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
-        return propagators.Plain(self._samples())
-
-    def _samples(self) -> Samples:
-        return Samples(self.samples, self.noise, self.chunk)
 
 
 @register_estimator("rloo")
@@ -91,31 +85,3 @@ class LeaveOneOutRatio(LikelihoodRatio):
                     "Use samples=2 or more, or 'lr', whose baseline is then the mean of the rest of the batch.",
                 )
             )
-
-
-def require_batch(name: str, chosen: Baseline, site: SiteView, samples: int = 1) -> None:
-    """Check that the costs and the site hold independent samples along their leading dimension, or in a plate.
-
-    Raises:
-        EstimatorError: a scalar cost, a site without the batch dimension, or a single
-            sample under a leave-one-out baseline.
-    """
-    if samples > 1:
-        return
-    if site.batch is None:
-        raise site.error(
-            f"estimator {name!r} needs one cost for each sample; a cost is a scalar",
-            "Return the cost with shape [batch] and take its mean outside the compiled function, or draw several "
-            "samples with an estimator of sites, such as propc.estimator('lr', samples=10).",
-        )
-    if site.spec.rows() != site.batch:
-        raise site.error(
-            f"estimator {name!r} needs the batch as the leading dimension of the distribution; the costs have "
-            f"{site.batch} samples and {site.spec} has batch shape {list(site.spec.batch_shape)}",
-            f"Expand its parameters to [{site.batch}, ...], so that every sample has a draw of its own.",
-        )
-    if site.batch < 2 and isinstance(chosen, LeaveOneOut):
-        raise site.error(
-            f"estimator {name!r} has a leave-one-out baseline and a batch of 1",
-            "Use a batch of two or more, samples=2 or more, or baseline=None or 'moving_average'.",
-        )

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc import propagators
-from propc.estimators.estimator import Estimator, SiteView, register_estimator
-from propc.propagators.sites.samples import Samples
+from propc.estimators.estimator import SiteView, register_estimator
+from propc.estimators.repeated import Repeated
+from propc.estimators.requirements import require_path
 
 
 @register_estimator("rp")
 @dataclass(frozen=True)
-class Pathwise(Estimator):
+class Pathwise(Repeated):
     r"""Pathwise (reparameterization) estimator.
 
     Approximates: ∇_φ E_{x~p(x;φ)} f(x)
@@ -36,34 +37,6 @@ class Pathwise(Estimator):
     noise: str = "independent"
     chunk: int | None = None
 
-    def __post_init__(self) -> None:
-        self._samples()
-
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
         require_path(self.name, site)
         return propagators.PathwiseRule(self._samples()), "asked for"
-
-    def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
-        return propagators.Plain(self._samples())
-
-    def _samples(self) -> Samples:
-        return Samples(self.samples, self.noise, self.chunk)
-
-
-def require_path(name: str, site: SiteView) -> None:
-    """Check that pathwise derivatives exist at the site and reach every cost.
-
-    Raises:
-        EstimatorError: the distribution has no `rsample`, or a cost cannot be reached.
-    """
-    if not site.spec.has_rsample:
-        raise site.error(
-            f"estimator {name!r} needs a reparameterizable distribution; {site.spec} has no rsample",
-            "Try estimator='lr'.",
-        )
-    if site.blocked:
-        costs = ", ".join(map(repr, site.blocked))
-        raise site.error(
-            f"estimator {name!r} needs a differentiable path to every cost; none leads to {costs}",
-            "Try estimator='lr', or remove the detach, comparison, rounding or black box on the way.",
-        )

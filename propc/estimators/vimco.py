@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from propc import propagators
 from propc.errors import PropcValueError, message
-from propc.estimators.estimator import Estimator, SiteView, register_estimator
+from propc.estimators.estimator import SiteView, register_estimator
+from propc.estimators.repeated import Repeated
 from propc.propagators.baselines import GeometricMean, LeaveOneOut
-from propc.propagators.sites.samples import Samples
 from propc.util.configure import one_of
 
 MEANS = {"geometric": GeometricMean(), "arithmetic": LeaveOneOut()}
@@ -17,7 +17,7 @@ MEANS = {"geometric": GeometricMean(), "arithmetic": LeaveOneOut()}
 
 @register_estimator("vimco")
 @dataclass(frozen=True)
-class Vimco(Estimator):
+class Vimco(Repeated):
     r"""VIMCO: likelihood ratio for a multi-sample bound, each sample's weight replaced by the others' mean.
 
     Approximates: ∇_φ E L, L = log 1/K Σ_k w_k, z_1…z_K ~ p(z; φ) (`propc.bound`)
@@ -48,7 +48,7 @@ class Vimco(Estimator):
 
     def __post_init__(self) -> None:
         one_of("mean", self.mean, tuple(MEANS))
-        self._samples()
+        super().__post_init__()
         if self.samples < 2:
             raise PropcValueError(
                 message(
@@ -65,9 +65,3 @@ class Vimco(Estimator):
                 "Return propc.bound(log_weight), or use 'rloo' for the mean of the costs.",
             )
         return propagators.LikelihoodRatioRule(MEANS[self.mean], self._samples()), "asked for"
-
-    def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
-        return propagators.Plain(self._samples())
-
-    def _samples(self) -> Samples:
-        return Samples(self.samples, self.noise, self.chunk)
