@@ -11,12 +11,13 @@ from propc.ir.nodes.cost import Cost
 from propc.ir.nodes.reduce import Reduce
 from propc.ir.nodes.site import Site
 from propc.ir.records import Route, Token
+from propc.ir.rules import CostBaseline, NodeRule
 from propc.passes.pipeline import Pass, register
 from propc.passes.plates.cost_levels import is_bound, level_of, levels_of
 from propc.passes.plates.elementwise_routes import along_of
 from propc.passes.routing.propagator_routes import message_routes
 from propc.passes.routing.shaped_routes import shaped_routes
-from propc.propagators import Baseline, Loss, Propagator
+from propc.propagators import Loss, Propagator
 from propc.types import BATCH
 
 Names = tuple[str, ...]
@@ -45,7 +46,7 @@ class RouteMessages(Pass):
         if not graph.costs:
             return []
         influence = graph.influence
-        masks: dict[tuple[Baseline, int], int] = {}  # which sites take messages, by baseline and token
+        masks: dict[tuple[CostBaseline, int], int] = {}  # which sites take messages, by baseline and token
         for i, site in enumerate(graph.sites):
             for j, baseline in enumerate(site.rule.baselines if site.rule is not None else ()):
                 masks[baseline, j] = masks.get((baseline, j), 0) | 1 << i
@@ -59,7 +60,7 @@ class RouteMessages(Pass):
                 reached = influence.values[cost.inputs[0]].near
             levels = levels_of(cost, reduces)
             along = along_of(graph, cost)
-            grouped: dict[tuple[str, Baseline, Names, Names, Names], list[Token]] = {}
+            grouped: dict[tuple[str, CostBaseline, Names, Names, Names], list[Token]] = {}
             for key, mask in masks.items():
                 for i in _bits(mask & reached):
                     site = graph.sites[i]
@@ -119,11 +120,11 @@ def _whole(cost: Cost, site: Site) -> EstimatorError:
     )
 
 
-def _is_cumulative(rule: Propagator | None) -> bool:
+def _is_cumulative(rule: NodeRule | None) -> bool:
     """Whether a cost is sent to all sites that influence it."""
     if isinstance(rule, Loss):
         return rule.cumulative
-    parts = {} if rule is None else rule.named_parts()
+    parts = rule.named_parts() if isinstance(rule, Propagator) else {}
     return all(_is_cumulative(part) for part in parts.values() if isinstance(part, Propagator))
 
 

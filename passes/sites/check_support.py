@@ -8,7 +8,7 @@ from propc.distributions.support import moving_ends
 from propc.errors import EstimatorError, message
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.site import Site
-from propc.propagators import Propagator
+from propc.ir.rules import SiteRule
 from propc.types import TensorType
 
 
@@ -33,7 +33,7 @@ def _phi(graph: PropagationGraph, site: Site) -> list[TensorType]:
     return [graph[ref.node].outputs[ref.port] for ref in site.inputs]
 
 
-def _live(graph: PropagationGraph, site: Site, index: int, rules: Mapping[str, Propagator | None]) -> bool:
+def _live(graph: PropagationGraph, site: Site, index: int, rules: Mapping[str, SiteRule | None]) -> bool:
     """Whether a gradient at φ[index] reaches a parameter, or a site that passes it on."""
     reach = graph.influence.values[site.inputs[index]]
     passing = (getattr(rules.get(name), "passes_path", True) for name in graph.influence.named(reach.parents))

@@ -8,12 +8,9 @@ set of edges.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from propc.ir.rules import CostBaseline
 from propc.types import BATCH, Source
-
-if TYPE_CHECKING:
-    from propc.propagators.baselines import Baseline
 
 NOWHERE = Source("", 0)
 
@@ -87,7 +84,7 @@ class Route:
 
     source: str
     targets: tuple[Token, ...]
-    baseline: Baseline | None = None
+    baseline: CostBaseline | None = None
     fields: tuple[str, ...] = ("cost",)
     kind: str = "score"
     through: tuple[Token, ...] = ()

@@ -13,6 +13,7 @@ from torch.autograd import Function
 from propc.distributions.sampling import draw_detached
 from propc.errors import EstimatorError, MessageError, message, nearest
 from propc.ir.messages import EMPTY, Field, Message, Target
+from propc.ir.rules import NodeRule
 from propc.propagators.baselines import Baseline
 from propc.propagators.propagator import NodeView, Propagator, Sent, note
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
@@ -116,7 +117,7 @@ class _NodeGate(Function):
     """A named value; its cotangent passes the propagator."""
 
     @staticmethod
-    def forward(ctx: Any, rule: Propagator, view: NodeView, value: Tensor) -> Tensor:
+    def forward(ctx: Any, rule: NodeRule, view: NodeView, value: Tensor) -> Tensor:
         view.value = value.detach()
         with torch.enable_grad():  # as where nodes are visited one by one
             rule.forward(view, EMPTY)
@@ -136,7 +137,7 @@ class _NodeGate(Function):
         return None, None, found
 
 
-def through(rule: Propagator, view: NodeView, value: Tensor) -> Tensor:
+def through(rule: NodeRule, view: NodeView, value: Tensor) -> Tensor:
     """A named value as its propagator hands it on, and its cotangent likewise."""
     made: Tensor = _NodeGate.apply(rule, view, value)
     return made

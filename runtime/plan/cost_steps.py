@@ -12,7 +12,8 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.cost import Cost
 from propc.ir.nodes.reduce import Reduce
 from propc.ir.records import LOG_MEAN_EXP, Route
-from propc.propagators.baselines import Baseline, Custom
+from propc.ir.rules import CostBaseline
+from propc.propagators.baselines import Custom
 from propc.runtime.autograd.run_once import once_of
 from propc.runtime.autograd.tokens import attach
 from propc.runtime.plan.token_reads import Inlet, Inlets
@@ -65,9 +66,9 @@ def sender(
 
 def baselines(
     node: Cost | Reduce, routes: Sequence[Route], state: EstimatorState
-) -> list[tuple[Baseline, nn.Module | None]]:
+) -> list[tuple[CostBaseline, nn.Module | None]]:
     """The baseline of each of a cost's routes, with what it keeps."""
-    found: list[tuple[Baseline, nn.Module | None]] = []
+    found: list[tuple[CostBaseline, nn.Module | None]] = []
     for key, route in zip(_keys(node, routes), routes):
         assert route.baseline is not None
         make = route.baseline.state

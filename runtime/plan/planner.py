@@ -25,9 +25,9 @@ from propc.ir.nodes.scan import Scan
 from propc.ir.nodes.segment import Segment
 from propc.ir.nodes.site import Site
 from propc.ir.records import Route, Token
+from propc.ir.rules import NodeRule
 from propc.propagators import Draw, SiteContext, SitePropagator
 from propc.propagators.gated import through
-from propc.propagators.propagator import Propagator
 from propc.runtime.autograd.gaussian_refit import refit
 from propc.runtime.autograd.run_once import once, once_of
 from propc.runtime.autograd.tokens import guard
@@ -218,7 +218,8 @@ class Planner:
         none, find, draw_by = (None,) * len(node.inputs), self._find(node.name), rule.draw
 
         def draw(context: SiteContext, phi: Sequence[Tensor]) -> Draw:
-            return draw_by(context, phi, none)
+            drawn: Draw = draw_by(context, phi, none)
+            return drawn
 
         place = draw if placing.plain else partial(placing.draw, draw)
 
@@ -325,7 +326,7 @@ def _guarded(guards: Mapping[int, tuple[str, str, str]], *given: Tensor) -> list
     return returned
 
 
-def _through(rule: Propagator, memory: NodeMemory, node: Named, value: Tensor) -> tuple[Tensor]:
+def _through(rule: NodeRule, memory: NodeMemory, node: Named, value: Tensor) -> tuple[Tensor]:
     """A value on which a propagator acts."""
     return (through(rule, memory.view(node), value),)
 

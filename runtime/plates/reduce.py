@@ -13,7 +13,7 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import Names, aligned
 from propc.ir.nodes.reduce import Reduce
 from propc.ir.records import LOG_MEAN_EXP, Route
-from propc.propagators import Baseline
+from propc.ir.rules import CostBaseline
 from propc.types import BATCH
 
 Center = Callable[..., Tensor]
@@ -67,7 +67,7 @@ def _weighing(graph: PropagationGraph, node: Reduce) -> Callable[[Sequence[Tenso
     return fitted
 
 
-def centering(graph: PropagationGraph, route: Route, baseline: Baseline, state: nn.Module | None) -> Center:
+def centering(graph: PropagationGraph, route: Route, baseline: CostBaseline, state: nn.Module | None) -> Center:
     """Takes a cost to cost minus baseline, along some of its dimensions: [*plates, batch] → the same."""
     dims, over = graph.lead(graph[route.source]), route.over
     if dims[:1] in ((), (BATCH,), over):
@@ -88,7 +88,7 @@ def centering(graph: PropagationGraph, route: Route, baseline: Baseline, state: 
 
 
 def _centered(
-    graph: PropagationGraph, route: Route, baseline: Baseline, cost: Tensor, state: nn.Module | None
+    graph: PropagationGraph, route: Route, baseline: CostBaseline, cost: Tensor, state: nn.Module | None
 ) -> Tensor:
     """A cost minus its baseline, which may be a user's."""
     try:
@@ -98,7 +98,7 @@ def _centered(
         raise PropcValueError(message(str(error).rstrip("."), at=f"cost {route.source!r}", where=where)) from None
 
 
-def bounding(graph: PropagationGraph, route: Route, baseline: Baseline, state: nn.Module | None) -> Center:
+def bounding(graph: PropagationGraph, route: Route, baseline: CostBaseline, state: nn.Module | None) -> Center:
     """Takes a bound and what it was made of to bound minus baseline, for each sample of the sites of a route.
 
     The samples of a site's own plate take turns to be left out, each with all that was drawn behind it.

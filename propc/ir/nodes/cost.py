@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from propc.ir.nodes.node import Kind, Node
-
-if TYPE_CHECKING:
-    from propc.ir.nodes.node import Propagator
+from propc.ir.rules import NodeRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +21,10 @@ class Cost(Node):
     kind: ClassVar[Kind] = Kind.COST
 
     path: str
-    rule: Propagator | None = None
+    rule: NodeRule | None = None
     forced: Any = None
     how: str = "mean"
 
     @property
-    def propagator(self) -> Propagator | None:
+    def propagator(self) -> NodeRule | None:
         return self.rule

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from propc.ir.records import NOWHERE, Ref
+from propc.ir.rules import NodeRule
 from propc.types import Source, TensorType, Turn
-
-if TYPE_CHECKING:
-    from propc.propagators.propagator import Propagator as Propagator
 
 
 class Kind(str, Enum):
@@ -69,6 +67,6 @@ class Node:
         return self.outputs[0].dtype if self.outputs else None
 
     @property
-    def propagator(self) -> Propagator | None:
+    def propagator(self) -> NodeRule | None:
         """What the node does in the forward and the reverse pass: sites, named nodes and costs can have one."""
         return None

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from propc.ir.nodes.node import Kind, Node
 from propc.ir.records import Ref
+from propc.ir.rules import NodeRule, SiteRule
 
 if TYPE_CHECKING:
     from propc.distributions.spec import DistributionSpec
-    from propc.ir.nodes.node import Propagator
-    from propc.propagators.sites.site_propagator import SitePropagator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +28,7 @@ class Site(Node):
 
     spec: DistributionSpec
     requested: Any = None
-    rule: SitePropagator | None = None
+    rule: SiteRule | None = None
     estimator: str = ""
     reason: str = ""
     tangents: tuple[Ref | None, ...] = ()
@@ -37,5 +36,5 @@ class Site(Node):
     alternatives: str = ""
 
     @property
-    def propagator(self) -> Propagator | None:
+    def propagator(self) -> NodeRule | None:
         return self.rule

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from propc.distributions.sampling import draw_detached
 from propc.ir.nodes.site import Site
+from propc.ir.rules import SiteRule
 from propc.propagators.sites.samples import ONE, Samples
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.types import Plate
@@ -42,8 +43,8 @@ class Plain(SitePropagator):
             return self.relaxed.draw(site, phi, tangents)
 
 
-def plain(rule: SitePropagator | None) -> Plain:
+def plain(rule: SiteRule | None) -> Plain:
     """What is left of a rule where no gradient passes: the draw alone."""
     if isinstance(rule, Plain):
         return rule
-    return Plain(relaxed=rule if rule is not None and rule.relaxes else None)
+    return Plain(relaxed=rule if isinstance(rule, SitePropagator) and rule.relaxes else None)
