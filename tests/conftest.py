@@ -9,6 +9,10 @@ import hypothesis
 import pytest
 import torch
 import torch_state
+from mistakes import leaf, normal
+from torch.autograd.function import _SingleLevelFunction
+
+import propc
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -64,3 +68,16 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8")
 
     return check
+
+
+@pytest.fixture
+def nothing_is_lost() -> Iterator[None]:
+    """After the test, torch is as it was, and an ordinary program compiles and has a gradient."""
+    apply = torch.autograd.Function.apply
+    yield
+    assert torch.autograd.Function.apply == apply
+    assert "apply" not in vars(_SingleLevelFunction)
+    assert propc.frontend.active_tracer() is None
+    theta = leaf()
+    propc.compile(lambda theta: normal(theta).square(), estimator="lr")(theta).sum().backward()
+    assert theta.grad is not None
