@@ -6,8 +6,9 @@ PIP_ARGS ?=
 # Small tensors gain nothing from a second thread, and two test processes lose by it.
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
-# The inner loop: no estimates against exact gradients, no compiler behind torch's, no scripts, nothing that takes seconds.
-QUICK := $(addprefix --ignore=tests/,statistical runtime/backends docs examples benchmarks packaging) -m "not slow"
+# The inner loop: no estimates against exact gradients, no compiler behind torch's, no scripts, nothing that takes
+# seconds, and of a test with cases the first one.
+QUICK := $(addprefix --ignore=tests/,statistical runtime/backends docs examples benchmarks packaging) -m "not slow" --first-case
 
 BIN := .venv/bin
 READY := .venv/ready

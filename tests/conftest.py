@@ -26,9 +26,16 @@ hypothesis.settings.load_profile("propc")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew")
+    parser.addoption("--first-case", action="store_true", help="of each test that has cases, the first one only")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--first-case"):
+        cases: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        config.hook.pytest_deselected(items=[item for _, *others in cases.values() for item in others])
+        items[:] = [first for first, *_ in cases.values()]
     if torch.cuda.is_available():
         return
     for item in items:
