@@ -8,7 +8,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from statistical.programs import OBJECTIVES, vector
+from programs import OBJECTIVES, vector
 from stats import assert_less_variance, check, gradient_draws
 from torch import Tensor
 from torch.distributions import Distribution, Geometric, Independent, Laplace, MultivariateNormal
