@@ -1,4 +1,8 @@
-"""Compiler passes, one a file, each from a graph to a new graph. Importable as `propc.passes`."""
+"""Compiler passes, in folders by what they are about: each is given a graph and gives a new one, the same for the
+same input. `pipeline.py` holds their order and the table of their names.
+
+Importable as `propc.passes`; they may import `propc.estimators` and all below, not what runs a graph.
+"""
 
 from propc.passes.insert.explore_alternatives import ExploreAlternatives
 from propc.passes.insert.gaussian_shaping import GaussianShaping

@@ -1,4 +1,8 @@
-"""The user's choices: names, options and what each estimator promises."""
+"""The user's choices: names, options and what each estimator promises.
+
+Given a view of a site, an estimator gives the rule that draws there, the routes it needs and the passes that insert
+nodes for it, or refuses the site and says why. They may import propagators and all below.
+"""
 
 from propc.estimators.antithetic import Arm, DisArm
 from propc.estimators.combine import Combine

@@ -1,4 +1,8 @@
-"""The graph: its records, what can be asked of it, and what changes it."""
+"""The graph: its records, what can be asked of it, and what changes it.
+
+Given nodes, it gives a frozen graph that verifies itself; a change is a new graph. Passes and printers read it, and
+nothing here runs it. It may import `propc.fx` and all below, and the printers, as a graph prints itself.
+"""
 
 from propc.fx.dependence import Dependence
 from propc.ir.nodes.compare_alternatives import CompareAlternatives

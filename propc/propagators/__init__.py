@@ -1,4 +1,8 @@
-"""What nodes do with messages: at sites, at named nodes, at costs and in networks."""
+"""What nodes do with messages: at sites, at named nodes, at costs and in networks.
+
+Given a node and what comes in, a propagator gives what goes out; it has no state of its own. The table of names
+stands here. They may import the weights of `propc.runtime.weighting` and all below.
+"""
 
 from propc.distributions.spec import row_log_prob
 from propc.propagators.baselines import Baseline

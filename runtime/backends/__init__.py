@@ -1,4 +1,8 @@
-"""Backends: what runs the plan of a graph, and the table of their names."""
+"""Backends: what runs the plan of a graph, and the table of their names.
+
+Given a plan, a backend gives something that runs it with the same numbers, and a report of what it made of it. They
+may import messaging, plans and all below.
+"""
 
 from __future__ import annotations
 

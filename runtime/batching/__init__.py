@@ -1,1 +1,5 @@
-"""Batching rules of torch operations: how each runs on many samples at once."""
+"""Batching rules of torch operations: how each runs on many samples at once.
+
+Given an operation and which of its arguments carry plates, a rule gives the operation on all elements, or says that
+it has none. They may import `propc.runtime.autograd` and all below.
+"""

@@ -1,1 +1,5 @@
-"""Statistics for users: estimators beside each other, and how much of what a site sends is signal."""
+"""Estimators beside each other: `propc.compare`.
+
+Given a program, arguments and names of estimators, it runs all on the same inputs in turn and gives variances, biases
+and times, with what is uncertain of each. It may import the compiler and all below.
+"""

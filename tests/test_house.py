@@ -1,0 +1,106 @@
+"""The rules of the house: sizes of folders, what each says of itself, names that stand once, layers that hold all."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests"
+TREES = ("propc", "passes", "runtime")
+MOST_FILES = 20
+FEWEST_WORDS = 25
+# What tests have beside the folders of the package.
+BESIDE = {"benchmarks", "docs", "examples", "golden", "helpers", "packaging", "statistical"}
+# Files of one name, and classes of one name, that are still to go: only ever fewer.
+FILES_TO_RENAME = {"gaussian_shaping.py", "reduce.py", "scan.py"}
+CLASSES_TO_RENAME = {"Repeated", "Rewiring", "Traced"}
+
+
+def modules() -> list[Path]:
+    """Every file of the package; `propc/passes` and `propc/runtime` are links, and not followed."""
+    return sorted(path for tree in TREES for path in walk(ROOT / tree) if path.suffix == ".py")
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            yield from walk(path)
+        elif path.is_file():
+            yield path
+
+
+def folders() -> list[Path]:
+    return sorted({path.parent for path in modules()})
+
+
+def by_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def repeated(named: Callable[[Path], Iterator[str]]) -> dict[str, list[str]]:
+    """Names that several files give, or one file several times, and the files."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in modules():
+        for name in named(path):
+            places[name].append(by_name(path))
+    return {name: paths for name, paths in places.items() if len(paths) > 1}
+
+
+@pytest.mark.parametrize("folder", folders(), ids=by_name)
+def test_no_folder_has_too_many_files(folder: Path) -> None:
+    files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= MOST_FILES, files
+
+
+@pytest.mark.parametrize("folder", folders(), ids=by_name)
+def test_every_folder_says_what_it_is_given_gives_and_may_import(folder: Path) -> None:
+    said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    assert len(said.split()) >= FEWEST_WORDS, said
+
+
+def test_no_two_files_of_one_name() -> None:
+    """But a choice and its rule, and the public alias of the messages."""
+
+    def names(path: Path) -> Iterator[str]:
+        if path.name != "__init__.py" and by_name(path) != "propc/messages.py":
+            yield path.name
+
+    def is_choice_and_rule(paths: list[str]) -> bool:
+        return [str(Path(path).parent) for path in paths] == ["propc/estimators", "propc/propagators/sites"]
+
+    twice = {name: paths for name, paths in repeated(names).items() if not is_choice_and_rule(paths)}
+    assert set(twice) == FILES_TO_RENAME, twice
+
+
+def test_no_two_classes_of_one_name() -> None:
+    def names(path: Path) -> Iterator[str]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                yield node.name.strip("_")
+
+    twice = repeated(names)
+    assert set(twice) == CLASSES_TO_RENAME, twice
+
+
+def test_every_part_of_the_package_stands_in_a_layer() -> None:
+    """A folder below another has the layer of that one, but for those of `runtime/`, which lie at several heights."""
+    tomllib = pytest.importorskip("tomllib")
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    layers = {name for layer in contract[0]["layers"] for name in re.split(r"\s*[|:]\s*", layer)}
+    tops = [path for tree in ("propc", "runtime") for path in (ROOT / tree).iterdir()]
+    parts = {path.stem for path in tops if path.suffix == ".py" or (path / "__init__.py").is_file()} - {"__init__"}
+    named = {name.rpartition(".")[2] for name in layers}
+    assert parts - {"runtime"} == named
+
+
+def test_tests_mirror_the_tree() -> None:
+    """Every folder of tests has the path of a folder of the package, or is one of those beside them."""
+    package = {by_name(folder).removeprefix("propc/") for folder in folders()}
+    mine = {str(path.parent.relative_to(TESTS)) for path in TESTS.rglob("*.py")} - {"."}
+    assert {folder for folder in mine if folder.partition("/")[0] not in BESIDE} <= package
