@@ -70,7 +70,7 @@ class RouteMessages(Pass):
                     plates = _apart(graph, levels[-1], site)
                     grouped.setdefault((source, key[0], over[i], along(i), plates), []).append(tokens[key][i])
             routes += [
-                Route(name, tuple(targets), baseline, over=dims, along=apart)
+                Route(name, tuple(targets), baseline, baseline.sends, over=dims, along=apart)
                 for (name, baseline, dims, apart, _), targets in grouped.items()
             ]
         return routes

@@ -12,6 +12,7 @@ from propc.ir.nodes.node import Node
 from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.site import Site
 from propc.ir.records import Route, Token
+from propc.propagators.baselines import WEIGHT
 
 
 def shaped_routes(graph: PropagationGraph) -> list[Route]:
@@ -36,6 +37,8 @@ def _routes(graph: PropagationGraph, node: Resample) -> Iterator[Route]:
             continue
         if node.sites and site.name not in node.sites:
             raise _unlisted(node, site)
+        if WEIGHT in site.rule.baselines:
+            raise _weighed(node, site)
         targets += [Token(site.name, index) for index in range(len(site.rule.baselines))]
     if targets:
         yield Route(node.name, tuple(targets), None, ("shaped",), "shaped")
@@ -89,6 +92,18 @@ def _warn_rough(node: Node, receiver: Node) -> None:
         ),
         PropcWarning,
         stacklevel=2,
+    )
+
+
+def _weighed(node: Resample, site: Site) -> EstimatorError:
+    return EstimatorError(
+        message(
+            f"its estimator {site.estimator!r} takes the weights of costs, and resample node {node.name!r} sends "
+            "shaped messages in their place, which have none",
+            "Use 'gs' or 'lr' here, or refit values that do not depend on this site.",
+            at=f"site {site.name!r}",
+            where=site.where,
+        )
     )
 
 

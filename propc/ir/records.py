@@ -71,10 +71,10 @@ BETWEEN = ("message", "forward", "kept")
 class Route:
     """The planned way of a message, by its kind.
 
-    A ``score`` leads from a cost to tokens of sites, under one baseline; a ``shaped`` one from a
-    resample node to tokens of the sites before it; ``alternatives`` from a compare node to the token of its site; a
-    ``message`` from a node with a propagator to nodes with one, in the reverse pass; a ``forward`` likewise in the
-    forward pass; a ``kept`` to the node itself, at the next call.
+    A ``score`` leads from a cost to tokens of sites, under one baseline, or with its weight alone; a ``shaped`` one
+    from a resample node to tokens of the sites before it; ``alternatives`` from a compare node to the token of its
+    site; a ``message`` from a node with a propagator to nodes with one, in the reverse pass; a ``forward`` likewise in
+    the forward pass; a ``kept`` to the node itself, at the next call.
 
     `fields` names what travels. `over` names the dimensions along which the baseline sees samples: plates,
     and `BATCH`. `through` are the tokens and joins that the runtime uses for the

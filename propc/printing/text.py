@@ -238,7 +238,8 @@ def _route(route: Route) -> tuple[str, str]:
     if route.fields == (route.kind,):
         return route.source, f"-> {ends}{way}  [{route.kind}]"
     fields = ", ".join(route.fields)
-    baseline = f", {type(route.baseline).__name__}" if route.baseline is not None else ""
+    under = route.baseline is not None and "cost" in route.fields
+    baseline = f", {type(route.baseline).__name__}" if under else ""
     along = f" by {' and '.join(route.along)}" if route.along else ""
     return route.source, f"-> {ends}{way}  [{route.kind}: {fields}{along}{baseline}]"
 

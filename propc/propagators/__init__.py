@@ -5,7 +5,7 @@ stands here. They may import the weights of `propc.runtime.weighting` and all be
 """
 
 from propc.distributions.spec import row_log_prob
-from propc.propagators.baselines import Baseline
+from propc.propagators.baselines import WEIGHT, Baseline
 from propc.propagators.gated import Gated
 from propc.propagators.nodes.clip import Clip
 from propc.propagators.nodes.compose import Chain, Sequence
@@ -49,6 +49,7 @@ StraightThroughGumbel = StraightThroughGumbelRule
 GaussianShaping = GaussianFit
 
 __all__ = [
+    "WEIGHT",
     "Antithetic",
     "AntitheticRule",
     "Arm",

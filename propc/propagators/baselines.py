@@ -23,9 +23,11 @@ class Baseline(ABC):
 
     Attributes:
         stateful: whether it has a `state`; follows from that.
+        sends: the names of what is sent under it.
     """
 
     stateful: ClassVar[bool] = False
+    sends: ClassVar[tuple[str, ...]] = ("cost",)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -177,6 +179,23 @@ class NoBaseline(Baseline):
 
 
 @dataclass(frozen=True)
+class Weight(Baseline):
+    """In the place of a baseline: the token receives the user's weights of the costs sent here, and not the costs.
+
+    That is Σ ∂(loss)/∂(cost) over the costs, where a token under a baseline receives Σ ∂(loss)/∂(cost) · (cost −
+    baseline).
+    """
+
+    sends: ClassVar[tuple[str, ...]] = ("weight",)
+
+    def center(self, cost: Tensor, state: nn.Module | None) -> Tensor:
+        return torch.ones_like(cost)
+
+
+WEIGHT = Weight()
+
+
+@dataclass(frozen=True)
 class Custom(Baseline):
     """A user's function of the detached costs [batch], giving the baseline, broadcastable to [batch].
 
@@ -238,9 +257,13 @@ def baseline(choice: Any) -> Baseline:
     """A baseline from ``"loo"``, ``"moving_average"``, None, a callable, or a `Baseline` or its class.
 
     Raises:
-        PropcValueError: an unknown name.
+        PropcValueError: an unknown name; `WEIGHT`.
         PropcTypeError: anything else.
     """
+    if isinstance(choice, Weight):
+        raise PropcValueError(
+            message("WEIGHT is no baseline", "A rule of yours has it among its `baselines`, for a token of its own.")
+        )
     if isinstance(choice, type) and issubclass(choice, Baseline):
         return choice()
     if isinstance(choice, Baseline):

@@ -59,15 +59,15 @@ class _SumOfTokens(Function):
 
 
 class _AttachTokens(Function):
-    """A cost with tokens: value L; sends weight · (L − b) to each token.
+    """A cost with tokens: value L; sends weight · (L − b) to each token, or the weight alone.
 
-    Equals L·exp(ΣT) − Σ_g b_g·(exp(T_g) − 1) over channels g with baselines b_g. The first
-    backward needs no exponential, since T = 0; a backward that is differentiated again has it. A channel may have
+    Equals L·exp(ΣT) − Σ_g b_g·(exp(T_g) − 1) + Σω over channels g with baselines b_g, and channels ω of the weight. The
+    first backward needs no exponential, since T = 0; a backward that is differentiated again has it. A channel may have
     tokens for each sample that the cost was made of, with a baseline each; they stand in leading dimensions.
     """
 
     @staticmethod
-    def forward(ctx: Any, cost: Tensor, centered: tuple[Tensor, ...], *tokens: Tensor) -> Tensor:
+    def forward(ctx: Any, cost: Tensor, centered: tuple[Tensor | None, ...], *tokens: Tensor) -> Tensor:
         ctx.save_for_backward(cost, *centered, *tokens)
         ctx.count = len(tokens)
         return cost.clone()
@@ -76,10 +76,15 @@ class _AttachTokens(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cost, *rest = ctx.saved_tensors
         centered, tokens = rest[: ctx.count], rest[ctx.count :]
+        channels = list(zip(centered, tokens))
         if not torch.is_grad_enabled():
-            return (grad, None, *(grad * c for c in centered))
-        every = torch.exp(torch.stack([t.sum_to_size(cost.shape) for t in tokens]).sum(0))
-        sent = [grad * (cost * every - (cost.detach() - c) * torch.exp(t)) for c, t in zip(centered, tokens)]
+            return (grad, None, *(grad.expand_as(t) if c is None else grad * c for c, t in channels))
+        scored = [t.sum_to_size(cost.shape) for c, t in channels if c is not None]
+        every = torch.exp(torch.stack(scored).sum(0)) if scored else torch.ones_like(cost)
+        sent = [
+            grad.expand_as(t) if c is None else grad * (cost * every - (cost.detach() - c) * torch.exp(t))
+            for c, t in channels
+        ]
         return (grad * every, None, *sent)
 
 
@@ -118,12 +123,12 @@ def join(tokens: list[Tensor]) -> Tensor:
     return out
 
 
-def attach(cost: Tensor, centered: tuple[Tensor, ...], tokens: Sequence[Tensor]) -> Tensor:
-    """The cost, sending to each token the cost minus its baseline.
+def attach(cost: Tensor, centered: tuple[Tensor | None, ...], tokens: Sequence[Tensor]) -> Tensor:
+    """The cost, sending to each token its weight times the cost minus the token's baseline, or the weight alone.
 
     Args:
         cost: [*plates, batch].
-        centered: cost minus baseline, one for each token, of its shape.
+        centered: cost minus baseline, one for each token, of its shape; None for the weight alone.
         tokens: zeros of the cost's shape, perhaps with further plates in front.
     """
     out: Tensor = _attach(cost, centered, *tokens)

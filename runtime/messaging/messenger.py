@@ -29,6 +29,7 @@ from propc.ir.nodes.node import Node
 from propc.ir.nodes.scan import Scan
 from propc.ir.nodes.site import Site
 from propc.ir.records import Join, Ref, Token
+from propc.propagators.baselines import WEIGHT
 from propc.propagators.gated import no_cotangent, value_of
 from propc.propagators.propagator import NodeView, note
 from propc.runtime.checks import values
@@ -71,6 +72,7 @@ class Messenger:
         self, graph: PropagationGraph, state: EstimatorState, validate: bool = True, probe: Probe | None = None
     ) -> None:
         _refuse_scans(graph)
+        _refuse_weights(graph)
         self.graph, self.memory, self.probe = graph, NodeMemory(graph, state), probe
         self.executable = Executable(_unfused(graph), state, validate, probe)
         self.slots = self.executable.places.slots
@@ -338,6 +340,23 @@ def _refuse_scans(graph: PropagationGraph) -> None:
                 where=scan.where,
             )
         )
+
+
+def _refuse_weights(graph: PropagationGraph) -> None:
+    """Refuse a cost that makes messages of its own where a site wants its weight: what it sends has none."""
+    for route in graph.routes:
+        source = graph[route.source]
+        if route.baseline is WEIGHT and takes_messages(source):
+            site = graph[route.targets[0].site]
+            raise EstimatorError(
+                message(
+                    f"its propagator {site.propagator!r} takes the weights of costs, and cost {source.name!r} has a "
+                    "propagator, which sends messages in their place",
+                    "Use 'lr' here, or leave the cost's propagator out.",
+                    at=f"site {site.name!r}",
+                    where=site.where,
+                )
+            )
 
 
 def _unfused(graph: PropagationGraph) -> PropagationGraph:

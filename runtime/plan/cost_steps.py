@@ -13,7 +13,7 @@ from propc.ir.nodes.cost import Cost
 from propc.ir.nodes.reduce import Reduce
 from propc.ir.records import LOG_MEAN_EXP, Route
 from propc.ir.rules import CostBaseline
-from propc.propagators.baselines import Custom
+from propc.propagators.baselines import Custom, Weight
 from propc.runtime.autograd.run_once import once_of
 from propc.runtime.autograd.tokens import attach
 from propc.runtime.plan.token_reads import Inlet, Inlets
@@ -26,11 +26,11 @@ class Sender:
     """What makes a cost send its messages, in the plates where it stands.
 
     Attributes:
-        centers: for each route what takes its baseline off the cost.
+        centers: for each route what takes its baseline off the cost; None where the weight alone is sent.
         inlets: for each route how its token is read.
     """
 
-    centers: Sequence[Center]
+    centers: Sequence[Center | None]
     inlets: Sequence[Inlet]
 
     @property
@@ -47,7 +47,7 @@ class Sender:
             given: what the cost was reduced from.
         """
         fixed, beside = cost.detach(), [each.detach() for each in given]
-        centered = tuple([center(fixed, *beside) for center in self.centers])
+        centered = tuple([None if center is None else center(fixed, *beside) for center in self.centers])
         return attach(cost, centered, [inlet.fit(token) for inlet, token in zip(self.inlets, tokens)])
 
 
@@ -56,8 +56,11 @@ def sender(
 ) -> Sender:
     """What makes a cost send along its routes."""
     center = bounding if isinstance(node, Reduce) and node.how == LOG_MEAN_EXP else centering
-    centers = []
+    centers: list[Center | None] = []
     for (baseline, kept), route in zip(baselines(node, routes, state), routes):
+        if isinstance(baseline, Weight):
+            centers.append(None)
+            continue
         each: Center = center(graph, route, baseline, kept)
         each = each if baseline.traceable else torch.no_grad()(each)
         centers.append(once_of(each) if baseline.stateful or isinstance(baseline, Custom) else each)

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from propc.distributions.spec import DistributionSpec
 from propc.errors import EstimatorError, message
 from propc.ir.messages import Message
-from propc.propagators.baselines import Baseline
+from propc.propagators.baselines import WEIGHT, Baseline
 from propc.propagators.propagator import NodeView, Propagator, Sent
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class SitePropagator(Propagator, ABC):
 
     The reverse pass is written as the autograd graph of what `draw` returns: the cotangent
     that autograd delivers at a token is the sum, over the costs routed to it, of weight times
-    (cost − baseline), [batch]. `forward` and `backward` follow from that.
+    (cost − baseline), or of the weight alone, [batch]. `forward` and `backward` follow from that.
 
     Attributes:
         passes_path: whether a cotangent on the sample goes on to φ.
@@ -115,7 +115,10 @@ class SitePropagator(Propagator, ABC):
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:
-        """One for each token that takes costs; empty where the site receives none."""
+        """One for each token that takes costs; empty where the site receives none.
+
+        `propc.propagators.WEIGHT` in the place of one makes a token that takes the user's weights of the same costs.
+        """
         return ()
 
     @property
@@ -208,7 +211,13 @@ class SitePropagator(Propagator, ABC):
         """
 
     def forward(self, node: NodeView, message: Message) -> Sent:
-        """Draw; what `backward` needs stays in the node's memory."""
+        """Draw; what `backward` needs stays in the node's memory.
+
+        Raises:
+            EstimatorError: a token takes the weights of costs, which only autograd carries.
+        """
+        if WEIGHT in self.baselines:
+            raise _without_weights(self, node)
         record: Any = node.record
         context = SiteContext(node.name, record.spec, record.spec.builder(), node.batch, node.state)
         with torch.enable_grad():
@@ -230,3 +239,14 @@ class SitePropagator(Propagator, ABC):
             outputs, [phi for _, phi in wanted], cotangents, allow_unused=True, retain_graph=True
         )
         return Message({name: grad for (name, _), grad in zip(wanted, grads) if grad is not None})
+
+
+def _without_weights(rule: SitePropagator, node: NodeView) -> EstimatorError:
+    return EstimatorError(
+        message(
+            f"the propagator {rule.name!r} takes the weights of costs, which do not travel as messages",
+            "Give it to the site by itself, and not as a part of another.",
+            at=f"site {node.name!r}",
+            where=node.where,
+        )
+    )
