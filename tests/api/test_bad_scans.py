@@ -100,6 +100,7 @@ def test_functions_of_the_site() -> None:
     )
 
 
+@pytest.mark.slow
 def test_steps_that_never_become_alike() -> None:
     """A state whose parts change places."""
 
@@ -185,6 +186,7 @@ def test_a_long_scan_inside_another() -> None:
     refused(nested, PropcValueError, "stands in a step of another long one")
 
 
+@pytest.mark.slow
 def test_messages_visit_every_node() -> None:
     compiled = propc.compile(program(walk, whole, 30, scanned=True), estimator="lr")
     with pytest.raises(GraphError, match=r"Python loop in place of propc\.scan"):

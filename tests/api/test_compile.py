@@ -573,6 +573,7 @@ def test_moving_averages_of_two_paces_keep_apart() -> None:
     assert weights == pytest.approx([0.1, 0.5])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # which Dynamo looks at
 def test_inside_torch_compile() -> None:
     """Dynamo does not look inside: the program runs as it is, and what is around it is compiled."""

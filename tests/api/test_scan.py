@@ -173,6 +173,7 @@ def test_writes_into_the_state() -> None:
     assert_same(step, last, "rp")
 
 
+@pytest.mark.slow
 def test_two_scans_and_a_loop_around_one() -> None:
     """Messages of a later scan pass the sums of an earlier one."""
 
@@ -193,6 +194,7 @@ def test_two_scans_and_a_loop_around_one() -> None:
     assert [scan.name for scan in graph.of(Scan)] == ["scan", "scan1"]
 
 
+@pytest.mark.slow
 def test_scans_inside_scans() -> None:
     """A short one inside a long one, and a long one inside a short one."""
 
@@ -225,6 +227,7 @@ def test_plates_of_the_data() -> None:
     assert assert_same(step, whole, "lr") is not None
 
 
+@pytest.mark.slow
 def test_batches_of_vectors_and_dicts() -> None:
     """A state that is a dict, sites with event dimensions."""
 
@@ -330,6 +333,7 @@ def test_passes_that_count(steps: int) -> None:
     assert late == [f"x{i}" for i in range(100 - steps, 100)]
 
 
+@pytest.mark.slow
 def test_a_pass_that_counts_far() -> None:
     """All steps of a scan that is not too long; an error for a longer one."""
     theta = torch.tensor([0.5, 0.3, 0.2], requires_grad=True)
@@ -366,6 +370,7 @@ def linear_steps(draw: st.DrawFn) -> tuple[int, tuple[Any, ...], tuple[int, ...]
     return count, update, draw(parts), draw(parts)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(linear_steps(), st.sampled_from(["rp", "lr", "tp", "mixed"]))
 def test_random_steps(structure: tuple[int, Any, Any, Any], estimator: str) -> None:

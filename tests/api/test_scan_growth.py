@@ -31,6 +31,7 @@ def test_tracing_does_not_grow() -> None:
     assert long.of(Scan)[0].length == 100_000 - 7
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps() -> None:
     """Forward, backward, and letting go of a deep graph."""
     theta = torch.tensor([0.5, 0.3, 0.2], requires_grad=True)
@@ -62,6 +63,7 @@ def kept(length: int, passes: list[Any]) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_checkpoint_keeps_few_states() -> None:
     """Four times the steps: four times the values, and twice with blocks."""
     plain = kept(1600, []) / kept(400, [])

@@ -36,6 +36,7 @@ class Noisy(nn.Module):
 # -- torch.compile ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_torch_compile_made_is_a_part_of_the_program() -> None:
     sine, linear, own = torch.compile(torch.sin), torch.compile(nn.Linear(1, 1), backend="eager"), nn.Linear(1, 1)
     own.compile(backend="eager")

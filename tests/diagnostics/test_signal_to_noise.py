@@ -51,6 +51,7 @@ def told(theta: Tensor) -> Tensor:
     return propc.node(x, "late", propagator=Tell(back=["h"])).square().sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_of_a_chain() -> None:
     """Pathwise, a row of y's mean gets 2y, N(4θ, 8) in each coordinate, and one of x's gets 2y + θ."""
@@ -225,6 +226,7 @@ def test_colours_rise_with_the_ratio() -> None:
     assert [tint and tint.colour for tint in tints] == [*(colour for _, colour in RATIOS), RATIOS[-1][1]]
 
 
+@pytest.mark.slow
 def test_in_a_folded_picture(tmp_path: Any) -> None:
     theta, state = torch.tensor(0.5, requires_grad=True), torch.zeros(32)
     graph = propc.compile(rewards, estimator="lr").graph(theta, state, horizon=12)

@@ -65,6 +65,7 @@ def naive_categories(b: Tensor, logits: Tensor, noise: Tensor) -> Tensor:
     return torch.where(b > 0, largest, torch.minimum(logits + noise, largest))
 
 
+@pytest.mark.slow
 @each_family
 def test_perturbed_logits_given_the_draw(kind: Family, logits: Tensor) -> None:
     """(b, z) has one distribution whether z is drawn first or given b."""

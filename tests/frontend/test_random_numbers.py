@@ -286,6 +286,7 @@ def test_the_first_call_draws_what_later_calls_draw() -> None:
             assert all(torch.equal(x, y) for x, y in zip(grads[0], again))
 
 
+@pytest.mark.slow
 def test_a_long_loop_compiles_in_seconds() -> None:
     def program(x: Tensor, steps: int) -> Tensor:
         for t in range(steps):

@@ -73,6 +73,7 @@ class Model(nn.Module):
 # -- figures ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_bias_is_found_and_only_where_it_is() -> None:
     theta = point(0.3, -0.4)
@@ -86,6 +87,7 @@ def test_bias_is_found_and_only_where_it_is() -> None:
     assert found["a-fifth-too-much"]["worst"] in ("theta[0]", "theta[1]")
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_a_long_run_finds_it_too() -> None:
     found = propc.compare(square, point(0.6, -0.8), estimators=["rp", "a-fifth-too-much"], repeats=400)
@@ -94,6 +96,7 @@ def test_a_long_run_finds_it_too() -> None:
     assert torch.allclose(found.gradient, torch.tensor([1.2, -1.6]), atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.filterwarnings("ignore::propc.PropcWarning")
 def test_the_reference_of_a_jump_is_not_pathwise() -> None:
@@ -119,6 +122,7 @@ def test_figures() -> None:
     assert 0 < row["time"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_chance_seldom_calls_a_correct_estimator_biased() -> None:
     """200 comparisons of 2 coordinates at the level of 1 in 100: more than 8 would be a wonder (p = 1e-4)."""
@@ -170,6 +174,7 @@ def enumerated(theta: Tensor) -> Tensor:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_the_exact_reference() -> None:
     theta = point(0.3, -0.2)

@@ -162,6 +162,7 @@ def test_without_a_reverse_pass() -> None:
         assert "reverse)" not in str(found)
 
 
+@pytest.mark.slow
 def test_compiling_by_pass() -> None:
     compiled = propc.compile(rewards, estimator="lr")
     theta, state = wanting(), torch.zeros(8)
@@ -270,6 +271,7 @@ def staged(theta: Tensor) -> Tensor:
     return x.square().sum(-1)
 
 
+@pytest.mark.slow
 def test_of_a_backend() -> None:
     """What it has compiled is profiled stage by stage; it has names in the PyTorch profiler too."""
     compiled, theta = propc.compile(staged, estimator="rp", backend="inductor"), wanting(2)
@@ -313,6 +315,7 @@ def test_of_a_replay() -> None:
     assert len(row["nodes"]) == len(part.nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rollout", "mixture"])
 def test_of_blocks_that_run_again(name: str) -> None:
     """What runs again does so in the reverse pass, and is counted to its nodes there."""
@@ -432,6 +435,7 @@ def test_chrome_trace(tmp_path: Path) -> None:
     assert {"forward", "reverse", "compiling rollout"} < tracks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [True, False])
 def test_in_the_picture(fold: bool) -> None:
     compiled, args = PROGRAMS["rollout"]
@@ -503,6 +507,7 @@ def test_the_profiled_graph_is_not_traced_again() -> None:
     assert ready.graph is compiled.graph(*args)
 
 
+@pytest.mark.slow
 def test_kept_messages_and_buffers_stay() -> None:
     compiled = propc.compile(messages)
     args = PROGRAMS["messages"][1]
@@ -526,6 +531,7 @@ def test_kept_messages_and_buffers_stay() -> None:
     assert int(module.norm.num_batches_tracked) == 0
 
 
+@pytest.mark.slow
 def test_of_every_compiled_object() -> None:
     theta = wanting(2)
 

@@ -86,6 +86,7 @@ def test_so_many_blocks(count: int) -> None:
     assert all(names[0].endswith(".in") for names in blocks)
 
 
+@pytest.mark.slow
 def test_about_the_root_of_the_horizon() -> None:
     counts = [len(graph_of(rollout, Checkpoint(), horizon=h).schedule.blocks) for h in (16, 64, 256)]
     assert 4 <= counts[0] <= 8
@@ -260,6 +261,7 @@ def test_verify_checks_blocks() -> None:
             replace(graph, schedule=replace(graph.schedule, blocks=blocks)).verify()
 
 
+@pytest.mark.slow
 def test_compile_time_grows_with_the_horizon_alone() -> None:
     """No warning, no recursion, also with a cost at every step."""
 

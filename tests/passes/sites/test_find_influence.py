@@ -143,6 +143,7 @@ def names(indices: Sequence[int]) -> set[str]:
     return {f"s{i}" for i in indices}
 
 
+@pytest.mark.slow
 @given(programs())
 @settings(max_examples=150)
 def test_influence_and_routes(ops: tuple[Op, ...]) -> None:
