@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import showcase
 import torch
+import zoo
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -23,9 +24,7 @@ BATCH = 5
 
 
 def rollout(theta: Tensor, horizon: int = 9) -> Tensor:
-    x = theta.expand(BATCH, 400)
-    for t in range(horizon):
-        x = propc.sample(Normal(torch.tanh(theta * x).exp().sin(), 0.1), f"x{t}")
+    x = zoo.chain(lambda x: Normal(torch.tanh(theta * x).exp().sin(), 0.1), theta.expand(BATCH, 400), horizon)
     return x.square().sum(-1)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from surrogate import gradients, seeded
 from torch import Tensor
 from torch.distributions import Normal
@@ -19,11 +20,7 @@ BATCH = 5
 
 
 def chain(theta: Tensor, horizon: int) -> Tensor:
-    x, total = torch.zeros(BATCH), torch.zeros(BATCH)
-    for t in range(horizon):
-        x = propc.sample(Normal(torch.sin(theta + x), 0.5), f"x{t}")
-        total = total + torch.cos(x)
-    return total
+    return zoo.rewards(lambda x: Normal(torch.sin(theta + x), 0.5), torch.cos, torch.zeros(BATCH), horizon)
 
 
 def fan(theta: Tensor, horizon: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import zoo
 from surrogate import seeded
 from torch import Tensor
 from torch.distributions import Normal
@@ -13,10 +14,8 @@ from propc.runtime.autograd import redraw
 
 
 def chain(theta: Tensor) -> Tensor:
-    x = torch.linspace(-1.0, 1.0, 40).reshape(8, 5)
-    for t in range(3):
-        x = propc.sample(Normal(torch.tanh(theta * x), torch.exp(0.1 * theta * x)), f"x{t}")
-    return torch.cos(x).sum(1)
+    start = torch.linspace(-1.0, 1.0, 40).reshape(8, 5)
+    return torch.cos(zoo.chain(lambda x: Normal(torch.tanh(theta * x), torch.exp(0.1 * theta * x)), start, 3)).sum(1)
 
 
 def both(order: int) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from memory import peak_bytes
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, OneHotCategorical
@@ -24,18 +25,17 @@ def leaf(value: Any = 0.7) -> Tensor:
 
 
 def chain(theta: Tensor) -> Tensor:
-    x = theta.expand(BATCH, 2)
-    for t in range(5):
-        x = propc.sample(Normal(torch.sin(2 * theta * x), 0.3 + 0.1 * theta.square()), f"x{t}")
-    return x.square().sum(-1) * theta
+    def law(x: Tensor) -> Normal:
+        return Normal(torch.sin(2 * theta * x), 0.3 + 0.1 * theta.square())
+
+    return zoo.chain(law, theta.expand(BATCH, 2), steps=5).square().sum(-1) * theta
 
 
 def rewards(theta: Tensor) -> Tensor:
-    x, total = theta.expand(BATCH, 2), torch.zeros(BATCH)
-    for t in range(5):
-        x = propc.sample(Normal(torch.sin(2 * theta * x), 0.3), f"x{t}")
-        total = total + 0.9**t * x.square().sum(-1)
-    return total
+    def law(x: Tensor) -> Normal:
+        return Normal(torch.sin(2 * theta * x), 0.3)
+
+    return zoo.rewards(law, lambda x: x.square().sum(-1), theta.expand(BATCH, 2), steps=5, discount=0.9)
 
 
 def mixed(theta: Tensor) -> Tensor:
@@ -355,10 +355,9 @@ def test_an_error_in_a_block_names_its_node() -> None:
 
 
 def rollout(theta: Tensor, horizon: int) -> Tensor:
-    x = theta.expand(200, 20)
-    for t in range(horizon):
-        x = propc.sample(Normal(torch.tanh(theta * x).sin(), 0.1), f"x{t}")
-    return x.square().sum(-1)
+    return (
+        zoo.chain(lambda x: Normal(torch.tanh(theta * x).sin(), 0.1), theta.expand(200, 20), horizon).square().sum(-1)
+    )
 
 
 def step(horizon: int, estimator: Any, passes: Any) -> Callable[[], object]:

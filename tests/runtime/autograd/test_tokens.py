@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from surrogate import gradients, seeded
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
@@ -138,11 +139,10 @@ def test_guard_of_a_compiled_function() -> None:
 
 
 def chain(theta: Tensor) -> Tensor:
-    x, total = torch.zeros(BATCH, 2), torch.zeros(BATCH)
-    for t in range(4):
-        x = propc.sample(Normal(torch.sin(theta + x), 0.5 + theta.square().expand(BATCH, 2)), f"x{t}")
-        total = total + torch.cos(x).sum(1)
-    return total
+    def law(x: Tensor) -> Normal:
+        return Normal(torch.sin(theta + x), 0.5 + theta.square().expand(BATCH, 2))
+
+    return zoo.rewards(law, lambda x: torch.cos(x).sum(1), torch.zeros(BATCH, 2), steps=4)
 
 
 def families(theta: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -33,8 +34,7 @@ class Repeated:
 
 
 def program(theta: Tensor, x: Tensor, *, offset: Tensor | None = None) -> Tensor:
-    for t in range(3):
-        x = propc.sample(Normal(torch.tanh(theta * x), 0.5), f"x{t}")
+    x = zoo.chain(lambda x: Normal(torch.tanh(theta * x), 0.5), x, 3)
     return (x - 1).square().sum(-1) + theta
 
 

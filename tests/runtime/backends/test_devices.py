@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal, OneHotCategorical
 
@@ -31,8 +32,7 @@ EVERY = [
 
 
 def rollout(beta: Tensor, x: Tensor, W: Tensor) -> Tensor:
-    for t in range(4):
-        x = propc.sample(Normal(torch.sigmoid(beta * (x @ W)), 0.1), name=f"x{t}")
+    x = zoo.chain(lambda x: Normal(torch.sigmoid(beta * (x @ W)), 0.1), x, 4)
     return 0.5 * (1 - x).square().sum(-1)
 
 

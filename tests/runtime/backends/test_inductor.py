@@ -15,6 +15,7 @@ import torch
 import torch._functorch.config
 import torch._inductor.compile_fx
 import torch._inductor.config
+import zoo
 from agreement import assert_agree, pair, plainly, reports, step
 from laws_and_estimators import BITS, B, bits, chain, integers, noise, point, rows
 from torch import Tensor
@@ -31,9 +32,7 @@ def theta() -> Tensor:
 
 
 def rollout(theta: Tensor, x: Tensor, horizon: int) -> Tensor:
-    for t in range(horizon):
-        x = propc.sample(Normal(torch.tanh(x * theta), 0.3), f"x{t}")
-    return x.cos().sum(-1)
+    return zoo.chain(lambda x: Normal(torch.tanh(x * theta), 0.3), x, horizon).cos().sum(-1)
 
 
 @pytest.fixture

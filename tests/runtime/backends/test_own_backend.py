@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -45,10 +46,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def rollout(theta: Tensor, steps: int = 4) -> Tensor:
-    x = theta.expand(6)
-    for t in range(steps):
-        x = propc.sample(Normal(torch.sin(theta * x), 0.5), f"x{t}")
-    return x.square()
+    return zoo.chain(lambda x: Normal(torch.sin(theta * x), 0.5), theta.expand(6), steps).square()
 
 
 def scanned(theta: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import zoo
 from surrogate import gradients, seeded
 from torch import Tensor
 from torch.distributions import Gamma, Independent, Normal
@@ -326,10 +327,10 @@ def flat(theta: Tensor) -> Tensor:
 
 
 def chain(theta: Tensor) -> Tensor:
-    x = torch.linspace(-1.0, 1.0, 14).reshape(7, 2)
-    for t in range(3):
-        x = propc.sample(Normal(torch.tanh(theta[0] * x + theta[1]), torch.exp(theta[1] * x)), f"x{t}")
-    return torch.cos(x).sum(1)
+    def law(x: Tensor) -> Normal:
+        return Normal(torch.tanh(theta[0] * x + theta[1]), torch.exp(theta[1] * x))
+
+    return torch.cos(zoo.chain(law, torch.linspace(-1.0, 1.0, 14).reshape(7, 2), steps=3)).sum(1)
 
 
 def independent(theta: Tensor) -> Tensor:
@@ -340,11 +341,11 @@ def independent(theta: Tensor) -> Tensor:
 
 def rewards(theta: Tensor) -> Tensor:
     """A cost at every step: each site has a message of its own, and all share one scale."""
-    x, total = torch.linspace(-1.0, 1.0, 16).reshape(8, 2), torch.zeros(8)
-    for t in range(4):
-        x = propc.sample(Normal(torch.tanh(theta[0] * x + theta[1]), 0.3), f"x{t}")
-        total = total + torch.cos(x).sum(1)
-    return total
+
+    def law(x: Tensor) -> Normal:
+        return Normal(torch.tanh(theta[0] * x + theta[1]), 0.3)
+
+    return zoo.rewards(law, lambda x: torch.cos(x).sum(1), torch.linspace(-1.0, 1.0, 16).reshape(8, 2), steps=4)
 
 
 def constant_scale(theta: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from surrogate import gradients, seeded
 from torch import Tensor
 from torch.distributions import Normal
@@ -63,10 +64,10 @@ def test_threads() -> None:
 
 
 def chain(theta: Tensor) -> Tensor:
-    x = torch.linspace(-1.0, 1.0, 16).reshape(8, 2)
-    for t in range(3):
-        x = propc.sample(Normal(torch.tanh(theta[0] * x + theta[1]), torch.exp(theta[1] * x)), f"x{t}")
-    return torch.cos(x).sum(1)
+    def law(x: Tensor) -> Normal:
+        return Normal(torch.tanh(theta[0] * x + theta[1]), torch.exp(theta[1] * x))
+
+    return torch.cos(zoo.chain(law, torch.linspace(-1.0, 1.0, 16).reshape(8, 2), steps=3)).sum(1)
 
 
 def constant_scale(theta: Tensor) -> Tensor:

@@ -272,7 +272,7 @@ def test_random_numbers_on_the_way() -> None:
         return Normal(net.last(F.dropout(net.first(x), 0.5))[:, :DIM], 0.5)
 
     compiled = propc.compile(Layers(dropped), estimator=propc.estimator("tp", target="net"))
-    words = r"site 'x0' \(test_norms.*'dropout'.*random numbers.*target 'net'.*Leave out target="
+    words = r"site 'x0' \(test_per_sample_norms.*'dropout'.*random numbers.*target 'net'.*Leave out target="
     with pytest.raises(propc.PropcError, match=words):
         compiled(torch.randn(BATCH, DIM))
 
