@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.fx
 
-from propc.errors import EstimatorError, message
+from propc.errors import EstimatorError
 from propc.fx.dependence import dependence
 from propc.fx.operations import is_random
 from propc.ir.adjacency import takes_messages
@@ -264,23 +264,15 @@ class _Copying:
         for step in segment.body:
             written = {source.meta.get("memory") for source in step.all_input_nodes}
             if step.meta.get("writes") and (step in inside or not read.isdisjoint(written)):
-                raise EstimatorError(
-                    message(
-                        f"estimator {self.site.estimator!r} runs the program behind the site again, and there it "
-                        f"writes into a tensor ({step.meta['where']})",
-                        "Write x = x + y in place of x += y, and torch.stack in place of assignments to elements.",
-                        at=f"site {self.site.name!r}",
-                        where=self.site.where,
-                    )
+                raise self.site.error(
+                    f"estimator {self.site.estimator!r} runs the program behind the site again, and there it "
+                    f"writes into a tensor ({step.meta['where']})",
+                    "Write x = x + y in place of x += y, and torch.stack in place of assignments to elements.",
                 )
 
     def _refused(self, node: Node, what: str) -> EstimatorError:
-        return EstimatorError(
-            message(
-                f"estimator {self.site.estimator!r} compares the costs of alternatives, and {node.kind.value} "
-                f"{node.name!r} ({node.where}) behind the site {what}",
-                "Use 'lr' at the site, or leave that out.",
-                at=f"site {self.site.name!r}",
-                where=self.site.where,
-            )
+        return self.site.error(
+            f"estimator {self.site.estimator!r} compares the costs of alternatives, and {node.kind.value} "
+            f"{node.name!r} ({node.where}) behind the site {what}",
+            "Use 'lr' at the site, or leave that out.",
         )

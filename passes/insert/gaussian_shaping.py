@@ -107,13 +107,10 @@ class GaussianShaping(Pass):
         )
         _check(graph, node)
         if not wiring.insert(node, ends):
-            raise PropcValueError(
-                message(
-                    "nothing that is returned depends on it" if ends is None else f"no cost of {ends} depends on it",
-                    "Refit values that lead to costs.",
-                    at=f"{last.kind.value} {last.name!r}",
-                    where=last.where,
-                )
+            raise last.error(
+                "nothing that is returned depends on it" if ends is None else f"no cost of {ends} depends on it",
+                "Refit values that lead to costs.",
+                PropcValueError,
             )
 
 
@@ -161,7 +158,7 @@ def _check(graph: PropagationGraph, node: Resample) -> None:
 
 
 def _refused(source: Node, finding: str, fix: str) -> EstimatorError:
-    return EstimatorError(message(finding, fix, at=f"{source.kind.value} {source.name!r}", where=source.where))
+    return source.error(finding, fix)
 
 
 def _values(graph: PropagationGraph) -> tuple[Node, ...]:

@@ -103,13 +103,10 @@ class Checkpoint(Pass):
         alone = once_only(graph)
         for name, why in ((name, alone[name]) for scan in graph.of(Scan) for name in scan.body if name in alone):
             node = graph[name]
-            raise GraphError(
-                message(
-                    f"it {why}, so that its step cannot run again",
-                    "Write x = x + y in place of x += y, or leave out propc.passes.Checkpoint().",
-                    at=f"{node.kind.value} {name!r}",
-                    where=node.where,
-                )
+            raise node.error(
+                f"it {why}, so that its step cannot run again",
+                "Write x = x + y in place of x += y, or leave out propc.passes.Checkpoint().",
+                GraphError,
             )
         counts = ((scan, self.blocks or 1 + isqrt(scan.length - 1)) for scan in graph.of(Scan))
         return graph.with_nodes(*(replace(scan, blocks=min(count, scan.length)) for scan, count in counts))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from propc.errors import EstimatorError, message
+from propc.errors import EstimatorError
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.site import Site
 from propc.passes.pipeline import Pass, register
@@ -49,26 +49,17 @@ def _check_dims(graph: PropagationGraph, site: Site) -> None:
     """Check that in front of the plates of the data there is the batch."""
     if site.dims and not graph.batched(site):
         rows = "no cost has one" if graph.batch is None else f"the costs have {graph.batch} rows"
-        raise EstimatorError(
-            message(
-                f"it stands in a propc.plate, and its dimension 0, of length {site.spec.rows()}, is not the batch: "
-                f"{rows}",
-                "A plate at dim=0 is the batch itself, and one behind it has the batch in front. Mark the costs inside "
-                "with propc.cost.",
-                at=f"site {site.name!r}",
-                where=site.where,
-            )
+        raise site.error(
+            f"it stands in a propc.plate, and its dimension 0, of length {site.spec.rows()}, is not the batch: {rows}",
+            "A plate at dim=0 is the batch itself, and one behind it has the batch in front. Mark the costs inside "
+            "with propc.cost.",
         )
 
 
 def _same_name(site: Site) -> EstimatorError:
-    return EstimatorError(
-        message(
-            f"it draws several times, in a plate of its name, and a propc.plate is called {site.name!r} too",
-            "Rename one of them.",
-            at=f"site {site.name!r}",
-            where=site.where,
-        )
+    return site.error(
+        f"it draws several times, in a plate of its name, and a propc.plate is called {site.name!r} too",
+        "Rename one of them.",
     )
 
 

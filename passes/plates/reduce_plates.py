@@ -179,25 +179,18 @@ def _warn_wide(graph: PropagationGraph) -> None:
 
 
 def _refused(node: Node, what: str, plates: tuple[str, ...]) -> EstimatorError:
-    return EstimatorError(
-        message(
-            f"it {what} the plate of {', '.join(map(repr, plates))}",
-            "Use one sample at the sites before it, or another estimator.",
-            at=f"{node.kind.value} {node.name!r}",
-            where=node.where,
-        )
+    return node.error(
+        f"it {what} the plate of {', '.join(map(repr, plates))}",
+        "Use one sample at the sites before it, or another estimator.",
     )
 
 
 def _no_mean(near: Node, label: str, plate: Plate, site: Site) -> GraphError:
-    return GraphError(
-        message(
-            f"the returned value {label.removeprefix('output') or 'of the function'} has no mean over the "
-            f"{plate.size} configurations of site {site.name!r}",
-            "Return it as floating point (a one-hot vector for a class), or leave it out.",
-            at=f"{near.kind.value} {near.name!r}",
-            where=near.where,
-        )
+    return near.error(
+        f"the returned value {label.removeprefix('output') or 'of the function'} has no mean over the "
+        f"{plate.size} configurations of site {site.name!r}",
+        "Return it as floating point (a one-hot vector for a class), or leave it out.",
+        GraphError,
     )
 
 

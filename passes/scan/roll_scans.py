@@ -158,13 +158,10 @@ def _refuse(graph: PropagationGraph, turn: Turn) -> None:
 
 
 def _alone(node: Node, turn: Turn, why: str, longest: int = StepError.longest) -> StepError:
-    error = StepError(
-        message(
-            f"{why}; in a long propc.scan many steps are one node",
-            "Choose another estimator there, or write a Python loop in place of the scan.",
-            at=f"{node.kind.value} {node.name!r}",
-            where=node.where,
-        )
+    error = node.error(
+        f"{why}; in a long propc.scan many steps are one node",
+        "Choose another estimator there, or write a Python loop in place of the scan.",
+        StepError,
     )
     error.length, error.longest = turn.last, longest
     return error
@@ -279,13 +276,10 @@ def check_steady(graph: PropagationGraph, longer: PropagationGraph) -> None:
         for name in (low, high or low):
             other = longer.nodes.get(name)
             if other is None or _role(other) != _role(node):
-                error = ScanError(
-                    message(
-                        "a pass tells the steps of its scan apart by how many there are, and only some are traced",
-                        "Let it go by names, or write a Python loop in place of propc.scan.",
-                        at=f"{node.kind.value} {node.name!r}",
-                        where=node.where,
-                    )
+                error = node.error(
+                    "a pass tells the steps of its scan apart by how many there are, and only some are traced",
+                    "Let it go by names, or write a Python loop in place of propc.scan.",
+                    ScanError,
                 )
                 error.length = max(each.turn.last for each in graph if each.turn is not None)
                 raise error

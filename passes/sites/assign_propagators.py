@@ -199,17 +199,14 @@ def _without_cost(graph: PropagationGraph, site: Site, rule: SitePropagator) -> 
         kinds = [graph[ref.node].outputs[ref.port] for ref in returned]
         whole = [not (kind.dtype.is_floating_point or kind.dtype.is_complex) for kind in kinds]
         convert = any(w and len(kind.shape) <= 1 for w, kind in zip(whole, kinds))
-        raise PropcValueError(
-            message(
-                "its estimator needs costs of shape [batch], and it influences none; returned are "
-                + ", ".join(map(str, kinds)),
-                "A cost is floating point: convert the returned one by .float()."
-                if convert
-                else "Sum the returned cost over everything but the batch"
-                + (", or use estimator='rp'." if site.spec.has_rsample else "."),
-                at=f"site {site.name!r}",
-                where=site.where,
-            )
+        raise site.error(
+            "its estimator needs costs of shape [batch], and it influences none; returned are "
+            + ", ".join(map(str, kinds)),
+            "A cost is floating point: convert the returned one by .float()."
+            if convert
+            else "Sum the returned cost over everything but the batch"
+            + (", or use estimator='rp'." if site.spec.has_rsample else "."),
+            PropcValueError,
         )
     return replace(site, rule=Plain(), estimator="plain", reason="no cost after it")
 

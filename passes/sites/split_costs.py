@@ -62,13 +62,10 @@ def _changed(before: Node, now: Node, again: Node | None) -> Node:
 
 
 def _refused(verb: str, node: Node) -> GraphError:
-    return GraphError(
-        message(
-            f"a pass in front of split-costs has {verb} it; split-costs cuts the program again, and would drop that",
-            "Let that pass run later: after = 'split-costs' in its class, or pipeline.behind('split-costs', ...).",
-            at=f"{node.kind.value} {node.name!r}",
-            where=node.where,
-        )
+    return node.error(
+        f"a pass in front of split-costs has {verb} it; split-costs cuts the program again, and would drop that",
+        "Let that pass run later: after = 'split-costs' in its class, or pipeline.behind('split-costs', ...).",
+        GraphError,
     )
 
 

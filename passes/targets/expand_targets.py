@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 import torch.fx
 
-from propc.errors import EstimatorError, message
+from propc.errors import EstimatorError
 from propc.fx.operations import is_random
 from propc.fx.program import type_of
 from propc.fx.segment_code import structure
@@ -195,47 +195,31 @@ def _kind(node: torch.fx.Node) -> TensorType:
 
 
 def _inside_a_plate(site: Site, target: str) -> EstimatorError:
-    return EstimatorError(
-        message(
-            f"a weighting target, here {target!r}, cannot be reached from inside the plate of "
-            f"{', '.join(map(repr, site.plates))}",
-            "Leave out target=, which weighs at the site, or use one sample at the sites before it.",
-            at=f"site {site.name!r}",
-            where=site.where,
-        )
+    return site.error(
+        f"a weighting target, here {target!r}, cannot be reached from inside the plate of "
+        f"{', '.join(map(repr, site.plates))}",
+        "Leave out target=, which weighs at the site, or use one sample at the sites before it.",
     )
 
 
 def _out_of_reach(site: Site, target: str) -> EstimatorError:
-    return EstimatorError(
-        message(
-            f"its weighting target {target!r} does not reach it without passing another site",
-            "Choose another target for this site with a mapping, such as estimator={'x*': ..., 'z': 'tp'}.",
-            at=f"site {site.name!r}",
-            where=site.where,
-        )
+    return site.error(
+        f"its weighting target {target!r} does not reach it without passing another site",
+        "Choose another target for this site with a mapping, such as estimator={'x*': ..., 'z': 'tp'}.",
     )
 
 
 def _draws(site: Site, target: str, step: torch.fx.Node) -> EstimatorError:
-    return EstimatorError(
-        message(
-            f"{operation(step)!r} draws random numbers between it and its weighting target {target!r}; they cannot be "
-            "drawn again",
-            "Leave out target=, which weighs at the site, or mark the draw with propc.sample.",
-            at=f"site {site.name!r}",
-            where=site.where,
-        )
+    return site.error(
+        f"{operation(step)!r} draws random numbers between it and its weighting target {target!r}; they cannot be "
+        "drawn again",
+        "Leave out target=, which weighs at the site, or mark the draw with propc.sample.",
     )
 
 
 def _writes(site: Site, target: str, step: torch.fx.Node) -> EstimatorError:
-    return EstimatorError(
-        message(
-            f"{operation(step)!r} ({step.meta['where']}) writes what depends on its weighting target {target!r} into a "
-            "tensor that does not",
-            "Write x = x + y in place of x += y, or leave out target=, which weighs at the site.",
-            at=f"site {site.name!r}",
-            where=site.where,
-        )
+    return site.error(
+        f"{operation(step)!r} ({step.meta['where']}) writes what depends on its weighting target {target!r} into a "
+        "tensor that does not",
+        "Write x = x + y in place of x += y, or leave out target=, which weighs at the site.",
     )

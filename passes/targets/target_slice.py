@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch.fx
 
-from propc.errors import PropcValueError, message, nearest
+from propc.errors import PropcValueError, nearest
 from propc.fx.dependence import Dependence
 from propc.fx.program import type_of
 from propc.ir.graph import PropagationGraph, leaf_named
@@ -72,13 +72,10 @@ class TargetPaths:
         if not sources:
             held = [n.path for n in graph.of(Parameter) if not n.constant]
             known = [n.path for n in graph.of(Input)] + held + [n.name for n in graph.of(Named)]
-            raise PropcValueError(
-                message(
-                    f"the weighting target {path!r} is no argument, parameter or named node",
-                    nearest(path, known),
-                    at=f"site {asks.name!r}",
-                    where=asks.where,
-                )
+            raise asks.error(
+                f"the weighting target {path!r} is no argument, parameter or named node",
+                nearest(path, known),
+                PropcValueError,
             )
         self.targets = [Ref(n.name) for n in sources]
         self.per_sample = isinstance(sources[0], Named)

@@ -192,13 +192,10 @@ class PropagationGraph:
                 sizes.setdefault(cost.shape[0], cost)
         if len(sizes) > 1:
             (first, a), (second, b), *_ = sizes.items()
-            raise GraphError(
-                message(
-                    f"its length is {second}, that of cost {a.name!r} is {first}",
-                    "All costs share one batch dimension.",
-                    at=f"cost {b.name!r}",
-                    where=b.where,
-                )
+            raise b.error(
+                f"its length is {second}, that of cost {a.name!r} is {first}",
+                "All costs share one batch dimension.",
+                GraphError,
             )
         return next(iter(sizes), None)
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from propc.errors import EstimatorError, message
 from propc.ir.nodes.site import Site
 from propc.runtime.autograd.tokens import applied
 
@@ -28,14 +27,10 @@ class _WeighAlternatives(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise EstimatorError(
-                message(
-                    f"estimator {ctx.site.estimator!r} runs alternatives without gradient, and gives first derivatives "
-                    "only",
-                    "Leave out create_graph=True, or use 'lr' or 'enumerate' at the site.",
-                    at=f"site {ctx.site.name!r}",
-                    where=ctx.site.where,
-                )
+            raise ctx.site.error(
+                f"estimator {ctx.site.estimator!r} runs alternatives without gradient, and gives first derivatives "
+                "only",
+                "Leave out create_graph=True, or use 'lr' or 'enumerate' at the site.",
             )
         (difference,) = ctx.saved_tensors
         return grad, None, grad * difference, None

@@ -13,7 +13,7 @@ from propc.distributions.families import family
 from propc.distributions.perturbed_logits import Binary, Categories, Family
 from propc.distributions.spec import DistributionSpec
 from propc.distributions.support import event_of, of_ones, values_of
-from propc.errors import GraphError, message
+from propc.errors import GraphError
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.cost import Cost
 from propc.ir.nodes.node import Node
@@ -159,7 +159,7 @@ def _mixed(node: Node, axis: Axis, box: Opaque | None) -> GraphError:
         )
     if box is not None:
         fix = "Let row i of its results depend on row i of its arguments alone."
-    return GraphError(message(finding, fix, at=f"{node.kind.value} {node.name!r}", where=node.where))
+    return node.error(finding, fix, GraphError)
 
 
 def _changed(value: Tensor, axis: Axis, dim: int, another: Callable[[Tensor], Tensor | None]) -> Tensor:

@@ -79,7 +79,7 @@ def explained(graph: PropagationGraph, node: Node, error: Exception, block: Sequ
     if own >= MANY:
         finding += f", and its stage runs {own} times"
     fix = _fix(graph, node, max(runs.values(), default=1))
-    return OutOfMemoryError(message(finding, fix, at=f"{node.kind.value} {node.name!r}", where=node.where))
+    return node.error(finding, fix, OutOfMemoryError)
 
 
 def _asked(error: Exception) -> str:

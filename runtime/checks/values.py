@@ -148,25 +148,19 @@ def finite_alternatives(node: CompareAlternatives, site: Site, costs: Tensor) ->
     if math.isfinite(costs.sum().item()) or bool(torch.isfinite(costs).all()):
         return
     bad = int((~torch.isfinite(costs)).sum())
-    raise NonFiniteError(
-        message(
-            f"{bad} of {costs.numel()} costs of its alternatives are NaN or infinite ({node.name}, {node.where})",
-            "Let the cost be finite on every value of the site, or use 'lr' there.",
-            at=f"site {site.name!r}",
-            where=site.where,
-        )
+    raise site.error(
+        f"{bad} of {costs.numel()} costs of its alternatives are NaN or infinite ({node.name}, {node.where})",
+        "Let the cost be finite on every value of the site, or use 'lr' there.",
+        NonFiniteError,
     )
 
 
 def _invalid(site: Site, index: int, constraint: constraints.Constraint, value: Tensor) -> NonFiniteError:
     valid = constraint.check(value)
     bad = value.detach()[~valid].flatten()
-    return NonFiniteError(
-        message(
-            f"parameter {site.spec.fields[index]!r} of {site.spec} must satisfy {constraint}; {int((~valid).sum())} of "
-            f"{valid.numel()} do not, such as {bad[0].item():g}",
-            "Constrain it (softplus, exp, sigmoid, softmax), or look for NaN before it.",
-            at=f"site {site.name!r}",
-            where=site.where,
-        )
+    return site.error(
+        f"parameter {site.spec.fields[index]!r} of {site.spec} must satisfy {constraint}; {int((~valid).sum())} of "
+        f"{valid.numel()} do not, such as {bad[0].item():g}",
+        "Constrain it (softplus, exp, sigmoid, softmax), or look for NaN before it.",
+        NonFiniteError,
     )

@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from propc.errors import EstimatorError, message
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import aligned
 from propc.ir.nodes.site import Site
@@ -119,15 +118,11 @@ class Placing:
         spec = self.site.spec
         whole = (*self.graph.sizes(self.site.plates), *spec.sample_shape)
         if tuple(value.shape) != whole:
-            raise EstimatorError(
-                message(
-                    f"{spec} draws {list(value.shape)} in the plates {', '.join(map(repr, self.site.plates))}, in "
-                    f"place of {list(whole)}",
-                    "Let its sample() give [*sample_shape, *batch_shape, *event_shape], whatever batch shape its "
-                    "parameters have.",
-                    at=f"site {self.site.name!r}",
-                    where=self.site.where,
-                )
+            raise self.site.error(
+                f"{spec} draws {list(value.shape)} in the plates {', '.join(map(repr, self.site.plates))}, in "
+                f"place of {list(whole)}",
+                "Let its sample() give [*sample_shape, *batch_shape, *event_shape], whatever batch shape its "
+                "parameters have.",
             )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 
+from propc.errors import EstimatorError, PropcError, message
 from propc.ir.records import NOWHERE, Ref
 from propc.ir.rules import NodeRule
 from propc.types import Source, TensorType, Turn
+
+E = TypeVar("E", bound=PropcError)
 
 
 class Kind(str, Enum):
@@ -70,3 +73,7 @@ class Node:
     def propagator(self) -> NodeRule | None:
         """What the node does in the forward and the reverse pass: sites, named nodes and costs can have one."""
         return None
+
+    def error(self, finding: str, fix: str = "", kind: type[E] = EstimatorError) -> E:  # type: ignore[assignment]
+        """An error at the node."""
+        return kind(message(finding, fix, at=f"{self.kind.value} {self.name!r}", where=self.where))

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from propc.errors import EstimatorError, message
 from propc.ir.nodes.site import Site
 from propc.runtime.autograd.tokens import applied
 from propc.runtime.backend import Named, Several, Violated
@@ -144,7 +143,7 @@ def _differentiable(
     if run.weighing is not None:
         finding = "second derivatives of an inverse-variance weighting, which compiled code does not give"
         fix = "Use backend='eager'; or 'rp' or 'lr' here."
-        raise EstimatorError(message(finding, fix, at=f"site {run.weighing.name!r}", where=run.weighing.where))
+        raise run.weighing.error(finding, fix)
     given = [value.view_as(value) if value.requires_grad else value for value in given]  # no gradient goes past them
     found = run.again(given, seed)
     ends = dict(zip((i for i in run.order), found))
