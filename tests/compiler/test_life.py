@@ -56,6 +56,7 @@ def test_what_torch_compile_made_is_a_part_of_the_program() -> None:
     assert torch.equal(sine(torch.ones(1)), torch.ones(1).sin())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Dynamo about itself
 def test_torch_compile_leaves_a_compiled_function_as_it_is() -> None:
     compiled = propc.compile(squares, estimator="lr")

@@ -77,6 +77,7 @@ def test_tangents_are_drawn():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["tp", "rp", propc.estimator("tp", target="beta")], ids=str)
 def test_a_long_chain_is_as_small_as_a_short_one(estimator):
     short, long = (parsed(rollout_graph(horizon, estimator)) for horizon in (5, 100))
@@ -91,6 +92,7 @@ def test_three_repetitions_are_not_folded():
     assert any(box.steps for box in boxes(rollout_graph(4), fold=True))
 
 
+@pytest.mark.slow
 def test_a_step_of_several_sites_and_a_cost():
     graph = rewards_graph(60)
     nodes, edges = parsed(graph)

@@ -44,6 +44,7 @@ def test_before_passes():
     assert "routes" not in str(first)
 
 
+@pytest.mark.slow
 def test_hash_seeds_change_nothing():
     code = "from showcase import *\nfor make in GRAPHS.values(): g = make(); print(g, g.to_dot())"
     texts = {

@@ -39,6 +39,7 @@ def asked_of(tree: ast.AST) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_module_tells_one_rule_from_the_others() -> None:
     files = [path for folder in (ROOT, ROOT / "passes", ROOT / "runtime") for path in folder.rglob("*.py")]
     asking = {path.name for path in files if asked_of(ast.parse(path.read_text("utf-8"))) & ONE_RULE}

@@ -78,6 +78,7 @@ def propcs() -> frozenset[str]:
     return frozenset(name for tree in trees().values() for name in own_names(tree)) - torchs
 
 
+@pytest.mark.slow
 def test_no_private_name_of_torch_outside_of_its_module() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
@@ -127,6 +128,7 @@ def test_every_name_is_used() -> None:
     assert sorted(used) == sorted(torch_private.__all__)
 
 
+@pytest.mark.slow
 def test_importing_propc_loads_no_more_of_torch() -> None:
     """Dynamo and inductor take seconds to import."""
     code = (

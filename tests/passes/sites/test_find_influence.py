@@ -178,6 +178,7 @@ def test_influence_and_routes(ops: tuple[Op, ...]) -> None:
     assert {s for s in names(oracle.sites) if f"site {s!r}" in words and "reaches no cost" in words} >= unread
 
 
+@pytest.mark.slow
 @given(programs())
 @settings(max_examples=150)
 @pytest.mark.filterwarnings("ignore::propc.errors.PropcWarning")
@@ -196,6 +197,7 @@ def test_gradient(ops: tuple[Op, ...]) -> None:
     torch.testing.assert_close(gradients(weights @ value, wanted), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @given(programs())
 @settings(max_examples=60)
 @pytest.mark.filterwarnings("ignore::propc.errors.PropcWarning")

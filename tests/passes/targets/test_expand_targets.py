@@ -246,6 +246,7 @@ def sketched(theta: Tensor, sample: Any = propc.sample) -> Tensor:
     return x.square().sum(-1)
 
 
+@pytest.mark.slow
 def test_sketch(seen: Tangents, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random signs: every direction is one, drawn anew at each call, and E[(g·Jv)²] = ‖Jᵀg‖²."""
     monkeypatch.setattr("propc.compiler.options.ExpandTargets", lambda: ExpandTargets(exact_up_to=3, sketches=4))

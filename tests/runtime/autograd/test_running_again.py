@@ -296,6 +296,7 @@ def test_signal_to_noise() -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_compiled_stages() -> None:
     """A compiled run ends where a block does: same numbers, less memory."""
     theta, found, held = leaf(), [], []
@@ -366,6 +367,7 @@ def step(horizon: int, estimator: Any, passes: Any) -> Callable[[], object]:
     return lambda: compiled(theta, horizon).mean().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["rp", "tp"])
 def test_memory_grows_with_the_root_of_the_horizon(estimator: str) -> None:
     cpu = torch.device("cpu")
@@ -376,6 +378,7 @@ def test_memory_grows_with_the_root_of_the_horizon(estimator: str) -> None:
     assert plain[1] / blocked[1] > 5
 
 
+@pytest.mark.slow
 def test_memory_keeps_to_a_budget() -> None:
     cpu = torch.device("cpu")
     free, least = (peak_bytes(step(60, "rp", passes), cpu) for passes in ((), [Checkpoint()]))

@@ -453,6 +453,7 @@ def test_by_element(name):
     by_element(name, [(), (1, 3), (3,)], [("b",), ("a",), ()], must=None if name in LIMITED else True)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(BY_ELEMENT),
     broadcast,
@@ -529,6 +530,7 @@ STEPS = [  # from [3, 4] to the same
 ]
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from(range(len(STEPS))), min_size=1, max_size=5),
     st.tuples(st.sampled_from(SPREADS), st.sampled_from(SPREADS)).filter(any),

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import example, given, settings
 
 import propc
@@ -176,6 +177,7 @@ JUMP = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @example(JUMP, False)
 @given(networks(), st.booleans())

@@ -283,6 +283,7 @@ def half_known(net: Any, x: Tensor) -> Any:
     return Normal(h, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_sketches_are_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known and unknown uses: norms of the first plus squared projections of the rest, over 10,000 draws of signs."""
