@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from propc.distributions.spec import DistributionSpec
-from propc.errors import EstimatorError, PropcTypeError, PropcValueError, message, nearest
+from propc.errors import PropcTypeError, PropcValueError, message, nearest
+from propc.ir.site_record import SiteRecord
 from propc.propagators.baselines import NoBaseline
 from propc.propagators.gated import Gated
 from propc.propagators.propagator import Propagator
 from propc.propagators.registry import find, known_propagators
 from propc.propagators.sites.plain import Plain
 from propc.propagators.sites.site_propagator import SitePropagator
-from propc.types import Source, TensorType
+from propc.types import TensorType
 from propc.util.configure import Configurable, printed
 from propc.util.name_table import check_entry, check_name
 
@@ -24,13 +24,11 @@ if TYPE_CHECKING:
     from propc.ir.pass_request import Step
 
 
-@dataclass(frozen=True, slots=True)
-class SiteView:
+@dataclass(frozen=True)
+class SiteView(SiteRecord):
     """What an estimator, or a user's function of the site, gets to know of a site.
 
     Attributes:
-        name, spec, shape, where: the site, its distribution, the shape of a draw, the user's line.
-        batch: number of rows of the costs; None for scalar costs.
         costs: names of the costs that it influences; a resample node stands for those behind it.
         blocked: those that no differentiable path reaches.
         rough: those that it also reaches through a comparison, rounding or an integer.
@@ -39,11 +37,6 @@ class SiteView:
         bounds: those of the costs that are multi-sample bounds.
     """
 
-    name: str
-    spec: DistributionSpec
-    shape: tuple[int, ...]
-    where: Source
-    batch: int | None
     costs: tuple[str, ...]
     blocked: tuple[str, ...]
     rough: tuple[str, ...]
@@ -52,18 +45,9 @@ class SiteView:
     bounds: tuple[str, ...] = ()
 
     @property
-    def batched(self) -> bool:
-        """Whether the site has a draw for each sample of the batch."""
-        return self.batch is not None and self.spec.rows() == self.batch
-
-    @property
     def elsewhere(self) -> str:
         """Which estimators an error may advise here, where its own cannot work."""
         return "'lr' or 'rp'" if self.spec.has_rsample else "'lr'"
-
-    def error(self, finding: str, fix: str) -> EstimatorError:
-        """An error at this site."""
-        return EstimatorError(message(finding, fix, at=f"site {self.name!r}", where=self.where))
 
 
 @dataclass(frozen=True)
@@ -131,7 +115,7 @@ def at_site(rule: Propagator, site: SiteView) -> SitePropagator:
     """A propagator as a site can have it: one written as `forward` and `backward` behind a gate of autograd."""
     if isinstance(rule, SitePropagator):
         return rule
-    return Gated(rule, NoBaseline() if site.batch is not None and site.batch == site.spec.rows() else None)
+    return Gated(rule, NoBaseline() if site.batched else None)
 
 
 E = TypeVar("E", bound=type[Estimator])

@@ -186,7 +186,8 @@ class Planner:
         assert site.rule is not None
         memory = site.rule.state(site.spec)
         state = None if memory is None else self.state.part(site.copy_of or site.name, lambda: memory)
-        context = SiteContext(site.name, site.spec, site.spec.builder(), self.graph.batch, state)
+        known = site.name, site.spec, site.shape, site.where, self.graph.batch
+        context = SiteContext(*known, site.spec.builder(), state)
         lead = len(self.graph.lead(site)) if site.dims else 1
         context = replace(context, view=lambda: self.memory.view(site), lead=lead)
         return self.placings[site.name].context(context) if site.name in self.placings else context

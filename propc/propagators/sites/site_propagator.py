@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from propc.distributions.spec import DistributionSpec
 from propc.errors import EstimatorError, message
 from propc.ir.messages import Message
+from propc.ir.site_record import SiteRecord
 from propc.propagators.baselines import WEIGHT, Baseline
 from propc.propagators.propagator import NodeView, Propagator, Sent
 
@@ -24,31 +25,25 @@ if TYPE_CHECKING:
     from propc.types import Plate
 
 
-@dataclass
-class SiteContext:
+@dataclass(frozen=True)
+class SiteContext(SiteRecord):
     """What a propagator gets to know of its site.
 
     Attributes:
-        name: the site.
-        spec: its distribution without tensors.
         build: φ → distribution, without running a constructor.
-        batch: number of rows; None where the costs have no batch.
-        sample_shape: of the draws; ``(K,)`` where the site introduces a plate of K elements, else ``()``. The
-            draw has it in front of the shape that φ have in common, as `Distribution.sample` gives it.
-        lead: how many leading dimensions of the draw are plates and batch; tokens have these.
+        sample_shape: of the draws; ``(K,)`` where the site introduces a plate of K elements (`SitePropagator.plate`),
+            else ``()``. The draw has it in front of the shape that φ have in common, as ``dist.sample(sample_shape)``
+            gives it.
+        lead: how many leading dimensions of the draw are plates and batch, the plates in front; tokens have exactly
+            these, ``draw.shape[:lead]``. 1 outside plates: the batch.
         again: whether the site has drawn in this call already, for another element of a plate.
         state: the module that `Propagator.state` gave.
         weights: mixing weights of other sites in this call, by site.
         rehearsal: of the reverse pass of this call, where there is to be one.
-        normal: places of loc and scale among φ where the distribution is a Normal.
-        one_hot: place of the logits where it is a OneHotCategorical that holds them.
         view: makes the site's node as a `Propagator` sees it.
     """
 
-    name: str
-    spec: DistributionSpec
     build: Callable[[Sequence[Tensor]], Distribution]
-    batch: int | None
     state: nn.Module | None = None
     weights: dict[str, list[Tensor]] = field(default_factory=dict)
     rehearsal: Rehearsal | None = None
@@ -56,17 +51,16 @@ class SiteContext:
     sample_shape: tuple[int, ...] = ()
     lead: int = 1
     again: bool = False
-    normal: tuple[int, int] | None = field(init=False)
-    one_hot: int | None = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.normal = self.spec.normal()
-        self.one_hot = self.spec.one_hot()
+    @cached_property
+    def normal(self) -> tuple[int, int] | None:
+        """Places of loc and scale among φ where the distribution is a Normal."""
+        return self.spec.normal()
 
-    def error(self, finding: str, fix: str) -> EstimatorError:
-        """An error at this site."""
-        where = self.view().where if self.view is not None else None
-        return EstimatorError(message(finding, fix, at=f"site {self.name!r}", where=where))
+    @cached_property
+    def one_hot(self) -> int | None:
+        """Place of the logits among φ where it is a OneHotCategorical that holds them."""
+        return self.spec.one_hot()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +176,11 @@ class SitePropagator(Propagator, ABC):
     def plate(self, site: Site, batched: bool) -> Plate | None:
         """The plate in which it draws several times, if any, under the site's name.
 
+        Everything behind the site runs on every element of the plate; the value of a cost is the mean over it, by the
+        plate's weights where it has any (`Draw.weights`). `draw` is then told so by ``site.sample_shape``, and gives
+        all elements, [size, *plates, batch, ...]. Where another site has introduced the same plate before, its
+        dimension is one of φ's already, and ``sample_shape`` is ``()``.
+
         Args:
             site: the site.
             batched: whether its leading dimension is the batch.
@@ -219,7 +218,8 @@ class SitePropagator(Propagator, ABC):
         if WEIGHT in self.baselines:
             raise _without_weights(self, node)
         record: Any = node.record
-        context = SiteContext(node.name, record.spec, record.spec.builder(), node.batch, node.state)
+        known = record.name, record.spec, record.shape, record.where, node.batch
+        context = SiteContext(*known, record.spec.builder(), node.state)
         with torch.enable_grad():
             drawn = self.draw(context, node.inputs, [None] * len(node.inputs))
         node.memory.drawn = drawn

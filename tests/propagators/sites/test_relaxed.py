@@ -31,6 +31,7 @@ from propc.propagators import (
     StraightThroughRule,
 )
 from propc.propagators.sites.temperature import Temperature
+from propc.types import Source
 
 HARD = ["st", "st_gumbel", "gumbel_rao", "reinmax"]
 ALL = ["gumbel_softmax", *HARD]
@@ -188,7 +189,7 @@ def test_the_algebra_of_a_draw(name: str, kind: Family, plates: tuple[int, ...])
     logits = (raw if isinstance(kind, Binary) else raw.log_softmax(-1)).requires_grad_()
     made = Bernoulli if isinstance(kind, Binary) else OneHotCategorical
     spec, _ = take_apart(made(logits=torch.zeros(5, 3, 4), validate_args=False))
-    site = SiteContext("z", spec, spec.builder(), 5)
+    site = SiteContext("z", spec, (5, 3, 4), Source("", 0), 5, spec.builder())
     slope = torch.randn(*plates, 5, 3, 4)
     torch.manual_seed(1)
     value = RULES[name](kind).draw(site, [logits], [None]).value
