@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from propc.ir.nodes.node import Node
-from propc.runtime.plan.codegen import StepCall, Values
+from propc.runtime.plan.step import Plan, Values
 
 if TYPE_CHECKING:
     from propc.runtime.executable import Executable
@@ -64,23 +63,12 @@ class Violated(Exception):
     """A parameter of a site is not in its support."""
 
 
-Named = tuple[str, Callable[..., Sequence[Any]], Mapping[str, tuple[Node, ...]]]
-
-
-class Several(ABC):
-    """The function of a call that does the steps of several nodes."""
-
-    @abstractmethod
-    def named(self) -> Named:
-        """Its name, the same for who watches, and the nodes of every name that is heard then; a node is in one."""
-
-
 class Backend(ABC):
     """Turns the plan of a graph into one that runs faster, and gives the same numbers from the same noise.
 
-    A plan is a sequence of (node, call): a `StepCall` has a `function`, the places in the table of values that it
-    `reads`, one for each argument, and those that it `writes`, one for each of what the function gives. The reverse
-    pass is the autograd graph of what the functions do.
+    A plan is a sequence of `Step`s: each with its node, a function, the places of the values that it reads, one for
+    each argument, and of those that it writes, one for each of what the function gives. The reverse pass is the
+    autograd graph of what the functions do.
     """
 
     name: ClassVar[str]
@@ -93,11 +81,11 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
+    def plan(self, executable: Executable, values: Values) -> tuple[Plan, Report]:
         """The plan to run from the second call on, and what there is to say of it.
 
-        It writes, in an order in which everything is written before it is read, what steps outside it read; each
-        call with a node of the graph. A scan's two own steps stay around those of its body.
+        It writes, in an order in which everything is written before it is read, what is returned. A scan's two own
+        steps stay around those of its body.
 
         Args:
             executable: with the plan as it is, `plan`, and its `graph`.

@@ -21,19 +21,19 @@ class KeepHalf(Backend):
 
     def plan(self, executable: Any, values: Sequence[Any]) -> tuple[Any, Report]:
         """The steps to run from the second call on: as they are, those of segments changed."""
-        changed = [(node, halved(call) if node.kind is propc.Kind.SEGMENT else call) for node, call in executable.plan]
+        changed = [halved(step) if step.node.kind is propc.Kind.SEGMENT else step for step in executable.plan]
         return changed, Report(self.name)
 
 
-def halved(call: Any) -> Any:
+def halved(step: Any) -> Any:
     """A step that reads and writes the same values, and keeps less between the passes."""
-    function: Callable[..., Sequence[Any]] = call.function
+    function: Callable[..., Sequence[Any]] = step.function
 
     def run(*given: Any) -> Sequence[Any]:
         with saved_tensors_hooks(pack, unpack):
             return function(*given)
 
-    return replace(call, function=run)
+    return replace(step, function=run)
 
 
 def pack(tensor: Tensor) -> tuple[torch.dtype, Tensor]:

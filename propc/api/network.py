@@ -23,8 +23,8 @@ from propc.propagators.propagator import NodeView, Propagator
 from propc.propagators.registry import at_node
 from propc.runtime.messaging.mailbox import Directory, Post
 from propc.runtime.messaging.network_sweep import Sweep
+from propc.runtime.messaging.node_memory import NodeMemory
 from propc.runtime.messaging.propagation import Propagation, check_call
-from propc.runtime.plan.node_memory import NodeMemory
 from propc.util.estimator_state import EstimatorState
 
 

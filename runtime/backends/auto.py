@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
@@ -13,21 +13,18 @@ import torch
 from torch import Tensor
 
 from propc.errors import BackendError
-from propc.ir.nodes.node import Node
 from propc.ir.nodes.opaque import Opaque
 from propc.runtime.backend import Backend, Report
 from propc.runtime.backends.cudagraphs import CudaGraphs
 from propc.runtime.backends.inductor.inductor import Inductor
-from propc.runtime.plan.codegen import StepCall, Values
 from propc.runtime.plan.runner import Line
+from propc.runtime.plan.step import Plan, Values
 from propc.util.torch_rng import from_state, state_of
 
 if TYPE_CHECKING:
     from propc.runtime.executable import Executable
 
 TRIALS = 7  # of which the quickest counts
-
-Plan = Sequence[tuple[Node, StepCall]]
 
 
 class Auto(Backend):
@@ -69,31 +66,27 @@ def seconds(executable: Executable, plan: Plan, values: Values) -> float:
     Args:
         values: all values of a call; inputs and held tensors are taken from there.
     """
-    line = executable.line(plan)
-    places = (*executable.places.inputs, *executable.places.held)
+    line, places = executable.line_of(plan), executable.places
     found = []
     with _without_trace(executable):
         for _ in range(TRIALS):
-            given = {place: values[place].detach().requires_grad_(values[place].requires_grad) for place in places}
-            start = _now(given.values())
+            given = [values[place].detach().requires_grad_(values[place].requires_grad) for place in places.given]
+            start = _now(given)
             _step(executable, line, given)
-            found.append(_now(given.values()) - start)
+            found.append(_now(given) - start)
     return min(found)
 
 
-def _step(executable: Executable, line: Line, given: dict[int, Tensor]) -> None:
-    executable.planner.begin()
-    table: Values = [given.get(place) for place in range(len(executable.places))]
-    line.run(table)
-    guarded = executable.graph.output.guarded
-    ends = [table[place] for place, aside in zip(executable.places.returned, guarded) if not aside]
+def _step(executable: Executable, line: Line, given: Sequence[Tensor]) -> None:
+    executable.planner.sites.begin()
+    ends = [end for end, aside in zip(line(*given), executable.graph.output.guarded) if not aside]
     live = [end for end in ends if end.requires_grad]
-    wanted = [value for value in given.values() if value.requires_grad]
+    wanted = [value for value in given if value.requires_grad]
     if live and wanted:
         torch.autograd.grad(live, wanted, [torch.ones_like(end) for end in live], allow_unused=True)
 
 
-def _now(values: Iterable[Tensor]) -> float:
+def _now(values: Sequence[Tensor]) -> float:
     if any(value.is_cuda for value in values):
         torch.cuda.synchronize()
     return time.perf_counter()

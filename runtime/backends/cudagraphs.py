@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 from propc.errors import BackendError, message
-from propc.ir.nodes.node import Node
 from propc.runtime.autograd.tokens import applied
-from propc.runtime.backend import Backend, Named, Report, Several
-from propc.runtime.backends.inductor.compiled_units import LOOKS, obstacle
+from propc.runtime.backend import Backend, Report
+from propc.runtime.backends.inductor.compiled_units import obstacle
 from propc.runtime.backends.inductor.inductor import Inductor
+from propc.runtime.lowering.lowering import LOOKS
 from propc.runtime.observe.watcher import REPLAY, label_of
-from propc.runtime.plan.codegen import StepCall, Straight, Values
-from propc.runtime.plan.liveness import last_reads
+from propc.runtime.plan.code_writer import straight
+from propc.runtime.plan.step import Plan, Step, Values
 from propc.util.torch_private import has_triton
 from propc.util.torch_rng import set_state, state_of
 
@@ -56,7 +56,7 @@ class CudaGraphs(Backend):
                 )
             )
 
-    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
+    def plan(self, executable: Executable, values: Values) -> tuple[Plan, Report]:
         plan, report = _compiled(executable, values)
         report = replace(report, backend=self.name)
         why = _hindrance(executable)
@@ -66,12 +66,11 @@ class CudaGraphs(Backend):
             except RuntimeError as error:  # what CUDA does not let a graph do
                 why = f"CUDA cannot capture it: {str(error).splitlines()[0]}"
             else:
-                call = StepCall(captured, captured.reads, executable.places.returned)
-                return [(executable.graph.output, call)], report
+                return [captured.step()], report
         return plan, replace(report, apart=(*report.apart, ("the whole schedule", f"not captured, {why}")))
 
 
-def _compiled(executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
+def _compiled(executable: Executable, values: Values) -> tuple[Plan, Report]:
     if has_triton():
         return Inductor().plan(executable, values)
     return executable.plan, Report(CudaGraphs.name)
@@ -111,7 +110,7 @@ class _Pending:
     """A call whose reverse pass may still come."""
 
 
-class Captured(Several):
+class Captured:
     """A plan, captured, as the function of one call: from inputs and held tensors to what is returned.
 
     The memory of the recordings holds what one reverse pass needs. While that may still come, another forward pass
@@ -127,22 +126,21 @@ class Captured(Several):
     def __init__(
         self,
         executable: Executable,
-        plan: Sequence[tuple[Node, StepCall]],
+        plan: Plan,
         values: Values,
         record: Callable[..., GraphCapture] = GraphCapture,
     ) -> None:
-        calls = [call for _, call in plan]
         places = executable.places
-        self.executable, self.steps = executable, Straight(list(zip(calls, last_reads(calls, places.returned))))
-        self.reads = (*places.inputs, *places.held)
+        self.executable, self.line = executable, straight(plan, places.given, places.returned)
         self.own = len(places.inputs)  # the rest are held by the program, and read where they are
         self.record = record
-        self._capture([values[place] for place in self.reads])
+        self._capture([values[place] for place in places.given])
 
-    def named(self) -> Named:
-        nodes = tuple({node.name: node for node, _ in self.executable.plan}.values())
-        name = label_of(REPLAY, nodes)
-        return name, self, {name: nodes}
+    def step(self) -> Step:
+        """The one step of the plan that it makes."""
+        graph, places = self.executable.graph, self.executable.places
+        nodes = tuple({step.node.name: step.node for step in self.executable.plan}.values())
+        return Step(graph.output, self, places.given, places.returned, ((label_of(REPLAY, nodes), nodes),))
 
     def _leaf(self, index: int, value: Tensor) -> Tensor:
         home = value.detach()
@@ -179,13 +177,9 @@ class Captured(Several):
                     self._pull(made)
         torch.cuda.current_stream(self.device).wait_stream(stream)
 
-    def _run(self, *given: Tensor) -> list[Tensor]:
+    def _run(self, *given: Tensor) -> Sequence[Tensor]:
         """One forward pass, on the leaves or on other tensors."""
-        values: Values = [None] * len(self.executable.places)
-        for place, value in zip(self.reads, given or self.leaves):
-            values[place] = value
-        self.steps.run(values)
-        return [values[place] for place in self.executable.places.returned]
+        return self.line(*(given or self.leaves))
 
     def _pull(self, made: Sequence[Tensor]) -> list[Tensor]:
         ends, wanted = [made[i] for i in self.live], [self.leaves[i] for i in self.wanted]

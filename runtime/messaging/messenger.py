@@ -35,13 +35,14 @@ from propc.propagators.propagator import NodeView, note
 from propc.runtime.checks import values
 from propc.runtime.checks.out_of_memory import explaining
 from propc.runtime.executable import Executable
+from propc.runtime.lowering.cost import baselines
 from propc.runtime.messaging.mailbox import Directory, Post, several
-from propc.runtime.messaging.step_tape import Cotangents, Piece, Tape
+from propc.runtime.messaging.node_memory import NodeMemory
+from propc.runtime.messaging.step_tape import Cotangents, Tape
 from propc.runtime.observe.cotangent_probe import Probe
-from propc.runtime.observe.watcher import span, watching
-from propc.runtime.plan.codegen import StepCall
-from propc.runtime.plan.cost_steps import baselines
-from propc.runtime.plan.node_memory import NodeMemory
+from propc.runtime.observe.watched_plan import heard
+from propc.runtime.observe.watcher import label, span, watching
+from propc.runtime.plan.step import Step
 from propc.types import TensorType
 from propc.util.estimator_state import EstimatorState
 
@@ -78,17 +79,16 @@ class Messenger:
         self.slots = self.executable.places.slots
         self.directories = {d: Directory(graph, d) for d in (FORWARD, BACKWARD)}
         self.routes = self.executable.planner.routes
-        own = {node.name: call for node, call in self.executable.plan}  # the last of a node: before it stand its joins
-        self.pieces = [
-            self._piece(node, call)
-            for node, call in self.executable.plan
-            if call is own[node.name] or not takes_messages(node)
+        own = {step.node.name: step for step in self.executable.plan}  # the last of a node: before it stand its joins
+        self.steps = [
+            step for step in self.executable.plan if step is own[step.node.name] or not takes_messages(step.node)
         ]
+        self.visited = {step.node.name for step in self.steps if takes_messages(step.node)}
 
     @property
     def labelled(self) -> dict[str, tuple[Node, ...]]:
         """The nodes of each name that a watcher hears."""
-        return {piece.label: (piece.node,) for piece in self.pieces}
+        return heard(self.steps)
 
     def run(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> list[Tensor]:
         """One forward pass; the returned tensors, whose gradients come back by messages."""
@@ -98,28 +98,31 @@ class Messenger:
 
     def forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], initial: Mapping[str, Message]) -> Session:
         """Run the program and the forward messages."""
-        self.executable.planner.begin()
+        self.executable.planner.sites.begin()
         session = Session(Tape(len(self.slots)), Post(self.directories[FORWARD]))
         tape, places = session.tape, self.executable.places
-        for slot, tensor in zip((*places.inputs, *places.held), (*inputs, *held)):
+        given = (*inputs, *held)
+        for slot, tensor in zip(places.given, given):
             tape.values[slot], tape.wants[slot] = tensor.detach(), tensor.requires_grad
         for name, sent in (*self.memory.waiting().items(), *initial.items()):
             session.forward.deliver("the caller", session.forward.directory.checked(name, sent), (name,))
         seed = torch.default_generator.get_state()
         with torch.enable_grad():
             watcher = watching()
-            for piece in self.pieces:
-                with span(watcher, piece.label, FORWARD), explaining(self.graph, (piece.node,), backward=False):
-                    self._visit_forward(piece, session) if piece.step is None else tape.run(piece)
-        self._check(session, inputs, held, seed)
+            for step in self.steps:
+                with span(watcher, label(step.node), FORWARD), explaining(self.graph, (step.node,), backward=False):
+                    self._visit_forward(step, session) if step.node.name in self.visited else tape.run(step)
+        self._check(session, given, seed)
         self.memory.keep(session.forward.kept)
         return session
 
-    def _check(self, session: Session, inputs: Sequence[Tensor], held: Sequence[Tensor], seed: Tensor) -> None:
-        run = self.executable
+    def _check(self, session: Session, given: Sequence[Tensor], seed: Tensor) -> None:
+        run, every = self.executable, session.tape.values
         if run.mode.validate:
-            run.check_costs(session.tape.values, inputs, held, seed)
-            run.check_independence(session.tape.values)
+            returned = [every[slot] for slot in run.places.returned]
+            run.check_costs(returned, lambda: run.again(given, seed) if run.mode.checked else every)
+            if not run.mode.checked:
+                run.replay.check(every)
         run.mode.checked = True
 
     def backward(self, session: Session, cotangents: Start, initial: Mapping[str, Message]) -> Post:
@@ -138,70 +141,60 @@ class Messenger:
         arrived = Cotangents(cotangents)
         with torch.no_grad():
             watcher = watching()
-            for piece in reversed(self.pieces):
-                with span(watcher, piece.label, BACKWARD), explaining(self.graph, (piece.node,), backward=True):
-                    self._visit_backward(piece, session, arrived, post)
+            for step in reversed(self.steps):
+                with span(watcher, label(step.node), BACKWARD), explaining(self.graph, (step.node,), backward=True):
+                    self._visit_backward(step, session, arrived, post)
             self._leaves(arrived, post)
         self.memory.keep(session.forward.kept, post.kept)
         return post
 
-    # -- building -----------------------------------------------------------------------
-
-    def _piece(self, node: Node, call: StepCall) -> Piece:
-        if not takes_messages(node):
-            return Piece(node, call, call.reads, tuple(call.writes))
-        made: list[Ref | Token] = [*node.made]
-        if isinstance(node, Site) and node.rule is not None:
-            made += [Token(node.name, index) for index in range(node.rule.inlets)]
-        return Piece(node, None, tuple(self.slots[ref] for ref in node.inputs), tuple(self.slots[ref] for ref in made))
-
     # -- visiting -----------------------------------------------------------------------
 
-    def _visit_forward(self, piece: Piece, session: Session) -> None:
-        node, tape = piece.node, session.tape
+    def _visit_forward(self, step: Step, session: Session) -> None:
+        node, tape = step.node, session.tape
         rule = node.propagator
         assert rule is not None
         view = session.views[node.name] = self.memory.view(node)
-        view.inputs = [tape.leaf(i) for i in piece.reads]
+        view.inputs = [tape.leaf(i) for i in self._read(step)]
         if not isinstance(node, Site):
-            view.value = tape.values[piece.reads[0]]
+            view.value = tape.values[step.reads[0]]
         elif self.executable.mode.validate and (view.inputs[0].is_cpu or not self.executable.mode.checked):
             values.site_check(node, view.inputs, node.spec.checks)
         with _named(view):
             session.forward.put(node.name, rule.forward(view, session.forward.take(node.name)))
         value = value_of(view)
-        inlets = [view.inputs[0].new_zeros(value.shape[:1]) for _ in piece.makes[1:]]  # the value may be an integer
-        wanted = isinstance(node, Cost) or any(tape.wants[i] for i in piece.reads)
-        for slot, made in zip(piece.makes, (value, *inlets)):
+        inlets = [view.inputs[0].new_zeros(value.shape[:1]) for _ in step.writes[1:]]  # the value may be an integer
+        wanted = isinstance(node, Cost) or any(tape.wants[i] for i in self._read(step))
+        for slot, made in zip(step.writes, (value, *inlets)):
             tape.values[slot] = made
             tape.wants[slot] = wanted and (made.dtype.is_floating_point or made.dtype.is_complex)
 
-    def _visit_backward(self, piece: Piece, session: Session, arrived: Cotangents, post: Post) -> None:
-        name = piece.node.name
-        if piece.step is not None:
-            _take_in(piece, post.take(name), arrived, post)
-            session.tape.pull(piece, arrived)
+    def _visit_backward(self, step: Step, session: Session, arrived: Cotangents, post: Post) -> None:
+        name = step.node.name
+        if name not in self.visited:
+            _take_in(step, post.take(name), arrived, post)
+            session.tape.pull(step, arrived)
             return
-        view, rule = session.views[name], piece.node.propagator
+        view, rule = session.views[name], step.node.propagator
         assert rule is not None
         own = {
-            key: found for key, slot in zip(("grad", "cost"), piece.makes) if (found := arrived.pop(slot)) is not None
+            key: found for key, slot in zip(("grad", "cost"), step.writes) if (found := arrived.pop(slot)) is not None
         }
         if own:
             post.waiting.setdefault(name, []).insert(0, ("its readers", Message(own)))
         with _named(view):
             sent = rule.backward(view, post.take(name))
             for each in several(sent):
-                self._send(piece, each, arrived, post)
+                self._send(step, each, arrived, post)
 
-    def _send(self, piece: Piece, sent: Any, arrived: Cotangents, post: Post) -> None:
+    def _send(self, step: Step, sent: Any, arrived: Cotangents, post: Post) -> None:
         """Cotangents go to what the node reads, a cost's message to its sites, the rest along routes."""
-        node = piece.node
+        node = step.node
         if not isinstance(sent, Message) or sent.target is not None:
             post.put(node.name, sent)
             return
         own: tuple[str, ...] = node.spec.fields if isinstance(node, Site) else ("grad",)
-        for position, (key, slot) in enumerate(zip(own, piece.reads)):
+        for position, (key, slot) in enumerate(zip(own, self._read(step))):
             if key in sent:
                 cotangent = _fitting(sent[key], self._type(node, key), node, key)
                 arrived.add(slot, cotangent)
@@ -219,6 +212,10 @@ class Messenger:
         rest = sent.without(*own)
         if rest:
             post.put(node.name, rest)
+
+    def _read(self, step: Step) -> tuple[int, ...]:
+        """The places of what a node reads, without tokens."""
+        return step.reads[: len(step.node.inputs)]
 
     def _type(self, node: Node, key: str) -> tuple[int, ...]:
         ref = node.inputs[node.spec.fields.index(key) if isinstance(node, Site) else 0]
@@ -371,15 +368,15 @@ def _unfused(graph: PropagationGraph) -> PropagationGraph:
     return replace(graph, routes=tuple(routes), joins=tuple(joins))
 
 
-def _take_in(piece: Piece, waiting: Message, arrived: Cotangents, post: Post) -> None:
+def _take_in(step: Step, waiting: Message, arrived: Cotangents, post: Post) -> None:
     """What has been sent to a node without a propagator of its own: cotangents and costs; the rest remains."""
-    taken = dict(zip(("grad", "cost"), piece.makes))
+    taken = dict(zip(("grad", "cost"), step.writes))
     for key, slot in taken.items():
         if key in waiting:
             arrived.add(slot, waiting[key])
     rest = waiting.without(*taken)
     if rest:
-        post.remaining.setdefault(piece.node.name, []).append(("messages", rest))
+        post.remaining.setdefault(step.node.name, []).append(("messages", rest))
 
 
 def _fitting(cotangent: Any, shape: tuple[int, ...], node: Node, key: str) -> Tensor:

@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from propc.ir.nodes.node import Node
-from propc.runtime.observe.watcher import label
-from propc.runtime.plan.codegen import StepCall
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A node's step with the places of what it reads and makes; no step where a propagator does the work."""
-
-    node: Node
-    step: StepCall | None
-    reads: tuple[int, ...]
-    makes: tuple[int, ...]
-
-    @cached_property
-    def label(self) -> str:
-        """What the step is called in a profile."""
-        return label(self.node)
+from propc.runtime.plan.step import Step
 
 
 class Cotangents:
@@ -52,29 +33,28 @@ class Tape:
     def __init__(self, count: int) -> None:
         self.values: list[Any] = [None] * count
         self.wants: list[bool] = [False] * count
-        self._steps: dict[tuple[int, ...], tuple[list[Any], list[Any]]] = {}
+        self._steps: dict[int, tuple[list[Any], list[Any]]] = {}
 
     def leaf(self, slot: int) -> Any:
         """A value without history, as a leaf where it wants a cotangent."""
         value = self.values[slot]
         return value.detach().requires_grad_() if self.wants[slot] else value
 
-    def run(self, piece: Piece) -> None:
+    def run(self, step: Step) -> None:
         """Run a step on leaves of its own, and keep them with what it made of them."""
-        assert piece.step is not None
-        leaves = [self.leaf(i) for i in piece.reads]
-        made = list(piece.step.function(*leaves))
-        self._steps[piece.makes] = leaves, made
-        for i, value in zip(piece.makes, made):
+        leaves = [self.leaf(i) for i in step.reads]
+        made = list(step.function(*leaves))
+        self._steps[id(step)] = leaves, made
+        for i, value in zip(step.writes, made):
             self.wants[i] = isinstance(value, Tensor) and value.requires_grad
             self.values[i] = value.detach() if isinstance(value, Tensor) else value
 
-    def pull(self, piece: Piece, arrived: Cotangents) -> None:
+    def pull(self, step: Step, arrived: Cotangents) -> None:
         """Carry cotangents from what a step made to what it read."""
-        leaves, made = self._steps[piece.makes]
-        ends = [(value, arrived.pop(slot)) for value, slot in zip(made, piece.makes)]
+        leaves, made = self._steps[id(step)]
+        ends = [(value, arrived.pop(slot)) for value, slot in zip(made, step.writes)]
         live = [(v, g) for v, g in ends if g is not None and isinstance(v, Tensor) and v.requires_grad]
-        wanted = [(i, leaf) for i, leaf in zip(piece.reads, leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        wanted = [(i, leaf) for i, leaf in zip(step.reads, leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if not live or not wanted:
             return
         outputs, cotangents = zip(*live)

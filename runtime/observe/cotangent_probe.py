@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from propc.ir.nodes.node import Node
 from propc.ir.nodes.site import Site
-from propc.runtime.plan.codegen import StepCall
+from propc.runtime.plan.step import Plan, Step
 
 Place = tuple[str, int]  # a site, and the position of one of its φ
 
@@ -27,17 +26,17 @@ class Probe:
     def __init__(self) -> None:
         self.heard: dict[Place, Tensor] = {}
 
-    def around(self, node: Node, call: StepCall) -> StepCall:
+    def around(self, step: Step) -> Step:
         """A site's step on aliases of its φ, whose cotangents are heard; other steps as they are."""
-        if not isinstance(node, Site):
-            return call
-        run, count = call.function, len(node.inputs)
+        if not isinstance(step.node, Site):
+            return step
+        name, run, count = step.node.name, step.function, len(step.node.inputs)
 
         def listening(*given: Any) -> Sequence[Any]:
-            aliases = [self._alias(node.name, i, phi) for i, phi in enumerate(given[:count])]
+            aliases = [self._alias(name, i, phi) for i, phi in enumerate(given[:count])]
             return run(*aliases, *given[count:])
 
-        return replace(call, function=listening)
+        return replace(step, function=listening)
 
     def _alias(self, site: str, position: int, phi: Tensor) -> Tensor:
         if not (phi.requires_grad and torch.is_grad_enabled()):
@@ -56,3 +55,8 @@ class Probe:
         """What was heard since the last time."""
         heard, self.heard = self.heard, {}
         return heard
+
+
+def probed(plan: Plan, probe: Probe | None) -> Plan:
+    """The plan with sites that let a probe hear; without a probe as it is."""
+    return plan if probe is None else [probe.around(step) for step in plan]

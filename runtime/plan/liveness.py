@@ -1,48 +1,36 @@
-"""Plans of calls over a table of values: what a stretch of one reads from before it, and leaves behind it."""
+"""What a stretch of a plan reads from before it, and leaves behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from propc.runtime.plan.codegen import StepCall
+from propc.runtime.plan.step import Plan, Step
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive calls of a plan.
+    """Consecutive steps of a plan.
 
     Attributes:
-        calls: in order.
+        steps: in order.
         reads: the places of what they read and do not make.
         writes: the places of what they make and others read later.
     """
 
-    calls: tuple[StepCall, ...]
+    steps: tuple[Step, ...]
     reads: tuple[int, ...]
     writes: tuple[int, ...]
 
 
-def block(plan: Sequence[StepCall], start: int, stop: int, returned: Collection[int]) -> Block:
-    """The calls ``plan[start:stop]`` with what enters and leaves.
+def block(plan: Plan, start: int, stop: int, wanted: Collection[int]) -> Block:
+    """The steps ``plan[start:stop]`` with what enters and leaves.
 
     Args:
-        returned: the places of what is read after the plan.
+        wanted: the places of what is read after the plan.
     """
-    calls = tuple(plan[start:stop])
-    made = {i: None for call in calls for i in call.writes}
-    reads = dict.fromkeys(i for call in calls for i in call.reads if i not in made)
-    later = {i for call in plan[stop:] for i in call.reads} | set(returned)
-    return Block(calls, tuple(reads), tuple(i for i in made if i in later))
-
-
-def last_reads(plan: Sequence[StepCall], returned: Collection[int]) -> list[list[int]]:
-    """For each call of a plan, the places of the values that nobody reads after it."""
-    last: dict[int, int] = {}
-    for i, call in enumerate(plan):
-        last.update(dict.fromkeys((*call.reads, *call.writes), i))
-    done: list[list[int]] = [[] for _ in plan]
-    for slot, i in last.items():
-        if slot not in returned:
-            done[i].append(slot)
-    return done
+    steps = tuple(plan[start:stop])
+    made = {i: None for step in steps for i in step.writes}
+    reads = dict.fromkeys(i for step in steps for i in step.reads if i not in made)
+    later = {i for step in plan[stop:] for i in step.reads} | set(wanted)
+    return Block(steps, tuple(reads), tuple(i for i in made if i in later))

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from propc.runtime.backends.inductor.code_writer import CodeWriter, listed, needs_fit, variable
 from propc.runtime.backends.inductor.compiled_units import Unit, UnitInput
 from propc.runtime.backends.inductor.joint_graph import NOISE, READ, RESULT, Layout
+from propc.runtime.backends.inductor.layouts import fitted, needs_fit, variable
 from propc.runtime.backends.inductor.stage import CompiledStage
+from propc.runtime.plan.code_writer import CodeWriter, listed
 
 if TYPE_CHECKING:
     from propc.runtime.backends.inductor.stage_run import StageRun
@@ -49,21 +50,21 @@ class Forward:
         leaving = tuple(dict.fromkeys(self.leaving))
         extra = [name for name in self.kept if name not in self.entered]
         self.source.lines.append(f"return {listed(leaving)}, {listed(extra)}, {listed(self.flags)}")
-        return self.source.function(", ".join(self.entered))
+        return self.source.function(self.entered, "<propc run>")
 
     def _enter(self, place: int, layout: Layout) -> None:
         name = self.names[place] = f"v{place}"
         self.layouts[name], self.entered[name], self.wants[name] = layout, place, layout.requires_grad
         if place not in self.run.tokens:
-            fitted = self.source.fitted(name, layout)
-            self.source.lines.append(f"if {name}.stride() != {layout.stride}: {name} = {fitted}")
+            again = fitted(self.source, name, layout)
+            self.source.lines.append(f"if {name}.stride() != {layout.stride}: {name} = {again}")
 
     def _wire(self, part: UnitInput) -> None:
         if part.joins:
-            (made,) = part.call.writes
+            (made,) = part.step.writes
             self.names[made] = f"t{made}"
         else:
-            for read, made in zip(part.call.reads, part.call.writes):
+            for read, made in zip(part.step.reads, part.step.writes):
                 self.names[made] = self.names[read]
 
     def _stage(self, index: int, part: CompiledStage) -> None:
@@ -78,7 +79,7 @@ class Forward:
         made = [f"u{index}_{j}" for j in range(len(code.results))]
         for name, layout in zip(made, code.results):
             self.layouts[name] = layout
-        self.source.lines.append(f"{listed(made, bare=True)} = {run}([{', '.join(arguments)}])")
+        self.source.call(made, run, [f"[{', '.join(arguments)}]"])
         for position, place in enumerate(unit.block.writes):
             at = code.outputs[position]
             name = self.names[place] = f"t{place}" if at is None else made[at]
@@ -104,7 +105,7 @@ class Forward:
     def _argument(self, name: str, want: Layout) -> str:
         if not needs_fit(self.layouts[name], want):
             return name
-        return self.source.fitted(name, want)
+        return fitted(self.source, name, want)
 
     def _leave(self, place: int) -> str:
         name = self.names[place]

@@ -5,24 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from propc.errors import BackendError, message
-from propc.ir.nodes.node import Node
 from propc.ir.nodes.scan import Scan
 from propc.ir.nodes.site import Site
 from propc.runtime.backend import Backend, Report
 from propc.runtime.backends.inductor import compile_stage
-from propc.runtime.backends.inductor.compiled_units import Apart, Piece, Unit, UnitInput, blocks_of, pieces, tokens_of
+from propc.runtime.backends.inductor.compiled_units import Apart, Piece, Unit, UnitInput, pieces, tokens_of
 from propc.runtime.backends.inductor.joint_graph import READ, Halves, Layout
 from propc.runtime.backends.inductor.stage import CompiledStage
 from propc.runtime.backends.inductor.stage_run import StageRun
-from propc.runtime.plan.codegen import StepCall, Values
+from propc.runtime.checks.values import Bounds
+from propc.runtime.plan.blocks import blocks_of
+from propc.runtime.plan.code_writer import straight
 from propc.runtime.plan.liveness import block
+from propc.runtime.plan.step import Plan, Step, Values
 
 if TYPE_CHECKING:
     from propc.runtime.executable import Executable
@@ -59,7 +61,7 @@ class Inductor(Backend):
                 fix = fix if kind == "cpu" else f"Install {lacking}"
                 raise BackendError(message(found, f"{fix}, or use backend='eager'."))
 
-    def plan(self, executable: Executable, values: Values) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
+    def plan(self, executable: Executable, values: Values) -> tuple[Plan, Report]:
         return _Compilation(executable, values).plan()
 
 
@@ -71,15 +73,15 @@ class _Compilation:
         self.layouts.update({i: self.layouts[i].dense() for i in self.tokens if i in self.layouts})
         self.pieces = pieces(executable)
 
-    def plan(self) -> tuple[Sequence[tuple[Node, StepCall]], Report]:
+    def plan(self) -> tuple[Plan, Report]:
         start = time.perf_counter()
         made, failed = self._compiled()
         parts = [self._part(piece, made, failed) for piece in self.pieces]
         stages = [part for part in parts if isinstance(part, CompiledStage)]
         apart = [
-            (part.node.name, part.why)
+            (part.step.node.name, part.why)
             for part in parts
-            if isinstance(part, Apart) and not isinstance(part.node, Scan)  # which only passes values on
+            if isinstance(part, Apart) and not isinstance(part.step.node, Scan)  # which only passes values on
         ]
         for part in parts:
             if isinstance(part, Unit):
@@ -131,26 +133,23 @@ class _Compilation:
 
     def _function(self, unit: Unit) -> Callable[..., Sequence[Tensor]]:
         """What a unit does, as a function of what it reads; with a flag behind, where parameters are to be checked."""
-        block = unit.block
-        checked = self._checked(unit)
+        steps, writes = unit.block.steps, unit.block.writes
+        if bounds := self._bounds(unit):
+            site, flag = steps[-1], len(self.executable.places)
+            check = Step(site.node, lambda *phi: (_valid(bounds, phi),), site.reads, (flag,))
+            steps, writes = (*steps[:-1], check, site), (*writes, flag)
+        line = straight(steps, unit.block.reads, writes)
 
         def run(*given: Tensor) -> Sequence[Tensor]:
-            values: dict[int, Any] = dict(zip(block.reads, given))
-            flags = []
             with self.executable.mode.unchecked():
-                for node, call in zip(unit.nodes, block.calls):
-                    arguments = [values[i] for i in call.reads]
-                    if node is checked:
-                        flags.append(_valid(self.executable.planner.bounds[node.name], arguments))
-                    values.update(zip(call.writes, call.function(*arguments), strict=True))
-            return [*(values[i] for i in block.writes), *flags]
+                return line(*given)
 
         return run
 
-    def _checked(self, unit: Unit) -> Node | None:
-        """The site whose parameters are checked at every call, if any."""
+    def _bounds(self, unit: Unit) -> Bounds:
+        """What is to be checked of the parameters of its site at every call, if anything."""
         site = unit.nodes[-1]
-        return site if isinstance(site, Site) and self.executable.planner.bounds.get(site.name) else None
+        return self.executable.planner.sites.bounds.get(site.name, ()) if isinstance(site, Site) else ()
 
     # -- putting together ---------------------------------------------------------------
 
@@ -160,21 +159,20 @@ class _Compilation:
         if not isinstance(piece, Unit) or self._kind(piece) in failed:
             return piece
         code = made[self._kind(piece)]
-        return CompiledStage(piece, code.halves, code.forward, code.reverse, self._checked(piece) is not None)
+        return CompiledStage(piece, code.halves, code.forward, code.reverse, bool(self._bounds(piece)))
 
-    def _joined(self, parts: Sequence[CompiledStage | UnitInput | Apart | Unit]) -> Iterator[tuple[Node, StepCall]]:
+    def _joined(self, parts: Sequence[CompiledStage | UnitInput | Apart | Unit]) -> Iterator[Step]:
         """The plan, with a run in place of consecutive stages and the wires between them."""
-        plan, calls = self.executable.plan, [call for _, call in self.executable.plan]
-        inside = blocks_of(self.executable.graph)
+        plan, inside = self.executable.plan, blocks_of(self.executable.graph)
         start = 0
         group: list[CompiledStage | UnitInput] = []
 
-        def close(stop: int) -> Iterator[tuple[Node, StepCall]]:
+        def close(stop: int) -> Iterator[Step]:
             if any(isinstance(part, CompiledStage) for part in group):
-                whole = block(calls, start, stop, self.executable.places.returned)
+                whole = block(plan, start, stop, self.executable.places.returned)
                 entering = [self.layouts[i] for i in whole.reads]
                 run = StageRun(tuple(group), whole, entering, self.tokens, self.layouts)
-                yield plan[start][0], StepCall(run, whole.reads, whole.writes)
+                yield Step(plan[start].node, run, whole.reads, whole.writes, run.heard)
             else:
                 yield from plan[start:stop]
 
@@ -182,7 +180,7 @@ class _Compilation:
         for part in parts:
             unit = part.unit if isinstance(part, CompiledStage) else part
             count = len(unit.nodes) if isinstance(unit, Unit) else 1
-            if group and inside.get(plan[at][0].name) != inside.get(plan[start][0].name):
+            if group and inside.get(plan[at].node.name) != inside.get(plan[start].node.name):
                 yield from close(at)
                 start, group = at, []
             if isinstance(part, (CompiledStage, UnitInput)):
@@ -195,7 +193,7 @@ class _Compilation:
         yield from close(at)
 
 
-def _valid(bounds: Sequence[tuple[int, Any]], phi: Sequence[Tensor]) -> Tensor:
+def _valid(bounds: Bounds, phi: Sequence[Tensor]) -> Tensor:
     """Whether parameters are in their support, a tensor of one truth."""
     found: Tensor | None = None
     for index, known in bounds:

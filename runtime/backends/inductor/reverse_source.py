@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from propc.runtime.backends.inductor.code_writer import CodeWriter, listed, needs_fit, variable
 from propc.runtime.backends.inductor.compiled_units import UnitInput
 from propc.runtime.backends.inductor.joint_graph import COTANGENT, READ, WIDE, Layout
+from propc.runtime.backends.inductor.layouts import fitted, needs_fit, variable
 from propc.runtime.backends.inductor.stage import CompiledStage
+from propc.runtime.plan.code_writer import CodeWriter, listed
 
 if TYPE_CHECKING:
     from propc.runtime.backends.inductor.stage_run import StageRun
@@ -45,15 +46,15 @@ class ReverseSource:
             for place, layout in zip(self.run.whole.reads, self.run.entering)
         ]
         self.source.lines.append(f"return {listed(found)}")
-        return self.source.function("s, g")
+        return self.source.function(("s", "g"), "<propc run>")
 
     def _wire(self, part: UnitInput) -> None:
         if not part.joins:
             return
-        (made,) = part.call.writes
+        (made,) = part.step.writes
         total = self._sum(f"t{made}", self.run.layouts[made])
         if total is not None:
-            for read in part.call.reads:
+            for read in part.step.reads:
                 self.arrived.setdefault(self.run.names[read], []).append((total, self.run.layouts[made]))
 
     def _stage(self, index: int, part: CompiledStage) -> None:
@@ -76,7 +77,7 @@ class ReverseSource:
         made = [f"c{self.count}_{j}" for j in range(len(code.given))]
         self.count += 1
         run = self.source.hold("r", part.reverse)
-        self.source.lines.append(f"{listed(made, bare=True)} = {run}([{', '.join(arguments)}])")
+        self.source.call(made, run, [f"[{', '.join(arguments)}]"])
         for name, position, layout in zip(made, code.gives, code.given):
             target = names[unit.block.reads[position]]
             self.arrived.setdefault(target, []).append((name, layout))
@@ -90,7 +91,7 @@ class ReverseSource:
         if name not in self.fitted:  # what entered may lie in memory in another way at this call
             want = part.halves.layouts[i]
             self.fitted.add(name)
-            self.source.lines.append(f"{name} = {self.source.fitted(kept, want)}")
+            self.source.lines.append(f"{name} = {fitted(self.source, kept, want)}")
         return name
 
     def _wide(self, message: str, want: Layout) -> str:
@@ -120,7 +121,7 @@ class ReverseSource:
     def _fitted(self, variable: str, have: Layout | None, want: Layout) -> str:
         if have is not None and not needs_fit(have, want):
             return variable
-        return self.source.fitted(variable, want)
+        return fitted(self.source, variable, want)
 
     def _zero(self, want: Layout) -> str:
         zero = torch.empty_strided(want.shape, want.stride, dtype=want.dtype, device=want.device).zero_()

@@ -7,31 +7,36 @@ pass hands each to the reverse code of the sites that it is routed to, adding up
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from propc.ir.adjacency import BACKWARD
+from propc.ir.nodes.node import Node
 from propc.ir.nodes.site import Site
 from propc.runtime.autograd.tokens import applied
-from propc.runtime.backend import Named, Several, Violated
+from propc.runtime.backend import Violated
 from propc.runtime.backends.inductor.compiled_units import UnitInput
 from propc.runtime.backends.inductor.forward_source import Forward
 from propc.runtime.backends.inductor.joint_graph import Layout
 from propc.runtime.backends.inductor.reverse_source import ReverseSource
-from propc.runtime.backends.inductor.stage import CompiledStage
-from propc.runtime.plan.codegen import Values
+from propc.runtime.backends.inductor.stage import CompiledStage, Half
+from propc.runtime.observe.watcher import RUN, direction, label, label_of, span, watching
+from propc.runtime.plan.code_writer import straight
 from propc.runtime.plan.liveness import Block
 from propc.util.torch_rng import from_state, state_unless_captured
 
 
-class StageRun(Several):
-    """Consecutive stages, and the wires between them, as the function of one call.
+class StageRun:
+    """Consecutive stages, and the wires between them, as the function of one step.
 
     Args:
         parts: in order.
-        whole: their calls, with what enters and leaves.
+        whole: their steps, with what enters and leaves.
         entering: the layouts of what enters.
         tokens: the places of tokens.
         layouts: of everything, by place.
@@ -70,14 +75,25 @@ class StageRun(Several):
     def __call__(self, *given: Tensor) -> list[Tensor]:
         """Run; what leaves, in the order of the block."""
         traced = self.trains and torch.is_grad_enabled()
-        found = _run(self, *given) if traced else self.values(given)[0]
+        run = self if watching() is None else self.watched
+        found = _run(run, *given) if traced else run.values(given)[0]
         both = (*given, *found)
         return [both[i] for i in self.order]
 
-    def named(self) -> Named:
-        from propc.runtime.backends.inductor.observed_run import heard
+    @property
+    def heard(self) -> tuple[tuple[str, tuple[Node, ...]], ...]:
+        """Its name, with the nodes that only hand on, and those of its stages, with theirs."""
+        stages = {label(*part.unit.nodes): part.unit.nodes for part in self.parts if isinstance(part, CompiledStage)}
+        every = {step.node.name: step.node for step in self.whole.steps}
+        known = {node.name for nodes in stages.values() for node in nodes}
+        rest = tuple(node for node in every.values() if node.name not in known)
+        return (label_of(RUN, tuple(every.values())), rest), *stages.items()
 
-        return heard(self)
+    @cached_property
+    def watched(self) -> StageRun:
+        """The same by stages that are heard."""
+        parts = [_telling(part) if isinstance(part, CompiledStage) else part for part in self.parts]
+        return StageRun(parts, self.whole, self.entering, self.tokens, self.layouts)
 
     def values(self, given: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """What leaves, and what the reverse pass needs.
@@ -97,15 +113,24 @@ class StageRun(Several):
             self.reverses[pattern] = ReverseSource(self, pattern).made()
         return self.reverses[pattern](kept, arrived)
 
-    def again(self, given: Sequence[Tensor], seed: Tensor) -> list[Tensor]:
+    def again(self, given: Sequence[Tensor], seed: Tensor) -> Sequence[Tensor]:
         """What leaves, step by step, from the random numbers of an earlier run: for derivatives of any order."""
-        values: Values = [None] * (1 + max((*self.whole.reads, *(i for call in self.whole.calls for i in call.writes))))
-        for place, value in zip(self.whole.reads, given):
-            values[place] = value
         with from_state(self.device, seed):
-            for call in self.whole.calls:
-                call(values)
-        return [values[place] for place in self.whole.writes]
+            return straight(self.whole.steps, self.whole.reads, self.whole.writes)(*given)
+
+
+def _telling(stage: CompiledStage) -> CompiledStage:
+    name = label(*stage.unit.nodes)
+    reverse = None if stage.reverse is None else _between(stage.reverse, name, lambda: BACKWARD)
+    return replace(stage, forward=_between(stage.forward, name, direction), reverse=reverse)
+
+
+def _between(run: Half, name: str, way: Callable[[], str]) -> Half:
+    def call(arguments: list[Tensor]) -> Sequence[Tensor]:
+        with span(watching(), name, way()):
+            return run(arguments)
+
+    return call
 
 
 class _StageFunction(Function):

@@ -32,10 +32,8 @@ from propc.ir import Input, Parameter
 from propc.ir.adjacency import BACKWARD, FORWARD
 from propc.runtime.backends.cudagraphs import Captured
 from propc.runtime.observe import watcher
-from propc.runtime.observe.watched_plan import named
 from propc.runtime.observe.watcher import BLOCK, RUN
 from propc.runtime.plan import runner
-from propc.runtime.plan.codegen import StepCall
 from propc.util.formatting import milliseconds, size
 from propc.util.stopwatch import Laps
 
@@ -306,10 +304,10 @@ def test_of_a_replay() -> None:
     executable = compiled.compiler.compiled(None, args, {}).executable
     captured = Captured.__new__(Captured)
     captured.executable = executable
-    step = named(executable.graph.output, StepCall(captured, (), ()), ())
-    assert step.name == "replay (x0.in … output)"
-    assert [node.name for node in step.nodes[step.name]] == list(dict.fromkeys(n.name for n, _ in executable.plan))
-    part = Part(step.name, step.nodes[step.name], 1.0, 2.0, 3, 2, 1)
+    ((name, nodes),) = captured.step().heard
+    assert name == "replay (x0.in … output)"
+    assert [node.name for node in nodes] == list(dict.fromkeys(step.node.name for step in executable.plan))
+    part = Part(name, nodes, 1.0, 2.0, 3, 2, 1)
     (row,) = rows([part])
     assert (row["name"], row["calls"], row["forward"], row["where"]) == ("replay", 1, 1.0, "")
     assert len(row["nodes"]) == len(part.nodes)
@@ -626,7 +624,7 @@ def test_nobody_watches_without_a_profiler(monkeypatch: pytest.MonkeyPatch) -> N
     compiled, args = PROGRAMS["rollout"]
     ranges(lambda: compiled(*args))
     watched: list[int] = []
-    monkeypatch.setattr(runner, "Watched", lambda *given: watched.append(1))
+    monkeypatch.setattr(runner, "watched", lambda plan: watched.append(1))
     compiled(*args).mean().backward()
     assert not watched
 

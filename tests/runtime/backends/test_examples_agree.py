@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,12 +13,11 @@ from agreement import assert_same, plainly
 from torch import Tensor
 
 import propc.compiler.compiler
-from propc.ir import Node
 from propc.runtime.backends import Backend, Report, auto
 from propc.runtime.backends.inductor.inductor import Inductor
 from propc.runtime.executable import Executable
-from propc.runtime.plan.codegen import StepCall, Straight, Values
-from propc.runtime.plan.liveness import last_reads
+from propc.runtime.plan.code_writer import straight
+from propc.runtime.plan.step import Plan, Values
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 NAMES = [
@@ -39,8 +37,6 @@ NAMES = [
     "messages/td_lambda",
 ]
 GRAPHS = 1  # of each example; then it has shown enough
-
-Plan = Sequence[tuple[Node, StepCall]]
 
 
 class Enough(BaseException):
@@ -67,17 +63,14 @@ class Both(Backend):
 
 def _step(executable: Executable, plan: Plan, values: Values) -> list[Tensor]:
     """What is returned, and gradients in all that enters, of a sum of costs."""
-    calls = [call for _, call in plan]
-    line = Straight(list(zip(calls, last_reads(calls, executable.places.returned))))
-    table: Values = [None] * len(values)
+    places = executable.places
+    line = straight(plan, places.given, places.returned)
     with auto._without_trace(executable):
         torch.manual_seed(0)
-        for place in (*executable.places.inputs, *executable.places.held):
-            table[place] = values[place].detach().requires_grad_(values[place].requires_grad)
-        leaves = [value for value in table if value is not None and value.requires_grad]
-        executable.planner.begin()
-        line.run(table)
-        returned = [table[place] for place in executable.places.returned]
+        given = [values[place].detach().requires_grad_(values[place].requires_grad) for place in places.given]
+        leaves = [value for value in given if value.requires_grad]
+        executable.planner.sites.begin()
+        returned = line(*given)
         costs = [
             each for each, aside in zip(returned, executable.graph.output.guarded) if not aside and each.requires_grad
         ]

@@ -24,17 +24,18 @@ class Counting(Backend):
     counts: dict[str, int] = {}  # noqa: RUF012
 
     def plan(self, executable: Any, values: Sequence[Any]) -> tuple[Any, Report]:
-        assert all(values[place] is not None for _, call in executable.plan for place in call.writes)
-        return [(node, self._counted(node.name, call)) for node, call in executable.plan], Report(self.name)
+        assert all(values[place] is not None for step in executable.plan for place in step.writes)
+        return [self._counted(step) for step in executable.plan], Report(self.name)
 
-    def _counted(self, name: str, call: Any) -> Any:
-        function: Callable[..., Any] = call.function
+    def _counted(self, step: Any) -> Any:
+        function: Callable[..., Any] = step.function
+        name = step.node.name
 
         def run(*given: Any) -> Any:
             self.counts[name] = self.counts.get(name, 0) + 1
             return function(*given)
 
-        return replace(call, function=run)
+        return replace(step, function=run)
 
 
 @pytest.fixture(autouse=True)

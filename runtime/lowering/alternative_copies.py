@@ -13,7 +13,7 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.node import Node
 from propc.ir.nodes.site import Site
 from propc.runtime.autograd.run_once import once
-from propc.runtime.plan.codegen import StepCall
+from propc.runtime.plan.step import Step
 from propc.util.torch_rng import from_state, state_of
 
 
@@ -30,13 +30,13 @@ class Copies:
         self.repeated = {site.copy_of for site in copies if graph.plate(site.plates[0]).common}
         self.states: dict[str, Tensor] = {}
 
-    def around(self, node: Node, call: StepCall) -> StepCall:
-        """The step of a node, as its copies or what it copies want it."""
-        run = call.function
+    def around(self, step: Step) -> Step:
+        """A step, as copies or what they copy want it."""
+        node, run = step.node, step.function
         if node.copy_of:
             again = isinstance(node, Site) and node.copy_of in self.repeated
-            return replace(call, function=torch.no_grad()(self._again(node, run) if again else run))
-        return replace(call, function=self._kept(node, run)) if node.name in self.repeated else call
+            return replace(step, function=torch.no_grad()(self._again(node, run) if again else run))
+        return replace(step, function=self._kept(node, run)) if node.name in self.repeated else step
 
     def _kept(self, node: Node, run: Callable[..., Any]) -> Callable[..., Any]:
         states, name, device = self.states, node.name, node.outputs[0].device

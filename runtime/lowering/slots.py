@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
-
-from torch import Tensor
 
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.leaves import Input, Parameter
@@ -13,7 +10,7 @@ from propc.ir.nodes.node import Node
 from propc.ir.nodes.scan import Scan
 from propc.ir.nodes.site import Site
 from propc.ir.records import Ref, Token
-from propc.runtime.plan.codegen import Values
+from propc.runtime.plan.step import Values
 
 
 class Places:
@@ -22,6 +19,7 @@ class Places:
     Attributes:
         slots: the place of each; joins get theirs when they are planned.
         inputs, held: the places of arguments, and of tensors that the program holds.
+        given: of both.
         returned: the places of what is returned, in flattened order.
     """
 
@@ -35,6 +33,7 @@ class Places:
         self.returned = [self.slots[Ref("output", i)] for i in range(len(graph.output.inputs))]
         self.inputs = tuple(self.slots[Ref(n.name)] for n in graph.of(Input))
         self.held = tuple(self.slots[Ref(n.name)] for n in graph.of(Parameter))
+        self.given = (*self.inputs, *self.held)
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -48,26 +47,14 @@ class Places:
         """The places of what a node reads."""
         return tuple(self.slots[ref] for ref in node.inputs)
 
-    def first(self, node: Node) -> int:
-        """The place of a node's first output."""
-        return self.slots[Ref(node.name)]
-
     def writes(self, node: Node) -> range:
-        """The places of a node's outputs."""
-        first = self.first(node) if node.outputs else 0
-        return range(first, first + len(node.outputs))
-
-    def table(self, inputs: Sequence[Tensor], held: Sequence[Tensor]) -> Values:
-        """The table at the beginning of a call."""
-        values: Values = [None] * len(self)
-        for place, tensor in zip(self.inputs, inputs):
-            values[place] = tensor
-        for place, tensor in zip(self.held, held):
-            values[place] = tensor
-        return values
+        """The places of a node's outputs, and of its tokens behind them."""
+        made: list[Ref | Token] = [*node.made, *_tokens(node)]
+        first = self.slots[made[0]] if made else 0
+        return range(first, first + len(made))
 
     def named(self, values: Values) -> dict[Ref, Any]:
-        """The values of a table by name, without tokens."""
+        """The values of a call by name, without tokens."""
         return {ref: values[i] for ref, i in self.slots.items() if isinstance(ref, Ref)}
 
 

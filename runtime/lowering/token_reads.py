@@ -13,8 +13,8 @@ from propc.ir.nodes.node import Node
 from propc.ir.nodes.site import Site
 from propc.ir.records import Token
 from propc.runtime.autograd.tokens import join
-from propc.runtime.plan.codegen import StepCall
-from propc.runtime.plan.slots import Places
+from propc.runtime.lowering.slots import Places
+from propc.runtime.plan.step import Step
 from propc.types import BATCH, PlateKind
 
 
@@ -51,10 +51,10 @@ class Inlets:
     Args:
         graph: whose nodes they are.
         places: of its tokens.
-        plan: takes a node, and the call that makes a join in front of it.
+        plan: takes the step that makes a join in front of a node.
     """
 
-    def __init__(self, graph: PropagationGraph, places: Places, plan: Callable[[Node, StepCall], None]) -> None:
+    def __init__(self, graph: PropagationGraph, places: Places, plan: Callable[[Step], None]) -> None:
         self.graph, self.places, self.plan = graph, places, plan
         self.joins = {join.name: join for join in graph.joins}
 
@@ -69,7 +69,7 @@ class Inlets:
             members = self.joins[token.site].members
             inlets = tuple(self.joined((member,), plates, node, along) for member in members)
             made = self.places.add(token)
-            self.plan(node, StepCall(TokenSum(inlets), tuple(inlet.read for inlet in inlets), range(made, made + 1)))
+            self.plan(Step(node, TokenSum(inlets), tuple(inlet.read for inlet in inlets), (made,)))
         return self.single(token, plates, node, along)
 
     def single(self, token: Token, plates: Names, node: Node, along: Names, *over: str) -> Inlet:

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from propc.ir.graph import PropagationGraph
 from propc.ir.messages import Message, merged
-from propc.ir.nodes.node import Node
-from propc.propagators.propagator import NodeView
+from propc.runtime.lowering.node_views import NodeViews
 from propc.util.estimator_state import EstimatorState
 from propc.util.torch_private import StateDictModule, pytree
 
@@ -51,19 +50,14 @@ class Keepsake(StateDictModule):
         self.put(Message({k.removeprefix(PREFIX): v for k, v in tensors.items() if isinstance(v, Tensor)}))
 
 
-class NodeMemory:
+class NodeMemory(NodeViews):
     """The persistent memory of a graph's nodes."""
 
     def __init__(self, graph: PropagationGraph, state: EstimatorState) -> None:
-        self.graph, self.state = graph, state
-        self.batch = None if graph.program is None else graph.batch
+        super().__init__(graph, state)
         self.keepers = [
             name for name in graph.wiring.vertices if (rule := graph.nodes[name].propagator) is not None and rule.keeps
         ]
-
-    def view(self, node: Node, touched: list[NodeView] | None = None) -> NodeView:
-        """A node as its propagator sees it."""
-        return NodeView(node, self.batch, state=self._module, touched=touched)
 
     def waiting(self) -> dict[str, Message]:
         """What nodes have sent to themselves when they last did."""
@@ -89,9 +83,3 @@ class NodeMemory:
         part = self.state.part(f"{name}:kept", Keepsake)
         assert isinstance(part, Keepsake)
         return part
-
-    def _module(self, view: NodeView) -> nn.Module | None:
-        rule = view.record.propagator
-        known = view.name.replace(".", "/") in self.state.parts
-        made = rule.state(view) if rule is not None and not known else None
-        return self.state.part(view.name, lambda: made) if made is not None or known else None

@@ -1,0 +1,22 @@
+"""From a scheduled graph to a plan. A file for each kind of node says how its step is made; the table is open.
+
+It is given a graph after all passes, and gives steps (`propc.runtime.plan`). It may import what runs them, and what
+steps do: `propc.runtime.plates`, `.checks`, `.weighting`, `.autograd`.
+"""
+
+from propc.runtime.lowering import (  # noqa: F401, each enters the table
+    compare,
+    cost,
+    expand,
+    named,
+    opaque,
+    output,
+    resample,
+    scan,
+    segment,
+    site,
+    source,
+)
+from propc.runtime.lowering.lowering import Lowering, lowers
+
+__all__ = ["Lowering", "lowers"]
