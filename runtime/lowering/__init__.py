@@ -5,17 +5,17 @@ steps do: `propc.runtime.plates`, `.checks`, `.weighting`, `.autograd`.
 """
 
 from propc.runtime.lowering import (  # noqa: F401, each enters the table
-    compare,
-    cost,
-    expand,
-    named,
-    opaque,
-    output,
-    resample,
-    scan,
-    segment,
-    site,
-    source,
+    compare_lowering,
+    cost_lowering,
+    expand_lowering,
+    named_lowering,
+    opaque_lowering,
+    output_lowering,
+    resample_lowering,
+    scan_lowering,
+    segment_lowering,
+    site_lowering,
+    source_lowering,
 )
 from propc.runtime.lowering.lowering import Lowering, lowers
 

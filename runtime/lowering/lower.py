@@ -5,7 +5,7 @@ from __future__ import annotations
 from propc.ir.nodes.scan import Scan
 from propc.runtime.lowering.lowering import lowering
 from propc.runtime.lowering.planner import Planner
-from propc.runtime.lowering.scan import end_scan
+from propc.runtime.lowering.scan_lowering import end_scan
 from propc.runtime.lowering.token_reads import TokenSum
 from propc.runtime.plan.step import Plan, Values
 

@@ -35,7 +35,7 @@ from propc.propagators.propagator import NodeView, note
 from propc.runtime.checks import values
 from propc.runtime.checks.out_of_memory import explaining
 from propc.runtime.executable import Executable
-from propc.runtime.lowering.cost import baselines
+from propc.runtime.lowering.cost_lowering import baselines
 from propc.runtime.messaging.mailbox import Directory, Post, several
 from propc.runtime.messaging.node_memory import NodeMemory
 from propc.runtime.messaging.step_tape import Cotangents, Tape

@@ -1,5 +1,6 @@
-"""From a scheduled graph to a list of steps, and what runs the list.
+"""Plans: steps in order, what is done to them, and what runs them.
 
-Given a graph, the planner gives steps that read and write slots; the runner calls them one by one, or as one straight
-function of source. It may import the passes and all below.
+A plan is a list of `Step`s over numbered places. Blocks that run again and loops of scans are functions from plan to
+plan; the runner makes of one a straight function of source. It knows no kind of node, and may import the passes and all
+below.
 """
