@@ -90,6 +90,15 @@ class Plate:
     def __str__(self) -> str:
         return f"{self.name}[{self.size}]"
 
+    @property
+    def contents(self) -> str:
+        """How many of what it holds, and their weights."""
+        if self.kind == PlateKind.DATA:
+            return f"{self.size} {self.kind} of the data"
+        kind = self.kind if self.size != 1 else self.kind.removesuffix("s")
+        weights = "weights of the site" if self.weighted else f"weights 1/{self.size}"
+        return f"{self.size} {kind}, {'weight 0' if self.kind == PlateKind.ALTERNATIVES else weights}"
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:

@@ -11,14 +11,11 @@ import torch.fx
 from propc.errors import EstimatorError
 from propc.fx.dependence import dependence
 from propc.fx.operations import is_random
-from propc.ir.adjacency import takes_messages
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.compare_alternatives import CompareAlternatives
 from propc.ir.nodes.cost import Cost
-from propc.ir.nodes.named import Named
 from propc.ir.nodes.node import Node
 from propc.ir.nodes.reduce import Reduce
-from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.segment import Segment
 from propc.ir.nodes.site import Site
 from propc.ir.records import LOG_MEAN_EXP, Ref, Route, Token
@@ -97,7 +94,7 @@ class _Growing:
         self.taken.add(node.name)
         self.behind.setdefault(behind, []).append(node)
         for port, ref in enumerate(node.made):
-            self.carried[ref] = node.spread[port] if isinstance(node, Segment) and node.spread else node.plates
+            self.carried[ref] = node.plates_of(port, self.carried.__getitem__)
 
     def free(self, name: str) -> str:
         """The name, numbered if it is taken."""
@@ -125,8 +122,7 @@ class _Growing:
         """The plates of the last output."""
         if any(map(is_random, segment.body)):
             return segment.plates
-        reads = segment.dependence[-1].any
-        return self.union(ref for i, ref in enumerate(segment.inputs) if reads >> i & 1)
+        return self.union(segment.depends(len(segment.outputs) - 1))
 
 
 class _Copying:
@@ -151,7 +147,7 @@ class _Copying:
         for node in after.readers:
             if isinstance(node, Segment) and node.name in wanted.steps:
                 self._segment(node, wanted.steps[node.name])
-            elif node.name in wanted.nodes or isinstance(node, Resample):
+            elif node.name in wanted.nodes or node.mixes_rows:
                 self._check(node)
                 self._node(node)
         for level in levels:
@@ -174,10 +170,6 @@ class _Copying:
         inputs = tuple(self._value(outside[a]) if a in outside else self.growing.inner(segment, a) for a in arguments)
         ports = [port for port, result in enumerate(segment.results) if result in steps]
         results = tuple(segment.results[port] for port in ports)
-        depends = dependence(body, arguments, results)
-        plates = self.growing.union(inputs)
-        reads = [[ref for i, ref in enumerate(inputs) if d.any >> i & 1] for d in depends]
-        draws = any(map(is_random, body))
         made = replace(
             segment,
             name=self._name(segment),
@@ -186,34 +178,20 @@ class _Copying:
             body=body,
             arguments=arguments,
             results=results,
-            dependence=depends,
-            plates=plates,
-            spread=tuple(plates if draws else self.growing.union(some) for some in reads),
+            dependence=dependence(body, arguments, results),
             copy_of=segment.name,
         )
-        self._added(segment, made, ports)
+        self._added(segment, made.carrying(self.growing.union), ports)
 
     def _node(self, node: Node) -> None:
         """Copy a node; one that only hands a value on has no copy."""
         inputs = tuple(map(self._value, node.inputs))
         alike = isinstance(node, Reduce) and set(node.over).isdisjoint(self.growing.carried[inputs[0]])
-        if alike or isinstance(node, (Cost, Named)):
+        if alike or node.hands_on:
             self.new[Ref(node.name)] = inputs[0]
             return
-        own = (node.plate,) if isinstance(node, Site) and node.plate else ()
-        plates = self.growing.union(inputs, *own)
-        made = replace(node, name=self._name(node), inputs=inputs, plates=plates, copy_of=node.name)
-        if isinstance(made, Reduce):
-            made = replace(made, plates=tuple(name for name in plates if name not in made.over), of_cost=False)
-        elif isinstance(made, Site):
-            made = self._drawn_anew(made)
-        self._added(node, made)
-
-    def _drawn_anew(self, site: Site) -> Site:
-        rule = site.rule.anew() if site.rule is not None else None
-        assert rule is not None
-        reason = f"alternatives of {self.site.name}"
-        return replace(site, rule=rule, estimator=rule.name, reason=reason, tangents=())
+        made = replace(node, name=self._name(node), inputs=inputs, copy_of=node.name)
+        self._added(node, made.copied(self.site.name).carrying(self.growing.union))
 
     def _added(self, node: Node, made: Node, ports: Iterable[int] | None = None) -> None:
         self.growing.add(made, node.name)
@@ -245,9 +223,9 @@ class _Copying:
     def _check(self, node: Node) -> None:
         """Refuse what cannot be run again, or has messages of its own."""
         old = self.growing.old
-        if isinstance(node, Resample):
-            raise self._refused(node, "refits a Gaussian to the rows of the batch")
-        if takes_messages(node) or (isinstance(node, Site) and node.rule is not None and node.rule.anew() is None):
+        if node.mixes_rows:
+            raise self._refused(node, node.mixes_rows)
+        if node.takes_messages or (isinstance(node, Site) and node.rule is not None and node.rule.anew() is None):
             assert node.propagator is not None
             raise self._refused(node, f"has the propagator {node.propagator.name!r}, which handles messages itself")
         if isinstance(node, Cost) and node.how == LOG_MEAN_EXP and self.site.plates:
@@ -272,7 +250,7 @@ class _Copying:
 
     def _refused(self, node: Node, what: str) -> EstimatorError:
         return self.site.error(
-            f"estimator {self.site.estimator!r} compares the costs of alternatives, and {node.kind.value} "
+            f"estimator {self.site.estimator!r} compares the costs of alternatives, and {node.called} "
             f"{node.name!r} ({node.where}) behind the site {what}",
             "Use 'lr' at the site, or leave that out.",
         )

@@ -116,10 +116,10 @@ class Checkpoint(Pass):
         node = graph[name]
         warnings.warn(
             message(
-                f"nothing of {graph.name!r} can run again; this {node.kind.value}, for one, {why}",
+                f"nothing of {graph.name!r} can run again; this {node.called}, for one, {why}",
                 "Write x = x + y in place of x += y, and torch.stack in place of assignments to elements, or leave out "
                 "propc.passes.Checkpoint().",
-                at=f"{node.kind.value} {name!r}",
+                at=f"{node.called} {name!r}",
                 where=node.where,
             ),
             PropcWarning,

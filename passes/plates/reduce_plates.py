@@ -9,14 +9,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from propc.errors import EstimatorError, GraphError, PropcWarning, message
-from propc.fx.operations import is_random
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.cost import Cost
 from propc.ir.nodes.node import Node
 from propc.ir.nodes.output import Output
 from propc.ir.nodes.reduce import Reduce
-from propc.ir.nodes.resample import Resample
-from propc.ir.nodes.segment import Segment
 from propc.ir.nodes.site import Site
 from propc.ir.records import LOG_MEAN_EXP, Ref
 from propc.passes.pipeline import Pass, register
@@ -69,38 +66,23 @@ class _PlateSpread:
         if isinstance(node, Output):
             self.output(node)
             return
-        if plates and isinstance(node, Resample):
-            raise _refused(node, "refits a Gaussian to the rows of the batch, and stands inside", plates)
+        if plates and node.mixes_rows:
+            raise _refused(node, f"{node.mixes_rows}, and stands inside", plates)
         if plates and node.propagator is not None and not isinstance(node, Site):
             raise _refused(node, "has a propagator of its own, and stands inside", plates)
-        if isinstance(node, Site) and node.plate:
-            plates = self.sorted({*plates, node.plate})
-        spread = self.spread(node) if isinstance(node, Segment) and plates else ()
-        made: Node = replace(node, plates=plates)
-        if isinstance(made, Segment):
-            made = replace(made, spread=spread)
-        self.nodes[node.name] = made
+        made = self.nodes[node.name] = node.carrying(self.union)
         for port, ref in enumerate(made.made or (Ref(node.name),)):
-            self.carried[ref] = spread[port] if spread else plates
+            self.carried[ref] = made.plates_of(port, self.carried.__getitem__)
         if isinstance(node, Cost) and plates:
             if node.how == LOG_MEAN_EXP:
                 self.reduced[Ref(node.name)] = self.bound(node)
             else:
                 self.reduced[Ref(node.name)] = self.mean(made, Ref(node.name), node.name, of_cost=True)
 
-    def union(self, refs: Iterable[Ref]) -> tuple[str, ...]:
-        return self.sorted({plate for ref in refs for plate in self.carried[ref]})
-
-    def sorted(self, plates: Iterable[str]) -> tuple[str, ...]:
-        """The outermost first: that which was introduced last."""
+    def union(self, refs: Iterable[Ref], *own: str) -> tuple[str, ...]:
+        """The plates of values together, the outermost first: that which was introduced last."""
+        plates = {plate for ref in refs for plate in self.carried[ref]}.union(own)
         return tuple(sorted(plates, key=self.order.__getitem__, reverse=True))
-
-    def spread(self, segment: Segment) -> tuple[tuple[str, ...], ...]:
-        """The plates of each output. Where random numbers are drawn, each element draws its own."""
-        if any(map(is_random, segment.body)):
-            return (self.union(segment.inputs),) * len(segment.outputs)
-        reads = [[ref for i, ref in enumerate(segment.inputs) if d.any >> i & 1] for d in segment.dependence]
-        return tuple(map(self.union, reads))
 
     def mean(self, near: Node, ref: Ref, label: str, *, of_cost: bool) -> Ref:
         """Insert what reduces a value over its plates; the end of it."""
@@ -169,7 +151,7 @@ def _warn_wide(graph: PropagationGraph) -> None:
                     f"it runs on {math.prod(sizes):,} elements for one row of the batch, {product}: plates that sites "
                     "do not share multiply",
                     "Give some of these sites another estimator, such as 'lr' with samples, or set chunk=.",
-                    at=f"{node.kind.value} {node.name!r}",
+                    at=f"{node.called} {node.name!r}",
                     where=node.where,
                 ),
                 PropcWarning,

@@ -5,29 +5,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
-
-import torch.fx
+from typing import ClassVar
 
 from propc.errors import ScanError, StepError, message
-from propc.fx.segment_code import structure
 from propc.ir.graph import PropagationGraph
-from propc.ir.influence import Reach
-from propc.ir.nodes.cost import Cost
-from propc.ir.nodes.expand import Expand
-from propc.ir.nodes.named import Named
 from propc.ir.nodes.node import Node
-from propc.ir.nodes.opaque import Opaque
-from propc.ir.nodes.reduce import Reduce
-from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.scan import Scan
-from propc.ir.nodes.segment import Segment
 from propc.ir.nodes.site import Site
+from propc.ir.reach import Reach
 from propc.ir.records import Ref
 from propc.passes.pipeline import Pass, register
 from propc.passes.scan.carried_tokens import Sums
 from propc.types import PlateKind, Turn
-from propc.util.torch_private import pytree
 
 FEW = 32  # steps of a scan, where what they are copied for grows with their square
 _MASKS = ("any", "smooth", "rough", "parents", "near")
@@ -101,12 +90,12 @@ class EqualSteps:
 
     def lag(self) -> int:
         """How many steps back the middle one reads."""
-        steps = (self.like(ref.node) for node in self.nodes[self.middle] for ref in reads(node))
+        steps = (self.like(ref.node) for node in self.nodes[self.middle] for ref in node.reads)
         return max((self.middle - place[0] for place in steps if place is not None), default=0)
 
     def error(self, finding: str, node: Node | None = None) -> ScanError:
         """The error of steps that cannot be one node."""
-        at = f"scan {self.turn.scan!r}" if node is None else f"{node.kind.value} {node.name!r}"
+        at = f"scan {self.turn.scan!r}" if node is None else f"{node.called} {node.name!r}"
         error = ScanError(
             message(
                 f"its steps cannot be one node: {finding}"
@@ -119,11 +108,6 @@ class EqualSteps:
         )
         error.length = self.turn.last
         return error
-
-
-def reads(node: Node) -> tuple[Ref, ...]:
-    """All values that a node reads."""
-    return (*node.inputs, *(ref for ref in getattr(node, "tangents", ()) if ref is not None))
 
 
 # -- what cannot be rolled ------------------------------------------------------------------
@@ -174,9 +158,9 @@ def _difference(steps: EqualSteps, early: int) -> tuple[str, Node] | None:
     """Where a step and the next one are not alike: what there is, and at which node; None if they are."""
     a, b = steps.nodes[early], steps.nodes[early + 1]
     for x, y in zip(a, b):
-        if type(x) is not type(y) or _detail(x) != _detail(y):
+        if type(x) is not type(y) or _does(x) != _does(y):
             return f"it is not the like of {x.name!r}", y
-        if len(reads(x)) != len(reads(y)) or not all(map(partial(_same_value, steps), reads(x), reads(y))):
+        if len(x.reads) != len(y.reads) or not all(map(partial(_same_value, steps), x.reads, y.reads)):
             return f"it does not read the like of what {x.name!r} reads", y
     if len(a) != len(b):
         return f"one has {len(a)} nodes and the next {len(b)}", (a if len(a) > len(b) else b)[-1]
@@ -190,42 +174,9 @@ def _same_value(steps: EqualSteps, early: Ref, late: Ref) -> bool:
     return early == late or (a is not None and b is not None and (a[0] + 1, a[1]) == b)
 
 
-def _detail(node: Node) -> Hashable:
+def _does(node: Node) -> Hashable:
     """What a node does, short of its name and what it reads."""
-    common: tuple[Any, ...] = (node.outputs, node.plates, node.dims)
-    if isinstance(node, Segment):
-        return (*common, id(node.stage), node.dependence, node.spread)
-    if isinstance(node, Site):
-        wanted = tuple(ref is None for ref in node.tangents)
-        return (*common, node.spec, _Equal(node.rule), node.estimator, wanted, node.alternatives)
-    if isinstance(node, (Cost, Named)):
-        return (*common, _Equal(node.rule), _Equal(node.forced), getattr(node, "how", ""))
-    if isinstance(node, Resample):
-        return (*common, bool(node.sites), node.shrinkage, node.jitter)
-    if isinstance(node, Reduce):
-        return (*common, node.over, node.how, node.of_cost)
-    if isinstance(node, Opaque):
-        return (*common, node.how, structure((node.call,), node.arguments, (node.call,)))
-    if isinstance(node, Expand):
-        return (*common, node.target, node.exact, node.directions, node.norms, _code(node.code.graph))
-    return (*common, id(node))
-
-
-def _code(graph: torch.fx.Graph) -> Hashable:
-    """A key that is equal for equal code."""
-    body = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
-    ends = pytree.tree_leaves([node.args for node in graph.find_nodes(op="output")])
-    return structure(body, graph.find_nodes(op="placeholder"), [n for n in ends if isinstance(n, torch.fx.Node)])
-
-
-@dataclass(frozen=True)
-class _Equal:
-    """Compared by equality alone, for what may have no hash."""
-
-    value: Any
-
-    def __hash__(self) -> int:
-        return 0
+    return node.outputs, node.plates, node.dims, node.key()
 
 
 # -- that influence has settled -------------------------------------------------------------
@@ -240,7 +191,7 @@ def _check_influence(steps: EqualSteps) -> None:
     influence, lag = steps.graph.influence, max(1, steps.lag())
     if steps.first + lag >= steps.middle:
         raise steps.error("too few of them are alike to tell what they depend on")
-    draws = [[influence.index[n.name] for n in nodes if isinstance(n, (Site, Resample))] for nodes in steps.nodes]
+    draws = [[influence.index[n.name] for n in nodes if n.draws] for nodes in steps.nodes]
     fixed = ~sum(1 << bit for bits in draws[steps.first :] for bit in bits)  # what is drawn before
     for position, node in enumerate(steps.nodes[steps.middle]):
         for ref in node.made:
@@ -270,7 +221,7 @@ def check_steady(graph: PropagationGraph, longer: PropagationGraph) -> None:
         ScanError: a step is treated otherwise.
     """
     for node in graph:
-        if node.turn is None or not isinstance(node, (Site, Cost, Named)):
+        if node.turn is None or not node.marked:
             continue
         low, _, high = node.name.partition("..")
         for name in (low, high or low):
@@ -361,7 +312,4 @@ def _moved(values: _Values, steps: EqualSteps, node: Node) -> Node:
             raise steps.error(f"{node.name!r} ({node.where}), behind the scan, reads a value of a step in the middle")
         return values.at(place[1], ref.port, steps.middle - place[0])
 
-    node = replace(node, inputs=tuple(map(moved, node.inputs)))
-    if isinstance(node, Site) and node.tangents:
-        node = replace(node, tangents=tuple(None if ref is None else moved(ref) for ref in node.tangents))
-    return node
+    return node.reading(moved)

@@ -50,4 +50,4 @@ def _with(node: Node, choice: Any) -> Node:
     if isinstance(node, Site):
         return replace(node, requested=choice)
     assert isinstance(node, (Named, Cost))
-    return replace(node, rule=at_node(choice, node.kind.value, node.name, node.where))
+    return replace(node, rule=at_node(choice, node.called, node.name, node.where))

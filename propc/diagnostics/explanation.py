@@ -14,7 +14,7 @@ from propc.ir.nodes.expand import Expand
 from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.site import Site
 from propc.printing.dot import ratios
-from propc.printing.text import directions, distribution, ratio, runs
+from propc.printing.text import ratio, runs
 from propc.propagators import Plain
 from propc.runtime.backend import Report
 
@@ -93,7 +93,7 @@ class Explanation:
         incoming = ["cotangent"] if site.rule is not None and site.rule.passes_path else []
         values = (
             site.name,
-            distribution(self.graph, site),
+            site.distribution(self.graph),
             str(list(site.shape)),
             site.estimator,
             self._why(site),
@@ -118,7 +118,7 @@ class Explanation:
     def _why(self, site: Site) -> str:
         """Why it has its estimator; how it takes variances at a weighting target."""
         expand = next((self.graph[ref.node] for ref in site.tangents if ref is not None), None)
-        return f"{site.reason}; weights from {directions(expand)}" if isinstance(expand, Expand) else site.reason
+        return f"{site.reason}; weights from {expand.way}" if isinstance(expand, Expand) else site.reason
 
     def _sent_on(self, site: Site) -> str:
         """The φ that a gradient can go to."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.fx
+import torch.utils._pytree as pytree
 
 from propc.fx.operations import Region
 from propc.fx.program import type_of
@@ -26,6 +27,13 @@ def structure(
     )
     kinds = tuple((k.shape, k.dtype, k.device) if (k := type_of(node)) is not None else None for node in arguments)
     return kinds, steps, tuple(number[node] for node in results)
+
+
+def key_of(graph: torch.fx.Graph) -> Hashable:
+    """The same of a whole graph."""
+    body = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    ends = pytree.tree_leaves([node.args for node in graph.find_nodes(op="output")])
+    return structure(body, graph.find_nodes(op="placeholder"), [n for n in ends if isinstance(n, torch.fx.Node)])
 
 
 def _key(value: Any, number: dict[torch.fx.Node, int]) -> Hashable:

@@ -11,25 +11,11 @@ from typing import Any
 from propc.errors import MessageError, message, nearest
 from propc.ir.messages import CHILDREN, PARENTS, SELF, Target
 from propc.ir.nodes.cost import Cost
-from propc.ir.nodes.leaves import Input, Parameter
-from propc.ir.nodes.named import Named
+from propc.ir.nodes.leaves import Leaf
 from propc.ir.nodes.node import Kind, Node
-from propc.ir.nodes.segment import Segment
-from propc.ir.nodes.site import Site
 from propc.ir.records import Ref
 
 BACKWARD, FORWARD = "backward", "forward"
-RECEIVERS = (Named, Site, Cost, Input, Parameter)
-
-
-def takes_messages(node: Node) -> bool:
-    """Whether a node handles messages of its own: it has a propagator, and autograd cannot do its work."""
-    rule = node.propagator
-    if isinstance(node, Named) and not node.outputs:  # of a network, where drop-idle leaves out what it can
-        return rule is not None
-    if isinstance(node, (Named, Cost)):
-        return rule is not None and not rule.idle
-    return isinstance(node, Site) and rule is not None and not rule.local
 
 
 @dataclass(frozen=True)
@@ -45,7 +31,7 @@ class Wiring:
     @cached_property
     def vertices(self) -> tuple[str, ...]:
         """The nodes that handle messages, in program order."""
-        return tuple(name for name, node in self.nodes.items() if takes_messages(node))
+        return tuple(name for name, node in self.nodes.items() if node.takes_messages)
 
     @cached_property
     def place(self) -> dict[str, int]:
@@ -59,18 +45,10 @@ class Wiring:
         near: dict[Ref, tuple[str, ...]] = {}
         found: dict[str, tuple[str, ...]] = {}
         for name, node in self.nodes.items():
-            if isinstance(node, Segment):
-                for port, dependence in enumerate(node.dependence):
-                    read = [ref for i, ref in enumerate(node.inputs) if dependence.any >> i & 1]
-                    near[Ref(name, port)] = _union(near[ref] for ref in read)
-                continue
-            before = near[node.inputs[0]] if len(node.inputs) == 1 else _union(near[ref] for ref in node.inputs)
-            here = before
             if name in known:
-                found[name] = before
-                here = (name,)
+                found[name] = _union([near[ref] for ref in node.inputs])
             for port in range(max(1, len(node.outputs))):
-                near[Ref(name, port)] = here
+                near[Ref(name, port)] = (name,) if name in known else _union([near[ref] for ref in node.depends(port)])
         return found
 
     @cached_property
@@ -112,7 +90,7 @@ class Wiring:
         return [name for each in target for name in self._meant(source, each, direction)]
 
     def _named(self, source: str, target: str, direction: str) -> Sequence[str]:
-        if isinstance(self.nodes.get(target), RECEIVERS):
+        if (node := self.nodes.get(target)) is not None and node.addressed:
             return (target,)
         if target in self._by_path:
             return self._by_path[target]
@@ -147,14 +125,14 @@ class Wiring:
         """Inputs, parameters and costs by their path."""
         found: dict[str, list[str]] = {}
         for node in self._receivers:
-            if isinstance(node, (Cost, Input, Parameter)):
+            if isinstance(node, (Cost, Leaf)):
                 found.setdefault(node.path, []).append(node.name)
         return found
 
     @cached_property
     def _receivers(self) -> list[Node]:
         """Nodes that can be addressed by name."""
-        return [n for n in self.nodes.values() if isinstance(n, RECEIVERS)]
+        return [n for n in self.nodes.values() if n.addressed]
 
     def _is_ahead(self, source: str, name: str, direction: str) -> bool:
         further = self.place[name] - self.place[source]
@@ -189,6 +167,6 @@ def holds_self(target: Target) -> bool:
     return target is SELF or (isinstance(target, (list, tuple)) and any(map(holds_self, target)))
 
 
-def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+def _union(groups: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """Names in their first order, once each."""
-    return tuple(dict.fromkeys(name for group in groups for name in group))
+    return groups[0] if len(groups) == 1 else tuple(dict.fromkeys(name for group in groups for name in group))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from propc.fx.program import type_of
 from propc.ir.graph import PropagationGraph
-from propc.ir.nodes.leaves import Input, Parameter
+from propc.ir.nodes.leaves import Leaf
 from propc.ir.nodes.node import Node
 from propc.ir.nodes.segment import Segment
 from propc.types import TensorType
@@ -15,7 +15,7 @@ from propc.types import TensorType
 
 def inside(graph: PropagationGraph, node: Node) -> int:
     """Bytes of all that a node computes, which autograd may keep; views of other values count nothing."""
-    if isinstance(node, (Input, Parameter)):
+    if isinstance(node, Leaf):
         return 0
     if not isinstance(node, Segment) or node.rows or _in_chunks(graph, node):
         return gives(graph, node)
@@ -41,12 +41,12 @@ def between(graph: PropagationGraph, order: Sequence[str]) -> list[int]:
     last: dict[tuple[str, int], int] = {}
     for i, name in enumerate(order):
         node = graph[name]
-        for ref in (*node.inputs, *(t for t in getattr(node, "tangents", ()) if t is not None)):
+        for ref in node.reads:
             last[ref.node, ref.port] = i
     change = [0] * (len(order) + 2)
     for (name, port), end in last.items():
         node = graph[name]
-        if not isinstance(node, (Input, Parameter)):
+        if not isinstance(node, Leaf):
             size = math.prod(graph.sizes(node.plates)) * _bytes(node.outputs[port])
             change[place[name] + 1] += size
             change[end + 1] -= size

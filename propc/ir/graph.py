@@ -24,7 +24,6 @@ from propc.ir.nodes.node import Node
 from propc.ir.nodes.opaque import Opaque
 from propc.ir.nodes.output import Output
 from propc.ir.nodes.reduce import Reduce
-from propc.ir.nodes.scan import Scan
 from propc.ir.nodes.segment import Segment
 from propc.ir.nodes.site import Site
 from propc.ir.records import LOG_MEAN_EXP, Join, Order, Ref, Route
@@ -111,12 +110,7 @@ class PropagationGraph:
 
     def plates_of(self, ref: Ref) -> tuple[str, ...]:
         """The plates that a value carries, the outermost first."""
-        node = self.nodes[ref.node]
-        if isinstance(node, Site) and node.alternatives and ref.port:
-            return (node.alternatives, *node.plates)
-        if isinstance(node, Scan):
-            return self.plates_of(node.inputs[ref.port])
-        return node.spread[ref.port] if isinstance(node, Segment) and node.spread else node.plates
+        return self.nodes[ref.node].plates_of(ref.port, self.plates_of)
 
     def meeting(self, route: Route) -> tuple[str, ...]:
         """The plates in which the tokens of a route are summed."""
@@ -211,7 +205,7 @@ class PropagationGraph:
 
         graph: nx.MultiDiGraph[str] = networkx.MultiDiGraph(name=self.name, routes=self.routes)
         for node in self.nodes.values():
-            graph.add_node(node.name, record=node, kind=node.kind.value)
+            graph.add_node(node.name, record=node, kind=node.called)
         for node in self.nodes.values():
             for position, ref in enumerate(node.inputs):
                 graph.add_edge(ref.node, node.name, kind="value", port=ref.port, position=position)
@@ -235,7 +229,7 @@ class PropagationGraph:
         """A graph in which a site asks for this estimator; for passes before assign-propagators."""
         node = self[site]
         if not isinstance(node, Site):
-            raise PropcValueError(message(f"{site!r} is a {node.kind.value}, not a site"))
+            raise PropcValueError(message(f"{site!r} is a {node.called}, not a site"))
         return self.with_nodes(replace(node, requested=estimator))
 
     def without(self, *names: str) -> PropagationGraph:

@@ -6,7 +6,6 @@ from collections.abc import Container, Iterator
 
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.node import Node
-from propc.ir.nodes.output import Output
 from propc.ir.nodes.segment import Segment
 from propc.ir.records import Ref
 
@@ -32,10 +31,8 @@ def beside_writes(graph: PropagationGraph) -> frozenset[str]:
 
 def _why(node: Node, written: Container[str]) -> str:
     """Why a node must not run again; empty if it may."""
-    if isinstance(node, Output):
-        return "is what is returned"
-    if isinstance(node, Segment) and any("generator" in step.kwargs for step in node.body):
-        return "draws from a generator of its own"
+    if node.why_once:
+        return node.why_once
     if node.name in written:
         return "has to do with a tensor that is written into"
     rule = node.propagator

@@ -247,7 +247,7 @@ class _Rewiring:
                 "between the refitted values and the costs, code that has other readers too draws random numbers or "
                 "writes into a tensor, and cannot run twice",
                 "Mark the draw with propc.sample, do not work in place, or refit for all costs (costs=None).",
-                at=f"{self.made.kind.value} node {self.made.name!r}",
+                at=f"{self.made.called} node {self.made.name!r}",
                 where=step.meta["where"],
             )
         )
@@ -256,10 +256,10 @@ class _Rewiring:
         what = "leads to other costs or returned values too" if twice else "is reached before they are all there"
         return GraphError(
             message(
-                f"{node.kind.value} {node.name!r} ({node.where}) lies between the refitted values and their costs, and "
+                f"{node.called} {node.name!r} ({node.where}) lies between the refitted values and their costs, and "
                 f"{what}",
                 "Refit for all costs (costs=None), or refit the values behind it.",
-                at=f"{self.made.kind.value} node {self.made.name!r}",
+                at=f"{self.made.called} node {self.made.name!r}",
                 where=self.made.where,
             )
         )

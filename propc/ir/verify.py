@@ -6,14 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from propc.errors import GraphError
-from propc.ir.nodes.compare_alternatives import CompareAlternatives
-from propc.ir.nodes.cost import Cost
 from propc.ir.nodes.output import Output
-from propc.ir.nodes.reduce import Reduce
-from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.scan import Scan
-from propc.ir.nodes.segment import Segment
-from propc.ir.nodes.site import Site
 from propc.ir.records import Route, Token
 from propc.types import BATCH, PlateKind
 
@@ -25,7 +19,7 @@ def verify(graph: PropagationGraph) -> None:
     """Raise a `GraphError` with every violation found."""
     found = [text for check in (_names, _values, _order) for text in check(graph)]
     sound = not found  # else nothing can be derived from the graph
-    found += [text for check in (_interfaces, _costs, _plates, _scans, _schedule) for text in check(graph)]
+    found += [text for check in (_kinds, _plates, _schedule) for text in check(graph)]
     found += _routes(graph, sound)
     if found:
         raise GraphError(f"the graph {graph.name!r} breaks {len(found)} invariant(s):\n  " + "\n  ".join(found))
@@ -41,13 +35,13 @@ def _names(graph: PropagationGraph) -> Iterator[str]:
 
 def _values(graph: PropagationGraph) -> Iterator[str]:
     for node in graph:
-        for ref in (*node.inputs, *(t for t in getattr(node, "tangents", ()) if t is not None)):
+        for ref in node.reads:
             source = graph.nodes.get(ref.node)
             if source is None:
-                yield f"{node.kind.value} {node.name!r} ({node.where}) reads {ref}, which does not exist"
+                yield f"{node.called} {node.name!r} ({node.where}) reads {ref}, which does not exist"
             elif ref.port >= max(1, len(source.outputs)):
                 yield (
-                    f"{node.kind.value} {node.name!r} ({node.where}) reads {ref}, but {ref.node!r} has "
+                    f"{node.called} {node.name!r} ({node.where}) reads {ref}, but {ref.node!r} has "
                     f"{len(source.outputs)} output(s)"
                 )
 
@@ -57,28 +51,14 @@ def _order(graph: PropagationGraph) -> Iterator[str]:
     for node in graph:
         for ref in node.inputs:
             if ref.node in graph.nodes and ref.node not in seen:
-                yield f"{node.kind.value} {node.name!r} ({node.where}) reads {ref} before it is made, or in a cycle"
+                yield f"{node.called} {node.name!r} ({node.where}) reads {ref} before it is made, or in a cycle"
         seen.add(node.name)
 
 
-def _interfaces(graph: PropagationGraph) -> Iterator[str]:
+def _kinds(graph: PropagationGraph) -> Iterator[str]:
+    """What each kind of node says of itself."""
     for node in graph:
-        if isinstance(node, Segment):
-            if len(node.inputs) != len(node.arguments) or len(node.outputs) != len(node.results):
-                yield f"segment {node.name!r} has inputs or outputs that its code does not have"
-            if len(node.dependence) != len(node.outputs):
-                yield f"segment {node.name!r} does not say what its outputs depend on"
-        elif isinstance(node, Resample):
-            if node.outputs != tuple(graph[ref.node].outputs[ref.port] for ref in node.inputs):
-                yield f"resample node {node.name!r} ({node.where}) does not keep the types of what it refits"
-        elif isinstance(node, Site) and len(node.inputs) != len(node.spec.fields):
-            yield f"site {node.name!r} ({node.where}) has {len(node.inputs)} inputs for {len(node.spec.fields)} φ"
-
-
-def _costs(graph: PropagationGraph) -> Iterator[str]:
-    for cost in graph.of(Cost):
-        if not cost.outputs[0].dtype.is_floating_point or len(cost.shape) > max(1, len(cost.dims)):
-            yield f"cost {cost.name!r} ({cost.where}) is {cost.outputs[0]}; a cost is floating point, [batch] or scalar"
+        yield from node.problems(graph)
 
 
 def _plates(graph: PropagationGraph) -> Iterator[str]:
@@ -86,44 +66,12 @@ def _plates(graph: PropagationGraph) -> Iterator[str]:
     if len(order) != len(graph.plates):
         yield "two plates have the same name"
     for node in graph:
-        if isinstance(node, CompareAlternatives):
-            yield from _comparison(graph, node)
         if not {*node.dims} <= {BATCH, *(plate.name for plate in graph.plates if plate.kind == PlateKind.DATA)}:
-            yield f"{node.kind.value} {node.name!r} ({node.where}) has elements of a plate that nobody has declared"
+            yield f"{node.called} {node.name!r} ({node.where}) has elements of a plate that nobody has declared"
         if any(name not in order for name in node.plates):
-            yield f"{node.kind.value} {node.name!r} ({node.where}) stands in a plate that does not exist"
+            yield f"{node.called} {node.name!r} ({node.where}) stands in a plate that does not exist"
         elif sorted(node.plates, key=order.__getitem__, reverse=True) != list(node.plates):
-            yield f"{node.kind.value} {node.name!r} does not name its plates from the outermost to the first introduced"
-        elif isinstance(node, Output) and node.plates:
-            yield f"returned values still stand in the plates {', '.join(map(repr, node.plates))}"
-
-
-def _comparison(graph: PropagationGraph, node: CompareAlternatives) -> Iterator[str]:
-    """A cost is compared with copies of itself, on alternatives of a site to which a route leads."""
-    sites = [site for site in graph.sites if site.alternatives == node.over]
-    ways = [route for route in graph.routes if route.source == node.name and route.kind == "alternatives"]
-    if len(node.inputs) != 2 or node.over not in graph.plates_of(node.inputs[1]):
-        yield f"compare node {node.name!r} ({node.where}) reads no cost of alternatives in the plate {node.over!r}"
-    if len(sites) != 1 or [token.site for way in ways for token in way.targets] != [site.name for site in sites]:
-        yield f"compare node {node.name!r} ({node.where}) has no route to the site with alternatives {node.over!r}"
-
-
-def _scans(graph: PropagationGraph) -> Iterator[str]:
-    """A scan's step stands right behind it, and makes what the next step reads."""
-    names = list(graph.nodes)
-    for scan in graph.of(Scan):
-        start = names.index(scan.name) + 1
-        if tuple(names[start : start + len(scan.body)]) != scan.body:
-            yield f"the step of scan {scan.name!r} ({scan.where}) does not stand right behind it"
-        inside = {scan.name, *scan.body}
-        for made, first, again in zip(scan.made, scan.inputs, scan.again):
-            kinds = [graph[ref.node].outputs[ref.port] for ref in (made, first, again) if ref.node in graph.nodes]
-            if len(kinds) < 3 or len(set(kinds)) > 1:
-                yield f"scan {scan.name!r} ({scan.where}) carries {first}, which becomes {again} of another type"
-            elif again.node not in inside:
-                yield f"scan {scan.name!r} ({scan.where}) carries {again}, which its step does not make"
-        if scan.length < 1 or len(scan.again) != len(scan.inputs):
-            yield f"scan {scan.name!r} ({scan.where}) has {scan.length} steps and carries what it does not make"
+            yield f"{node.called} {node.name!r} does not name its plates from the outermost to the first introduced"
 
 
 def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
@@ -146,7 +94,7 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
         if not route.by_autograd:
             yield from _between(graph, route)
             continue
-        if not isinstance(source, (Cost, Reduce, CompareAlternatives, Resample)):
+        if source is None or not source.sends:
             yield f"the route from {route.source!r} does not begin at a cost or resample node"
             continue
         if not route.targets:
@@ -165,9 +113,7 @@ def _routes(graph: PropagationGraph, sound: bool) -> Iterator[str]:
             for ref in source.inputs:
                 stray &= ~graph.influence.values[ref].any
             for name in graph.influence.named(stray):
-                yield (
-                    f"the route {route.source} -> {name} ends at a site that does not influence the {source.kind.value}"
-                )
+                yield (f"the route {route.source} -> {name} ends at a site that does not influence the {source.called}")
 
 
 def _between(graph: PropagationGraph, route: Route) -> Iterator[str]:

@@ -6,18 +6,11 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from propc.ir.nodes.cost import Cost
 from propc.ir.nodes.expand import Expand
-from propc.ir.nodes.leaves import Input, Parameter
-from propc.ir.nodes.named import Named
+from propc.ir.nodes.leaves import Leaf
 from propc.ir.nodes.node import Node
-from propc.ir.nodes.opaque import Opaque
 from propc.ir.nodes.output import Output
-from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.scan import Scan
-from propc.ir.nodes.segment import Segment
-from propc.ir.nodes.site import Site
-from propc.printing.text import constant, operations_of
 
 if TYPE_CHECKING:
     from propc.ir.graph import PropagationGraph
@@ -50,16 +43,14 @@ class DrawnBox:
 def boxes(graph: PropagationGraph, *, fold: bool) -> list[DrawnBox]:
     """All boxes in program order. Constants that are one number have none: they are labels."""
     if not fold:
-        return [
-            DrawnBox(node.name, (node,)) for node in graph if constant(node) is None and not _is_end_of_network(node)
-        ]
+        return [DrawnBox(node.name, (node,)) for node in graph if node.number is None and not _is_end_of_network(node)]
     folded = _repeated(graph)
     home = {node.name: box.name for box in folded for node in box.nodes}
     first = {box.nodes[0].name: box for box in folded}
     leaves = _leaves(graph, home)
     found = []
     for node in graph:
-        if isinstance(node, (Input, Parameter)) or (node.name in home and node.name not in first):
+        if isinstance(node, Leaf) or (node.name in home and node.name not in first):
             continue
         if _is_end_of_network(node):
             continue
@@ -95,27 +86,17 @@ def _units(graph: PropagationGraph) -> Iterator[Unit]:
     """Stages in program order: segments with the site, cost or named value that they feed."""
     unit: list[Node] = []
     for node in graph:
-        if isinstance(node, (Segment, Expand, Site, Resample, Cost, Named, Opaque)):
+        if node.foldable:
             unit.append(node)
-        if isinstance(node, (Site, Resample, Cost, Named, Opaque)):
-            yield tuple(unit)
-            unit = []
+            if node.ends_stage:
+                yield tuple(unit)
+                unit = []
 
 
 def _kind(unit: Unit) -> Hashable:
     """Equal for stages that differ in their names and inputs only."""
     types = [tuple((t.shape, t.dtype) for t in node.outputs) for node in unit]
-    return tuple((type(node), kind, _detail(node)) for node, kind in zip(unit, types))
-
-
-def _detail(node: Node) -> Hashable:
-    if isinstance(node, Segment):
-        return node.stage.name if node.stage is not None else tuple(operations_of(node))
-    if isinstance(node, Site):
-        return node.spec.text, node.estimator
-    if isinstance(node, Expand):
-        return node.target, node.exact
-    return node.propagator.name if node.propagator is not None else None
+    return tuple((type(node), kind, node.drawn_as()) for node, kind in zip(unit, types))
 
 
 def _longest_run(kinds: Sequence[int], start: int) -> tuple[int, int]:
@@ -143,9 +124,9 @@ def _leaves(graph: PropagationGraph, home: Mapping[str, str]) -> dict[str, Drawn
     read: dict[str, set[str]] = {}
     for node in graph:
         for ref in () if isinstance(node, Expand) else node.inputs:  # its label names the target
-            if isinstance(graph[ref.node], (Input, Parameter)) and constant(graph[ref.node]) is None:
+            if isinstance(graph[ref.node], Leaf) and graph[ref.node].number is None:
                 read.setdefault(home.get(node.name, node.name), set()).add(ref.node)
-    leaves = [node for node in graph if isinstance(node, (Input, Parameter))]
+    leaves = [node for node in graph if isinstance(node, Leaf)]
     found = {}
     for reader, names in read.items():
         mine = tuple(leaf for leaf in leaves if leaf.name in names)

@@ -7,25 +7,14 @@ are read, without a line of their own, and ``x0..x99`` stands for a hundred name
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from propc.fx import operations
-from propc.ir.nodes.compare_alternatives import CompareAlternatives
-from propc.ir.nodes.cost import Cost
-from propc.ir.nodes.expand import Expand
-from propc.ir.nodes.leaves import Input, Parameter
-from propc.ir.nodes.named import Named
 from propc.ir.nodes.node import Node
-from propc.ir.nodes.opaque import Opaque
 from propc.ir.nodes.output import Output
-from propc.ir.nodes.reduce import Reduce
-from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.scan import Scan
-from propc.ir.nodes.segment import Segment
-from propc.ir.nodes.site import Site
-from propc.ir.records import LOG_MEAN_EXP, Order, Ref, Route, Token
-from propc.types import Plate, PlateKind
+from propc.ir.records import Order, Route, Token
+from propc.types import Plate
 
 if TYPE_CHECKING:
     from propc.ir.graph import PropagationGraph
@@ -39,7 +28,7 @@ def to_text(graph: PropagationGraph) -> str:
     if graph.plates:
         lines += ["plates", *_table([_plate(plate) for plate in graph.plates])]
     inside = {name for scan in graph.of(Scan) for name in scan.body}
-    lines += _table([_cells(graph, node, node.name in inside) for node in graph if constant(node) is None])
+    lines += _table([_cells(graph, node, node.name in inside) for node in graph if node.number is None])
     if graph.routes:
         lines += ["routes", *_table([_route(route) for route in graph.routes])]
     carried = [(Token(scan.name, i), c) for scan in graph.of(Scan) for i, c in enumerate(scan.tokens)]
@@ -49,70 +38,6 @@ def to_text(graph: PropagationGraph) -> str:
     if graph.schedule.forward:
         lines += ["schedule", *_table(_schedule(graph))]
     return "\n".join(lines)
-
-
-def constant(node: Node) -> str | None:
-    """The number that fills a constant tensor, or None for anything else."""
-    if not isinstance(node, Parameter) or not node.constant:
-        return None
-    try:
-        float(node.path)
-    except ValueError:
-        return None
-    return node.path
-
-
-def operations_of(segment: Segment) -> list[str]:
-    """Names of a segment's operations, in order."""
-    names = (n.target if isinstance(n.target, str) else operations.name_of(n.target) for n in segment.body)
-    return [name.strip("_") for name in names if name != "getitem"]
-
-
-def law(site: Site, show: Callable[[str, Ref], str]) -> str:
-    """A site's distribution with ``show(field, value)`` in place of each φ.
-
-    Tensors that its text does not mention follow after a semicolon.
-    """
-    left = dict(zip(site.spec.fields, site.inputs))
-
-    def value(match: re.Match[str]) -> str:
-        name = match.group()
-        same = [field for field in left if field.rpartition(".")[2] == name]
-        return show(name, left.pop(min(same, key=lambda field: field.count(".")))) if same else name
-
-    text = re.sub(r"\w+(?=[,)])", value, site.spec.text)
-    return f"{text}; {', '.join(show(*item) for item in left.items())}" if left else text
-
-
-def distribution(graph: PropagationGraph, site: Site) -> str:
-    """A site's distribution with the numbers that are constant, such as ``Normal(loc, scale=0.1)``."""
-    numbers = {ref: constant(graph[ref.node]) for ref in site.inputs}
-    return law(site, lambda field, ref: field if numbers[ref] is None else f"{field}={numbers[ref]}")
-
-
-def directions(node: Expand) -> str:
-    """How an expand node takes variances at its target."""
-    plural = "" if node.directions == 1 else "s"
-    along = f"{node.directions} {'exact' if node.exact else 'random'} direction{plural}"
-    if not node.norms:
-        return f"{along} of {node.target}"
-    return f"{'per-sample norms and ' + along if node.directions else 'exact per-sample norms'} of {node.target}"
-
-
-def refit(node: Resample) -> str:
-    """The Gaussian that a resample node draws from."""
-    shrunk = f", shrinkage {node.shrinkage:g}" if node.shrinkage else ""
-    return f"Gaussian of {node.width} dimension{'' if node.width == 1 else 's'}{shrunk}"
-
-
-def plates_of(node: Node) -> tuple[str, ...]:
-    """The plates that a node stands in: leading dimensions, then dimensions of its own shape."""
-    return (*node.plates, *node.dims[1:])
-
-
-def calls(graph: PropagationGraph, box: Opaque) -> str:
-    """How a black box in plates is called."""
-    return "plates in the batch" if graph.folds(box) else "once for each element"
 
 
 def ratio(value: float) -> str:
@@ -158,77 +83,17 @@ def _cells(graph: PropagationGraph, node: Node, inside: bool) -> tuple[str, str,
     """Name, types, and what the node does; of one inside the step of a scan the name is set off."""
     where = f"  # {node.where}" if str(node.where) else ""
     types = ", ".join(map(str, node.outputs))
-    if names := plates_of(node):
+    if names := node.stands_in:
         types = f"{types} in {', '.join(names)}"
     if isinstance(node, Output):
-        return "return", types, f"({_reads(graph, node.inputs)}){where}"
-    return f"{'  ' * inside}%{node.name}", types, f"{_does(graph, node)}{where}"
-
-
-def _reads(graph: PropagationGraph, refs: Iterable[Ref]) -> str:
-    return ", ".join(_value(graph, ref) for ref in refs)
-
-
-def _value(graph: PropagationGraph, ref: Ref) -> str:
-    source = graph.nodes.get(ref.node)  # None in a broken graph, which must print too
-    number = constant(source) if source is not None else None
-    return str(ref) if number is None else number
-
-
-def _does(graph: PropagationGraph, node: Node) -> str:
-    reads = _reads(graph, node.inputs)
-    if isinstance(node, (Input, Parameter)):
-        what = "constant" if isinstance(node, Parameter) and node.constant else node.kind.value
-        return f"{what} {node.path}" + (", requires grad" if node.outputs[0].requires_grad else "")
-    if isinstance(node, Segment):
-        name = f"segment {node.stage.name}" if node.stage is not None else "segment"
-        rows = f", {node.rows} rows at once" if node.rows else ""
-        return f"{name}({reads}) {{{', '.join(operations_of(node))}}}{rows}"
-    if isinstance(node, Site):
-        return _site(graph, node)
-    if isinstance(node, Expand):
-        return f"expand({reads}) {{{directions(node)}}}"
-    if isinstance(node, Resample):
-        return f"resample({reads}) {{{refit(node)}}}"
-    if isinstance(node, Reduce):
-        return f"{node.how}({reads}) over {', '.join(node.over)}"
-    if isinstance(node, CompareAlternatives):
-        return f"compare({reads})"
-    if isinstance(node, Scan):
-        blocks = f" in {node.blocks} blocks" if node.blocks > 1 else ""
-        return f"scan of {node.length} steps{blocks} ({reads}), then ({_reads(graph, node.again)})"
-    if isinstance(node, Opaque):
-        how = f", {calls(graph, node)}" if node.plates else ""
-        return f"opaque({reads}){how}"
-    assert isinstance(node, (Cost, Named))
-    kind = "bound" if isinstance(node, Cost) and node.how == LOG_MEAN_EXP else node.kind.value
-    return f"{kind}({reads})" + (f" by {node.propagator.name}" if node.propagator is not None else "")
+        return "return", types, f"{node.text(graph)}{where}"
+    return f"{'  ' * inside}%{node.name}", types, f"{node.text(graph)}{where}"
 
 
 def _plate(plate: Plate) -> tuple[str, str]:
-    return plate.name, f"{described(plate)}{', common noise' if plate.common else ''}" + (
+    return plate.name, f"{plate.contents}{', common noise' if plate.common else ''}" + (
         f", {plate.chunk} at once" if plate.chunk is not None and plate.chunk < plate.size else ""
     )
-
-
-def described(plate: Plate) -> str:
-    """How many of what a plate holds, and their weights."""
-    weights = "weights of the site" if plate.weighted else f"weights 1/{plate.size}"
-    if plate.kind == PlateKind.ALTERNATIVES:
-        weights = "weight 0"
-    if plate.kind == PlateKind.DATA:
-        return f"{plate.size} {plate.kind} of the data"
-    kind = plate.kind if plate.size != 1 else plate.kind.removesuffix("s")
-    return f"{plate.size} {kind}, {weights}"
-
-
-def _site(graph: PropagationGraph, site: Site) -> str:
-    rule = f" by {site.estimator}" if site.rule is not None else ""
-    count = len(site.inputs)
-    tangents = [ref for ref in site.tangents[:count] if ref is not None]
-    along = f" along {_reads(graph, tangents)}" if tangents else ""
-    along += f" with {_value(graph, Ref(site.tangents[-1].node))}" if site.tangents[count:] else ""  # type: ignore[union-attr]
-    return f"site {law(site, lambda field, ref: f'{field}={_value(graph, ref)}')}{rule}{along}"
 
 
 def _route(route: Route) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from propc.errors import EstimatorError, GraphError, MessageError, PropcValueError, message, nearest
-from propc.ir.adjacency import BACKWARD, FORWARD, takes_messages
+from propc.ir.adjacency import BACKWARD, FORWARD
 from propc.ir.graph import PropagationGraph
 from propc.ir.messages import EMPTY, Message, copied
 from propc.ir.nodes.cost import Cost
@@ -81,9 +81,9 @@ class Messenger:
         self.routes = self.executable.planner.routes
         own = {step.node.name: step for step in self.executable.plan}  # the last of a node: before it stand its joins
         self.steps = [
-            step for step in self.executable.plan if step is own[step.node.name] or not takes_messages(step.node)
+            step for step in self.executable.plan if step is own[step.node.name] or not step.node.takes_messages
         ]
-        self.visited = {step.node.name for step in self.steps if takes_messages(step.node)}
+        self.visited = {step.node.name for step in self.steps if step.node.takes_messages}
 
     @property
     def labelled(self) -> dict[str, tuple[Node, ...]]:
@@ -343,7 +343,7 @@ def _refuse_weights(graph: PropagationGraph) -> None:
     """Refuse a cost that makes messages of its own where a site wants its weight: what it sends has none."""
     for route in graph.routes:
         source = graph[route.source]
-        if route.baseline is WEIGHT and takes_messages(source):
+        if route.baseline is WEIGHT and source.takes_messages:
             site = graph[route.targets[0].site]
             raise EstimatorError(
                 message(
@@ -391,7 +391,7 @@ def _fitting(cotangent: Any, shape: tuple[int, ...], node: Node, key: str) -> Te
             message(
                 f"it sends the cotangent {key!r} as {got}; the value has shape {list(shape)}",
                 "A cotangent has the shape of its value.",
-                at=f"{node.kind.value} {node.name!r}",
+                at=f"{node.called} {node.name!r}",
                 where=node.where,
             )
         )

@@ -17,7 +17,6 @@ from torch.profiler import record_function
 
 from propc.ir.adjacency import BACKWARD, FORWARD
 from propc.ir.nodes.node import Node
-from propc.ir.nodes.segment import Segment
 from propc.util.torch_private import next_sequence_number, profiler_enabled, sequence_number
 
 PREFIX = "propc::"
@@ -175,7 +174,7 @@ def label(*nodes: Node) -> str:
 
 def what(node: Node) -> str:
     """The stage of a segment, the kind of another node."""
-    return node.stage.name if isinstance(node, Segment) and node.stage is not None else node.kind.value
+    return node.label
 
 
 def label_of(group: str, nodes: Sequence[Node]) -> str:

@@ -51,5 +51,5 @@ class Line:
             if is_shortage(error):
                 raise explained(self.graph, node, error) from error
             if hasattr(error, "add_note") and not any(_NOTE in note for note in getattr(error, "__notes__", ())):
-                error.add_note(f"{_NOTE} {node.kind.value} {node.name!r}, {node.where})")  # not if a step inside has
+                error.add_note(f"{_NOTE} {node.called} {node.name!r}, {node.where})")  # not if a step inside has
             raise

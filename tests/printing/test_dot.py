@@ -15,7 +15,6 @@ import propc
 from propc.errors import PropcValueError
 from propc.ir import Cost, Expand, Input, Parameter, Site
 from propc.printing.folding import boxes
-from propc.printing.text import constant
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def test_golden(name, golden):
 def test_unfolded_is_complete(name):
     graph = GRAPHS[name]()
     nodes, edges = parsed(graph, fold=False)
-    assert nodes == [node.name for node in graph if constant(node) is None]
+    assert nodes == [node.name for node in graph if node.number is None]
     ways = [(target.site, route.source, route.kind) for route in graph.routes for target in route.targets]
     sent = {(source, end) if kind in ("forward", "kept") else (end, source) for end, source, kind in ways}
     assert set(messages(edges)) == sent
@@ -108,7 +107,7 @@ def test_every_node_is_in_one_box():
     inside = [node.name for box in boxes(graph, fold=True) if not box.reader for node in box.nodes]
     leaves = {node.name for box in boxes(graph, fold=True) if box.reader for node in box.nodes}
     assert len(inside) == len(set(inside))
-    assert leaves | set(inside) == {node.name for node in graph if constant(node) is None}
+    assert leaves | set(inside) == {node.name for node in graph if node.number is None}
 
 
 def test_the_estimator_ends_a_run():

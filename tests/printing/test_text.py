@@ -21,7 +21,7 @@ from torch.distributions import (
 from torch.distributions import transforms as T
 
 import propc
-from propc.printing.text import constant, runs
+from propc.printing.text import runs
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -34,7 +34,7 @@ def test_a_line_for_every_node_but_numbers():
     lines = str(graph).splitlines()
     for node in graph:
         mine = [line for line in lines if line.startswith(f"  %{node.name} ")]
-        assert len(mine) == (constant(node) is None and node.name != "output")
+        assert len(mine) == (node.number is None and node.name != "output")
 
 
 def test_before_passes():

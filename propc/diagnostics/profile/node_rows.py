@@ -131,7 +131,7 @@ def _kind(part: Part) -> str:
     if not part.name:
         return OVERHEAD
     group = group_of(part.name)
-    return BESIDE[group] if group else " + ".join(node.kind.value for node in part.nodes)
+    return BESIDE[group] if group else " + ".join(node.called for node in part.nodes)
 
 
 def _estimator(node: Node) -> str:

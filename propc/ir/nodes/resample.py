@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from propc.ir.nodes.node import Kind, Node
+from propc.ir.nodes.look import BLUE, Look, Words
+from propc.ir.nodes.node import Graph, Kind, Node, listed
+from propc.ir.reach import Reach, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,9 @@ class Resample(Node):
     """
 
     kind: ClassVar[Kind] = Kind.RESAMPLE
+    draws: ClassVar[bool] = True
+    sends: ClassVar[bool] = True
+    mixes_rows: ClassVar[str] = "refits a Gaussian to the rows of the batch"
 
     sites: tuple[str, ...] = ()
     shrinkage: float = 0.0
@@ -32,3 +38,32 @@ class Resample(Node):
     def width(self) -> int:
         """Dimensions of the Gaussian: elements of a row of all inputs."""
         return sum(math.prod(kind.shape[1:]) for kind in self.outputs)
+
+    @property
+    def gaussian(self) -> str:
+        """What it draws from."""
+        shrunk = f", shrinkage {self.shrinkage:g}" if self.shrinkage else ""
+        return f"Gaussian of {self.width} dimension{'' if self.width == 1 else 's'}{shrunk}"
+
+    def reach(self, given: Sequence[Reach], own: int) -> Sequence[Reach]:
+        """Its own bit alone, which stands for all sites before it."""
+        return (Reach(own, own, 0, own, 0, together(given).ancestors),) * len(self.outputs)
+
+    def key(self) -> Hashable:
+        return bool(self.sites), self.shrinkage, self.jitter
+
+    def problems(self, graph: Graph) -> Iterator[str]:
+        if self.outputs != tuple(graph.nodes[ref.node].outputs[ref.port] for ref in self.inputs):
+            yield f"resample node {self.name!r} ({self.where}) does not keep the types of what it refits"
+
+    def text(self, graph: Graph) -> str:
+        return f"resample({listed(graph, self.inputs)}) {{{self.gaussian}}}"
+
+    def look(self, graph: Graph) -> Look:
+        return Look(
+            ((Words(self.name, size=12, bold=True),), (Words(self.gaussian, BLUE[0]),)),
+            {"shape": "octagon", "color": BLUE[0], "fillcolor": BLUE[1], "penwidth": "1.6", "margin": "0.03,0.03"},
+        )
+
+    def role(self, graph: Graph) -> tuple[Words | None, Words]:
+        return Words(self.gaussian), Words(self.called, BLUE[0], bold=True)

@@ -25,7 +25,6 @@ import propc
 from propc.errors import EstimatorError, GraphError, NonFiniteError, PropcValueError
 from propc.ir import CompareAlternatives, Node, Plate, Segment, Site
 from propc.passes import ExploreAlternatives
-from propc.printing.text import operations_of
 from propc.propagators import Draw, EnumerateRule, Plain, SiteContext, SitePropagator, row_log_prob, token
 
 BATCH = 6
@@ -78,8 +77,8 @@ def test_what_depends_on_the_site_is_copied_and_nothing_else() -> None:
         "y@z": "y",
         "error.in@z": "error.in",
     }
-    assert operations_of(graph["y.in"]) == ["square", "cos", "mul", "sum"]  # type: ignore[arg-type]
-    assert operations_of(found["y.in@z"]) == ["mul", "sum"]  # type: ignore[arg-type]
+    assert graph["y.in"].operations == ["square", "cos", "mul", "sum"]  # type: ignore[attr-defined]
+    assert found["y.in@z"].operations == ["mul", "sum"]  # type: ignore[attr-defined]
     assert [ref.node for ref in found["y.in@z"].inputs] == ["z", "y.in"]  # the weight is the original's
     assert [node.name for node in graph.of(CompareAlternatives)] == ["error.compare@z"]
 
