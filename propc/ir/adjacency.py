@@ -11,7 +11,7 @@ from typing import Any
 from propc.errors import MessageError, message, nearest
 from propc.ir.messages import CHILDREN, PARENTS, SELF, Target
 from propc.ir.nodes.cost import Cost
-from propc.ir.nodes.leaves import Leaf
+from propc.ir.nodes.leaves import LeafNode
 from propc.ir.nodes.node import Kind, Node
 from propc.ir.records import Ref
 
@@ -125,7 +125,7 @@ class Wiring:
         """Inputs, parameters and costs by their path."""
         found: dict[str, list[str]] = {}
         for node in self._receivers:
-            if isinstance(node, (Cost, Leaf)):
+            if isinstance(node, (Cost, LeafNode)):
                 found.setdefault(node.path, []).append(node.name)
         return found
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from propc.fx.program import type_of
 from propc.ir.graph import PropagationGraph
-from propc.ir.nodes.leaves import Leaf
+from propc.ir.nodes.leaves import LeafNode
 from propc.ir.nodes.node import Node
 from propc.ir.nodes.segment import Segment
 from propc.types import TensorType
@@ -15,7 +15,7 @@ from propc.types import TensorType
 
 def inside(graph: PropagationGraph, node: Node) -> int:
     """Bytes of all that a node computes, which autograd may keep; views of other values count nothing."""
-    if isinstance(node, Leaf):
+    if isinstance(node, LeafNode):
         return 0
     if not isinstance(node, Segment) or node.rows or _in_chunks(graph, node):
         return gives(graph, node)
@@ -46,7 +46,7 @@ def between(graph: PropagationGraph, order: Sequence[str]) -> list[int]:
     change = [0] * (len(order) + 2)
     for (name, port), end in last.items():
         node = graph[name]
-        if not isinstance(node, Leaf):
+        if not isinstance(node, LeafNode):
             size = math.prod(graph.sizes(node.plates)) * _bytes(node.outputs[port])
             change[place[name] + 1] += size
             change[end + 1] -= size

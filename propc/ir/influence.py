@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from propc.ir.nodes.leaves import Leaf
+from propc.ir.nodes.leaves import LeafNode
 from propc.ir.nodes.node import Node
 from propc.ir.nodes.scan import Scan
 from propc.ir.nodes.site import Site
@@ -64,7 +64,7 @@ def find_influence(nodes: Mapping[str, Node]) -> Influence:
 def _walk(nodes: Mapping[str, Node], again: Mapping[Ref, Reach]) -> Influence:
     """Walk the graph once; `again` is what reaches carried values from the step before."""
     sites = tuple(n.name for n in nodes.values() if isinstance(n, Site))
-    leaves = tuple(n.name for n in nodes.values() if isinstance(n, Leaf) and n.outputs[0].requires_grad)
+    leaves = tuple(n.name for n in nodes.values() if isinstance(n, LeafNode) and n.outputs[0].requires_grad)
     draws = sites + tuple(n.name for n in nodes.values() if n.draws and not isinstance(n, Site))
     index = {name: i for i, name in enumerate(draws)}
     bits = {name: 1 << i for names in (leaves, draws) for i, name in enumerate(names)}

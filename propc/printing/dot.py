@@ -13,7 +13,7 @@ import pydot
 
 from propc.errors import PropcValueError, message, nearest
 from propc.ir.nodes.expand import Expand
-from propc.ir.nodes.leaves import Leaf
+from propc.ir.nodes.leaves import LeafNode
 from propc.ir.nodes.scan import Scan
 from propc.ir.records import Join, Route, Token
 from propc.printing import dot_style
@@ -144,7 +144,7 @@ def _values(graph: PropagationGraph, drawn: Iterable[DrawnBox]) -> Iterator[Link
             yield box.name, box.reader, "leaf"
     for node in graph:
         for ref in node.inputs:
-            leaf = isinstance(graph[ref.node], Leaf)
+            leaf = isinstance(graph[ref.node], LeafNode)
             if not (leaf and isinstance(node, Expand)):
                 yield ref.node, node.name, "leaf" if leaf else "value"
     for scan in graph.of(Scan):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from propc.ir.nodes.leaves import Leaf
+from propc.ir.nodes.leaves import LeafNode
 from propc.ir.nodes.look import FAINT, INK, LINE, PALE, PAPER, PINK, QUIET, TEAL, Look, Words, colours_of
 from propc.ir.nodes.node import Node
 from propc.ir.nodes.scan import Scan
@@ -76,7 +76,7 @@ def box_look(graph: PropagationGraph, box: DrawnBox, paint: Paint) -> Attributes
     """A box, by what is in it, painted where something was measured."""
     if box.steps:
         return _repeated(graph, box, paint)
-    if isinstance(box.nodes[0], Leaf):
+    if isinstance(box.nodes[0], LeafNode):
         return _leaves(graph, box.nodes)
     (node,) = box.nodes
     look = {"tooltip": quoted(_tip(node)), **_attributes(node.look(graph))}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from propc.ir.nodes.expand import Expand
-from propc.ir.nodes.leaves import Leaf
+from propc.ir.nodes.leaves import LeafNode
 from propc.ir.nodes.node import Node
 from propc.ir.nodes.output import Output
 from propc.ir.nodes.scan import Scan
@@ -50,7 +50,7 @@ def boxes(graph: PropagationGraph, *, fold: bool) -> list[DrawnBox]:
     leaves = _leaves(graph, home)
     found = []
     for node in graph:
-        if isinstance(node, Leaf) or (node.name in home and node.name not in first):
+        if isinstance(node, LeafNode) or (node.name in home and node.name not in first):
             continue
         if _is_end_of_network(node):
             continue
@@ -124,9 +124,9 @@ def _leaves(graph: PropagationGraph, home: Mapping[str, str]) -> dict[str, Drawn
     read: dict[str, set[str]] = {}
     for node in graph:
         for ref in () if isinstance(node, Expand) else node.inputs:  # its label names the target
-            if isinstance(graph[ref.node], Leaf) and graph[ref.node].number is None:
+            if isinstance(graph[ref.node], LeafNode) and graph[ref.node].number is None:
                 read.setdefault(home.get(node.name, node.name), set()).add(ref.node)
-    leaves = [node for node in graph if isinstance(node, Leaf)]
+    leaves = [node for node in graph if isinstance(node, LeafNode)]
     found = {}
     for reader, names in read.items():
         mine = tuple(leaf for leaf in leaves if leaf.name in names)
