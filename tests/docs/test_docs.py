@@ -18,6 +18,7 @@ import torch
 
 import propc
 from propc.distributions import families, measures
+from propc.runtime.lowering import lowering
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,7 +90,7 @@ def _known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         place = importlib.import_module(f"propc.{name}")
         own = {name: made for name, made in place._TABLE.items() if made.__module__.startswith("propc.")}
         monkeypatch.setattr(place, "_TABLE", own)
-    for table in (families, measures):
+    for table in (families, measures, lowering):
         monkeypatch.setattr(table, "_TABLE", dict(table._TABLE))
 
 

@@ -73,7 +73,7 @@ class Node:
 
     A kind is a frozen dataclass like this one, which adds fields and says what is not as here: a function of its
     inputs, smooth in all of them, that keeps rows of the batch and elements of plates apart and sends no messages. How
-    it runs is declared in `propc.runtime.plan`.
+    it runs is declared in `propc.runtime.lowering`.
 
     Attributes:
         kind: of a kind of propc; `called` is what texts say.
