@@ -13,7 +13,13 @@ QUICK := $(addprefix --ignore=tests/,statistical runtime/backends docs examples 
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test quick lint format types bench clean
+# Another torch, in an environment of its own; with the oldest one the other requirements are the oldest too.
+OLDEST := $(shell sed -n 's/^torch==//p' constraints-oldest.txt)
+TORCH ?= $(OLDEST)
+OTHER := .venv-torch-$(TORCH)
+BACKENDS := $(addprefix tests/runtime/backends/test_,auto.py inductor.py report.py)
+
+.PHONY: demo test quick test-torch lint format types bench clean
 
 demo: $(READY)  ## train real models under several estimators; results in runs/
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -23,6 +29,10 @@ test: $(READY)  ## all tests, on two processes
 
 quick: $(READY)  ## the tests of the inner loop, in less than 90 seconds
 	$(BIN)/pytest -n 2 $(QUICK) $(ARGS)
+
+test-torch: $(OTHER)/ready  ## the same, and those of the backends, with another torch: TORCH=2.11.0; else the oldest
+	$(OTHER)/bin/pytest -n 2 $(QUICK) $(ARGS)
+	$(OTHER)/bin/pytest -n 2 $(BACKENDS) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -41,11 +51,21 @@ bench: $(READY)  ## the tables of docs/benchmarks.md; ARGS="--out docs/benchmark
 	$(BIN)/python benchmarks/all.py $(ARGS)
 
 clean:  ## everything that these targets made, the environment too
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache runs
+	rm -rf .venv .venv-torch-* build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache runs
 
 # Made once, brought up to date when the project's requirements change.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "pip>=22"
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch $@
+
+# What the wanted torch, or the oldest of all, pins is left out of constraints.txt; so is setuptools, which torch bounds.
+$(OTHER)/ready: pyproject.toml constraints.txt constraints-oldest.txt
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet "pip>=22"
+	if [ $(TORCH) = $(OLDEST) ]; then cat constraints-oldest.txt; else echo torch==$(TORCH); fi >$(OTHER)/pins.txt
+	awk -F== 'NR == FNR { pinned[$$1]; next } !($$1 in pinned) && $$1 != "setuptools"' \
+		$(OTHER)/pins.txt constraints.txt >$(OTHER)/rest.txt
+	$(OTHER)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(OTHER)/pins.txt -c $(OTHER)/rest.txt -e ".[dev]"
 	touch $@

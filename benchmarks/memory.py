@@ -23,7 +23,9 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
 
 
 def _peak_cpu(step: Callable[[], object]) -> int:
-    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    # Up to torch 2.11 the profiler warns that it forgets events of earlier cycles unless it is told not to.
+    options = {"activities": [ProfilerActivity.CPU], "profile_memory": True, "acc_events": True}
+    with _quiet_stderr(), profile(**options) as seen:
         step()
     results = seen.profiler.kineto_results if seen.profiler else None
     if results is None:

@@ -45,6 +45,14 @@ def test_folder_is_linked_into_the_package(name: str) -> None:
     assert link.resolve() == ROOT / name
 
 
+def test_the_oldest_versions_that_are_promised_are_those_that_are_tested() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    tested = [line.replace("==", ">=") for line in lines if not line.startswith("#")]
+    assert tested == project["project"]["dependencies"]
+
+
 @pytest.mark.parametrize("package", packages_on_disk())
 def test_every_package_imports_with_a_docstring(package: str) -> None:
     assert importlib.import_module(package).__doc__

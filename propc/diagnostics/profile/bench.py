@@ -79,7 +79,8 @@ class Bench:
         if any(device.type == "cuda" for device in self.situation.devices):
             activities.append(ProfilerActivity.CUDA)
         gc.collect()  # what earlier steps have left, so that this one does not give it back
-        with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        # Up to torch 2.11 it warns that events of earlier cycles are forgotten, unless acc_events says not to.
+        with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
             with record_function(CALL):
                 returned = self._call()
             self._reverse(returned)
