@@ -312,9 +312,27 @@ def compile_graph(code: torch.fx.GraphModule, settings: Mapping[str, Any], rever
     examples = [node.meta["val"] for node in code.graph.nodes if node.op == "placeholder"]
     with config.patch({name: value for name, value in settings.items() if hasattr(config, name)}):
         gm_original_output_strides(code)  # results keep the strides that they were traced with
-        made = compile_fx_inner(code, examples, is_backward=reverse)
+        with _drawing_whole():
+            made = compile_fx_inner(code, examples, is_backward=reverse)
     inner = getattr(made, "current_callable", None)
     return made if inner is None else inner
+
+
+@contextmanager
+def _drawing_whole() -> Iterator[None]:
+    """While inductor knows no way to take apart what draws.
+
+    Code that draws the numbers of eager reaches it whole, and it refuses what it could have taken apart: `bernoulli` in
+    every version, `randn_like` up to torch 2.11.
+    """
+    from torch._inductor.decomposition import decompositions
+
+    drawing = [call for call in decompositions if torch.Tag.nondeterministic_seeded in getattr(call, "tags", ())]
+    known = {call: decompositions.pop(call) for call in drawing}
+    try:
+        yield
+    finally:
+        decompositions.update(known)
 
 
 def inductor_decompositions() -> Mapping[Any, Callable[..., Any]]:
