@@ -23,7 +23,9 @@ from propc.passes.pipeline import Pass, register
 from propc.propagators.sites.samples import positive
 from propc.util.torch_rng import STATE
 
-NEAR = 1.1  # times the least memory
+# Times the least memory. Around its least the curve is flat: n/k + k, over k blocks, is within a tenth of it from
+# 0.64·√n blocks on.
+NEAR = 1.1
 
 
 @register("checkpoint")

@@ -54,8 +54,11 @@ from propc.util.torch_private import breaks_graph, pytree
 R = TypeVar("R")
 _OWN = (passes.Checkpoint,)  # passes that do not tell the steps of a scan apart
 
-GRAPHS_KEPT = 64  # compiled graphs that one compiled object keeps
-GRAPHS_WARNED = 16  # a warning at this many traces: an argument that should be a tensor
+# Compiled graphs that one compiled object keeps, and at how many traces it warns of an argument that should be a
+# tensor. Choices: a loader with buckets of lengths has a dozen shapes; a number that changes at every step soon passes
+# both.
+GRAPHS_KEPT = 64
+GRAPHS_WARNED = 16
 
 
 class CallKey(NamedTuple):

@@ -29,9 +29,15 @@ from propc.util.torch_private import DisableTorchFunction, first_node, pytree
 if TYPE_CHECKING:
     from propc.frontend.tracer import Tracer
 
-UNROLLED = 8  # scans up to this length are traced whole
-LONGEST = 32  # steps to try until one is like the one before
-ROOM = 3  # like steps to trace on both sides of the one that stands for many, at first
+# Scans up to this length are traced whole: of a longer one as many steps are traced, the first, the one that stands for
+# many, and `ROOM` on both sides of it.
+UNROLLED = 8
+# Steps to try until one is like the one before. A choice: a state that has not settled by then, such as a list that
+# grows, hardly ever does, and each step tried costs its trace.
+LONGEST = 32
+# Like steps to trace on both sides of the one that stands for many, at first: a cost that is sent to the last few steps
+# needs as many. Where they do not suffice there are twice, then four times as many.
+ROOM = 3
 ROOMS = (ROOM, 2 * ROOM, 4 * ROOM)  # and where passes tell more of them apart
 
 

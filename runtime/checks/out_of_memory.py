@@ -17,8 +17,10 @@ from propc.ir.nodes.segment import Segment
 from propc.ir.nodes.site import Site
 from propc.types import PlateKind
 
-MANY = 8  # runs of one stage from which a horizon is worth mentioning
-LARGE = 256  # rows above which chunks of the batch are
+# Runs of one stage from which a horizon is worth mentioning: of 8 steps, √8 blocks of √8 steps keep two thirds, and of
+# fewer nearly all.
+MANY = 8
+LARGE = 256  # rows above which chunks of the batch are: as many as ChunkBatch takes by default
 _CPU = re.compile(r"DefaultCPUAllocator.*?(?:allocate (\d+) bytes|$)|Storage size calculation overflowed")
 _DEVICE = re.compile(r"[Tt]ried to allocate ([\d.]+ [KMGTP]?i?B)")
 

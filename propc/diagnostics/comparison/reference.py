@@ -22,9 +22,13 @@ from propc.passes.pipeline import Pass
 from propc.passes.sites.assign_propagators import site_views
 from propc.propagators import Plain
 
-LONG = 10  # times as many steps as the estimators take
-PILOT = 20  # steps after which the most efficient of the unbiased estimators is chosen
-LARGEST = 3 * 10**7  # elements of all values of a program that is enumerated without being asked
+# Times as many steps as the estimators take: the error of a difference is then a twentieth larger than with an exact
+# reference, √(1 + 1/10).
+LONG = 10
+# Steps after which the most efficient of the unbiased estimators is chosen: a variance is then known to a third,
+# √(2/19), enough to tell those that differ twofold.
+PILOT = 20
+LARGEST = 3 * 10**7  # elements of all values of a program that is enumerated without being asked: 240 MB in float64
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,11 @@ from propc.util.torch_private import BUFFERS, CHILDREN, FORWARD_HOOKS, PARAMETER
 Fetch = Callable[[Any], Any]
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
 _CACHED = type(functools.lru_cache(lambda: None))
-_WIDEST = 4096  # longer lists and dictionaries count by identity and length
+# Longer lists and dictionaries count by identity and length: all that is shorter is looked through at every call, and
+# what is so long is data, not settings.
+_WIDEST = 4096
+# Objects inside objects: modules of modules lie six or so deep; what goes further is a structure of data, such as a
+# tree.
 _DEEPEST = 12
 
 

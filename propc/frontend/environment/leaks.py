@@ -9,7 +9,8 @@ from typing import Any
 from propc.frontend.environment.code_names import PRIMITIVE
 from propc.util.torch_private import FakeTensor
 
-_MOST = 10_000  # objects to look at
+# Objects to look at behind each cache. A choice, which bounds what a cache of large structures costs a trace.
+_MOST = 10_000
 
 
 def reaches_traced(value: Any) -> bool:
