@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.fx
-import torch.utils._pytree as pytree
 
 from propc.fx.operations import Region
 from propc.fx.program import type_of
+from propc.util.torch_private import pytree
 
 _WRITABLE = {*torch.fx.node.base_types, type(None), type(...), torch.Size}  # no subclasses: np.float64 is a float
 
