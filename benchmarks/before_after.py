@@ -1,6 +1,6 @@
 """The same benchmarks in two checkouts, in turns: what a change has made slower.
 
-    git worktree add ../before v0.1
+    git worktree add ../before COMMIT
     python benchmarks/before_after.py ../before [--benchmarks step_time compile_time] [--runs 3] [--small]
 
 Each run is a process of its own, and its figures are the benchmark's: ratios to plain PyTorch, or bytes over bytes,
