@@ -88,7 +88,7 @@ def _units(graph: PropagationGraph) -> Iterator[Unit]:
     for node in graph:
         if node.foldable:
             unit.append(node)
-            if node.ends_stage:
+            if node.ends_repeat:
                 yield tuple(unit)
                 unit = []
 

@@ -28,7 +28,7 @@ class Expand(Node):
     """
 
     kind: ClassVar[Kind] = Kind.EXPAND
-    ends_stage: ClassVar[bool] = False
+    ends_repeat: ClassVar[bool] = False
 
     target: str
     directions: int

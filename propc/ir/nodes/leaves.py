@@ -17,7 +17,7 @@ class LeafNode(Node):
 
     addressed: ClassVar[bool] = True
     foldable: ClassVar[bool] = False
-    ends_stage: ClassVar[bool] = False
+    ends_repeat: ClassVar[bool] = False
 
     path: str
 

@@ -83,7 +83,7 @@ class Node:
         sends: whether routes of messages begin at it.
         hands_on: whether its value is that of its first input.
         foldable: whether the picture folds it, with what stands round it, where steps repeat.
-        ends_stage: whether a stage ends behind it, in the picture and in compiled code.
+        ends_repeat: whether what the picture folds as one step ends behind it.
         mixes_rows: what it does with all rows of the batch together, so that it can neither stand in a plate nor run
             on alternatives; empty if nothing.
     """
@@ -95,7 +95,7 @@ class Node:
     sends: ClassVar[bool] = False
     hands_on: ClassVar[bool] = False
     foldable: ClassVar[bool] = True
-    ends_stage: ClassVar[bool] = True
+    ends_repeat: ClassVar[bool] = True
     mixes_rows: ClassVar[str] = ""
 
     name: str

@@ -36,7 +36,7 @@ class Segment(Node):
     """
 
     kind: ClassVar[Kind] = Kind.SEGMENT
-    ends_stage: ClassVar[bool] = False
+    ends_repeat: ClassVar[bool] = False
 
     body: tuple[torch.fx.Node, ...] = field(repr=False)
     arguments: tuple[torch.fx.Node, ...] = field(repr=False)
