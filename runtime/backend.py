@@ -5,14 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from propc.runtime.plan.step import Plan, Values
-
-if TYPE_CHECKING:
-    from propc.runtime.executable import Executable
+from propc.runtime.planned_graph import PlannedGraph
 
 
 @dataclass(frozen=True)
@@ -81,13 +79,13 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def plan(self, executable: Executable, values: Values) -> tuple[Plan, Report]:
+    def plan(self, planned: PlannedGraph, values: Values) -> tuple[Plan, Report]:
         """The plan to run from the second call on, and what there is to say of it.
 
         It writes, in an order in which everything is written before it is read, what is returned. A scan's two own
         steps stay around those of its body.
 
         Args:
-            executable: with the plan as it is, `plan`, and its `graph`.
+            planned: with the plan as it is, `plan`, and its `graph`.
             values: all values of its first call, by place.
         """

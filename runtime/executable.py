@@ -22,20 +22,16 @@ from propc.runtime.backend import Backend, Report, Violated
 from propc.runtime.checks import values as checks
 from propc.runtime.checks.out_of_memory import checking
 from propc.runtime.checks.replay import Replay, fresh
-from propc.runtime.checks.values import Mode
-from propc.runtime.lowering.lower import lowered
-from propc.runtime.lowering.planner import Planner
-from propc.runtime.observe.cotangent_probe import Probe, probed
+from propc.runtime.observe.cotangent_probe import Probe
 from propc.runtime.observe.watched_plan import heard
-from propc.runtime.plan.blocks import in_blocks
-from propc.runtime.plan.runner import Line
 from propc.runtime.plan.scan_loop import rolled
 from propc.runtime.plan.step import Plan, Step, Values
+from propc.runtime.planned_graph import PlannedGraph
 from propc.util.estimator_state import EstimatorState
 from propc.util.torch_rng import same_random
 
 
-class Executable:
+class Executable(PlannedGraph):
     """A graph ready to run.
 
     Args:
@@ -46,11 +42,7 @@ class Executable:
         backend: runs the plan from the second call on; None runs it as it is.
 
     Attributes:
-        planner: what the plan was made with.
-        places: of its values and tokens.
-        plan: its steps, in order.
-        mode: whether steps look at values.
-        report: what the backend has made of the plan; None before the first call.
+        report: what the backend has made of the plan; None without one.
     """
 
     def __init__(
@@ -61,16 +53,12 @@ class Executable:
         probe: Probe | None = None,
         backend: Backend | None = None,
     ) -> None:
-        meta = any(kind.device.type == "meta" for node in graph for kind in node.outputs)  # there are no values there
-        self.graph, self.state, self.mode = graph, state, Mode(validate and not meta)
+        super().__init__(graph, state, validate, probe)
         self.backend = backend if probe is None else None
-        self.report: Report | None = None
+        self.report = None if self.backend is None else Report(self.backend.name, waiting=True)
         if self.backend is not None:
             self.backend.require(list(dict.fromkeys(kind.device for node in graph for kind in node.outputs)))
-        self.planner = planner = Planner(graph, state, self.mode)
-        own = lowered(planner)
-        self.places, self.replay = planner.places, Replay(planner, own)
-        self.plan = probed(own, probe)
+        self.replay = Replay(self.planner, self.lowered)
         kinds = [(i, graph[ref.node].outputs[ref.port]) for i, ref in enumerate(graph.output.inputs)]
         costs = [(i, kind) for i, kind in kinds if kind.dtype.is_floating_point and len(kind.shape) < 2]
         later = [i for i, kind in costs if kind.device.type == "cpu"]  # elsewhere a check would wait for the device
@@ -90,16 +78,6 @@ class Executable:
     def use(self, plan: Plan) -> None:
         """Run this plan from now on."""
         self.line = self.line_of(plan)
-
-    def line_of(self, plan: Plan) -> Line:
-        """A plan as a call runs it: scans as loops, block by block where the schedule has blocks."""
-        returned = self.places.returned
-        plan = rolled(self.graph, plan, self.planner.loops, returned)
-        return Line(self.graph, in_blocks(self.graph, plan, returned), self.places.given, returned)
-
-    def keeping(self, plan: Plan) -> Line:
-        """A plan that gives the values of all places."""
-        return Line(self.graph, plan, self.places.given, range(len(self.places)))
 
     @property
     def labelled(self) -> dict[str, tuple[Node, ...]]:

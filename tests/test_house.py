@@ -99,6 +99,21 @@ def test_every_part_of_the_package_stands_in_a_layer() -> None:
     assert parts - {"runtime"} == named
 
 
+def test_imports_have_no_circles() -> None:
+    """Nor do those for typing, but for the exceptions of the contract of layers: a graph draws and checks itself."""
+    grimp, networkx = pytest.importorskip("grimp"), pytest.importorskip("networkx")
+    tomllib = pytest.importorskip("tomllib")
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    tree = grimp.build_graph("propc", exclude_type_checking_imports=False, cache_dir=None)
+    imports = networkx.DiGraph(
+        (name, at) for name in tree.modules for at in tree.find_modules_directly_imported_by(name)
+    )
+    exceptions = [tuple(named.split(" -> ")) for named in contract[0]["ignore_imports"]]
+    assert len(exceptions) <= 2
+    imports.remove_edges_from(exceptions)
+    assert [sorted(names) for names in networkx.strongly_connected_components(imports) if len(names) > 1] == []
+
+
 def test_tests_mirror_the_tree() -> None:
     """Every folder of tests has the path of a folder of the package, or is one of those beside them."""
     package = {by_name(folder).removeprefix("propc/") for folder in folders()}

@@ -19,9 +19,9 @@ from propc.runtime.backends import Backend, Report
 class KeepHalf(Backend):
     """What segments keep for the reverse pass is kept in bfloat16: half the memory for half the digits."""
 
-    def plan(self, executable: Any, values: Sequence[Any]) -> tuple[Any, Report]:
+    def plan(self, planned: Any, values: Sequence[Any]) -> tuple[Any, Report]:
         """The steps to run from the second call on: as they are, those of segments changed."""
-        changed = [halved(step) if step.node.kind is propc.Kind.SEGMENT else step for step in executable.plan]
+        changed = [halved(step) if step.node.kind is propc.Kind.SEGMENT else step for step in planned.plan]
         return changed, Report(self.name)
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.scan import Scan
 from propc.ir.records import Carried, Join, Route, Token
-
-if TYPE_CHECKING:
-    from propc.passes.scan.roll_scans import EqualSteps
+from propc.passes.scan.equal_steps import EqualSteps
 
 Names = tuple[str, ...]
 Group = tuple[Names, Names, Names]  # what tokens are fitted to: plates, leading dimensions, elements that stay apart

@@ -8,6 +8,7 @@ from typing import TypeVar
 from propc.errors import PropcTypeError, PropcValueError, message
 from propc.frontend import active_tracer
 from propc.frontend.scan_state import advanced, kind_of
+from propc.frontend.scans import trace
 from propc.frontend.user_source import user_source
 
 S = TypeVar("S")
@@ -48,7 +49,7 @@ def scan(step: Callable[[S], S], init: S, length: int) -> S:
         )
     tracer = active_tracer()
     if tracer is not None:
-        result: S = tracer.scan(step, init, length)
+        result: S = trace(tracer, step, init, length)
         return result
     state = init
     for index in range(length):

@@ -30,22 +30,21 @@ from propc.frontend.environment.collect import Attention, Roots, changes, look_a
 from propc.frontend.environment.isolation import TRACING, without_collection
 from propc.frontend.environment.snapshot import State, Watch
 from propc.frontend.environment.writes import counters
-from propc.frontend.scans import ROOMS
+from propc.frontend.scan_rounds import ROOMS
 from propc.frontend.simplify import simplify
 from propc.frontend.user_source import is_hidden
 from propc.fx.operations import autocast, default_device
 from propc.fx.program import Leaf, Program
-from propc.ir.adjacency import FORWARD
 from propc.ir.graph import PropagationGraph
 from propc.ir.messages import Message
 from propc.ir.nodes.scan import Scan
 from propc.passes.pipeline import Record, is_change, make_pass
 from propc.passes.scan.roll_scans import check_steady
-from propc.runtime.backends import EAGER, Report, backend
-from propc.runtime.executable import Executable
+from propc.runtime.backends import Report, backend
 from propc.runtime.messaging.messenger import Messenger
 from propc.runtime.messaging.propagation import Propagation, check_call
 from propc.runtime.observe.cotangent_probe import Probe
+from propc.runtime.runnable import Runnable, by_messages, runnable
 from propc.types import Source
 from propc.util.estimator_state import EstimatorState, without_state
 from propc.util.stopwatch import Laps, Seconds
@@ -78,7 +77,7 @@ class Compiled:
 
     program: Program
     graph: PropagationGraph
-    executable: Executable | Messenger
+    executable: Runnable
     held: tuple[Leaf, ...]
     keep: tuple[Any, ...]  # static arguments compared by identity must not be freed
     seconds: Seconds  # that tracing, each pass and what else compiling is took
@@ -86,8 +85,7 @@ class Compiled:
     @cached_property
     def messenger(self) -> Messenger:
         """The graph ready to run by messages."""
-        run = self.executable
-        return run if isinstance(run, Messenger) else Messenger(self.graph, run.state, run.mode.validate)
+        return by_messages(self.graph, self.executable)
 
     def fetch(self, owner: Any) -> list[Tensor] | None:
         """The held tensors as they are now; None if one of them is of another type than when traced."""
@@ -151,12 +149,8 @@ class Compiler:
         check_call(direction, sent)
         call = self.take_apart(owner, args, kwargs)
         compiled, held = self._find(call)
-        messenger = compiled.messenger
-        cotangents, starts = messenger.starts(sent, direction)
-        session = messenger.forward(call.tensors, held, starts if direction == FORWARD else {})
-        post = session.forward if direction == FORWARD else messenger.backward(session, cotangents, starts)
-        returned = [session.tape.values[slot] for slot in messenger.executable.places.returned]
-        return Propagation(messenger.messages(post), session.views, compiled.program.assemble(returned))
+        found = compiled.messenger.propagation(direction, sent, call.tensors, held)
+        return replace(found, value=compiled.program.assemble(found.value))
 
     def graph(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PropagationGraph:
         """The graph of a call after all passes."""
@@ -167,12 +161,7 @@ class Compiler:
     ) -> tuple[PropagationGraph, Report | None]:
         """The graph of a call after all passes, and what the backend has made of it."""
         compiled = self._find(self.take_apart(owner, args, kwargs))[0]
-        name, run = self.options.backend, compiled.executable
-        if name == EAGER:
-            return compiled.graph, None
-        if isinstance(run, Messenger):
-            return compiled.graph, Report(name, apart=(("the whole graph", "nodes are visited one by one"),))
-        return compiled.graph, run.report or Report(name, waiting=True)
+        return compiled.graph, compiled.executable.report
 
     def records(
         self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -278,10 +267,8 @@ class Compiler:
         keep = tuple(leaf for leaf in call.leaves if not isinstance(leaf, Tensor))
         return Compiled(program, graph, executable, held, keep, laps.seconds)
 
-    def _build(self, graph: PropagationGraph) -> Executable | Messenger:
-        if graph.general:
-            return Messenger(graph, self.state, self.options.validate, self.probe)
-        return Executable(graph, self.state, self.options.validate, self.probe, backend(self.options.backend))
+    def _build(self, graph: PropagationGraph) -> Runnable:
+        return runnable(graph, self.state, self.options.validate, self.probe, backend(self.options.backend))
 
     def _passed(self, call: CallKey, room: int) -> tuple[Laps, Program, PropagationGraph]:
         """The program of a call and its graph after all passes, with the seconds that these took."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.fx
@@ -19,15 +19,14 @@ from torch import Tensor
 
 from propc.errors import PropcValueError, message
 from propc.frontend.environment.code_names import PRIMITIVE
+from propc.frontend.scan_rounds import Round
 from propc.frontend.scan_state import advanced
+from propc.frontend.tracer import Tracer
 from propc.frontend.user_source import user_source
 from propc.fx import operations
 from propc.fx.program import Mark
 from propc.types import TensorType, Turn
 from propc.util.torch_private import DisableTorchFunction, first_node, pytree
-
-if TYPE_CHECKING:
-    from propc.frontend.tracer import Tracer
 
 # Scans up to this length are traced whole: of a longer one as many steps are traced, the first, the one that stands for
 # many, and `ROOM` on both sides of it.
@@ -35,35 +34,6 @@ UNROLLED = 8
 # Steps to try until one is like the one before. A choice: a state that has not settled by then, such as a list that
 # grows, hardly ever does, and each step tried costs its trace.
 LONGEST = 32
-# Like steps to trace on both sides of the one that stands for many, at first: a cost that is sent to the last few steps
-# needs as many. Where they do not suffice there are twice, then four times as many.
-ROOM = 3
-ROOMS = (ROOM, 2 * ROOM, 4 * ROOM)  # and where passes tell more of them apart
-
-
-@dataclass
-class Round:
-    """A step that is being traced: its scan, the steps that it stands for, and how many unnamed marks it has met."""
-
-    scan: str
-    first: int
-    last: int
-    whole: bool
-    unnamed: dict[str, int] = field(default_factory=dict)
-
-
-def label(rounds: Sequence[Round], name: str | None, kind: str) -> str:
-    """The name of a mark inside steps: its own, or a number, behind it the steps' indices.
-
-    Of a step that stands for many it is a range, such as ``x3..x97``.
-    """
-    tail = ""
-    if name is None:
-        inner = rounds[-1]
-        number = inner.unnamed[kind] = inner.unnamed.get(kind, -1) + 1
-        name, tail = f"{inner.scan}.{kind}", f".{number}" if number else ""
-    low, high = (f"{name}{'.'.join(map(str, at))}{tail}" for at in zip(*((r.first, r.last) for r in rounds)))
-    return low if low == high else f"{low}..{high}"
 
 
 @dataclass(frozen=True)

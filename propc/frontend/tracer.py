@@ -20,13 +20,14 @@ from torch.distributions import Distribution
 
 from propc.distributions.spec import DistributionSpec, hidden_tensors, take_apart
 from propc.errors import PropcTypeError, PropcValueError, message
-from propc.frontend import data_dependence, scans
+from propc.frontend import data_dependence
 from propc.frontend.environment.collect import Surroundings
 from propc.frontend.environment.isolation import isolated
 from propc.frontend.environment.writes import kept
 from propc.frontend.func_transforms import recorded_transforms
 from propc.frontend.outputs import assembler, take_apart_returned
 from propc.frontend.recorder import Listener, Recorder, tensor_type
+from propc.frontend.scan_rounds import ROOM, Round, label_in_scan
 from propc.frontend.user_source import user_source
 from propc.fx import operations
 from propc.fx.program import Mark, Program
@@ -57,10 +58,10 @@ class Tracer(Recorder):
         rounds: the steps of scans that are being traced, the outer one first.
     """
 
-    def __init__(self, surroundings: Surroundings | None = None, room: int = scans.ROOM) -> None:
+    def __init__(self, surroundings: Surroundings | None = None, room: int = ROOM) -> None:
         super().__init__(surroundings)
         self.room = room
-        self.rounds: list[scans.Round] = []
+        self.rounds: list[Round] = []
 
     def run(
         self,
@@ -186,10 +187,6 @@ class Tracer(Recorder):
             self._bind(result, node)
             return result
 
-    def scan(self, step: Callable[[Any], Any], init: Any, length: int) -> Any:
-        """Trace a scan; the last state."""
-        return scans.trace(self, step, init, length)
-
     def name_of_scan(self) -> str:
         """A name that is taken by nobody."""
         names = ("scan", *(f"scan{i}" for i in range(1, len(self._marks) + 2)))
@@ -207,7 +204,7 @@ class Tracer(Recorder):
 
     def _name(self, name: str | None, kind: str) -> str:
         if self.rounds and (name is None or (isinstance(name, str) and name)):
-            name = scans.label(self.rounds, name, kind)
+            name = label_in_scan(self.rounds, name, kind)
         if name is None:
             numbers = (f"{kind}{i}" for i in range(len(self._marks) + 1))
             name = next(label for label in numbers if label not in self._marks)

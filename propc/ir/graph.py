@@ -269,7 +269,7 @@ class PropagationGraph:
     # -- showing ----------------------------------------------------------------------
 
     def __str__(self) -> str:
-        from propc.printing.text import to_text
+        from propc.printing import to_text
 
         return to_text(self)
 
@@ -289,7 +289,7 @@ class PropagationGraph:
         Raises:
             PropcValueError: a ratio of what is no site.
         """
-        from propc.printing.dot import ratios, to_dot
+        from propc.printing import ratios, to_dot
 
         return to_dot(self, fold=fold, paint=ratios(self, snr)).to_string()
 
@@ -303,17 +303,17 @@ class PropagationGraph:
         Raises:
             PropcValueError: Graphviz is not installed, or the ending is unknown; as `to_dot`.
         """
-        from propc.printing.dot import ratios, render
+        from propc.printing import ratios, render
 
         return render(self, path, fold=fold, paint=ratios(self, snr))
 
     def _repr_svg_(self) -> str | None:
-        from propc.printing.dot import svg
+        from propc.printing import svg
 
         return svg(self)
 
     def _repr_html_(self) -> str:
-        from propc.printing.dot import html
+        from propc.printing import html
 
         return html(self)
 

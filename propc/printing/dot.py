@@ -9,8 +9,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pydot
-
 from propc.errors import PropcValueError, message, nearest
 from propc.ir.nodes.expand import Expand
 from propc.ir.nodes.leaves import LeafNode
@@ -21,6 +19,8 @@ from propc.printing.colour_scale import NOTHING, Paint, Ratios
 from propc.printing.folding import DrawnBox, boxes
 
 if TYPE_CHECKING:
+    import pydot
+
     from propc.ir.graph import PropagationGraph
 
 ENDINGS = ("dot", "pdf", "png", "svg")
@@ -37,6 +37,8 @@ def to_dot(graph: PropagationGraph, *, fold: bool = True, paint: Paint = NOTHING
             every node is drawn once, and every pair of a site and a cost that sends to it.
         paint: what to colour nodes by.
     """
+    import pydot  # where it is needed: who prints a graph as text loads none of it
+
     dot = pydot.Dot(
         dot_style.quoted(graph.name), graph_type="digraph", label=dot_style.title(graph, paint), **dot_style.PAGE
     )
@@ -45,7 +47,7 @@ def to_dot(graph: PropagationGraph, *, fold: bool = True, paint: Paint = NOTHING
     drawn = boxes(graph, fold=fold)
     joins = _shared_joins(graph) if fold else {}
     home = _homes(drawn, joins)
-    frames = {scan.name: _frame(scan) for scan in graph.of(Scan)}
+    frames = {scan.name: pydot.Cluster(scan.name, **dot_style.scan_look(scan)) for scan in graph.of(Scan)}
     framed = {name: scan.name for scan in graph.of(Scan) for name in (scan.name, *scan.body)}
     for box in drawn:
         scan = framed.get(box.reader or box.nodes[0].name)
@@ -58,11 +60,6 @@ def to_dot(graph: PropagationGraph, *, fold: bool = True, paint: Paint = NOTHING
     for tail, head, kind in _between_boxes([*_values(graph, drawn), *_messages(graph, joins)], home):
         dot.add_edge(pydot.Edge(dot_style.quoted(tail), dot_style.quoted(head), **dot_style.edge_look(kind)))
     return dot
-
-
-def _frame(scan: Scan) -> pydot.Cluster:
-    """What is drawn round the step of a scan."""
-    return pydot.Cluster(scan.name, **dot_style.scan_look(scan))
 
 
 def render(graph: PropagationGraph, path: str | PathLike[str], fold: bool = True, paint: Paint = NOTHING) -> str:

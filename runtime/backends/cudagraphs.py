@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,11 +25,9 @@ from propc.runtime.lowering.lowering import LOOKS
 from propc.runtime.observe.watcher import REPLAY, label_of
 from propc.runtime.plan.code_writer import straight
 from propc.runtime.plan.step import Plan, Step, Values
+from propc.runtime.planned_graph import PlannedGraph
 from propc.util.torch_private import has_triton
 from propc.util.torch_rng import set_state, state_of
-
-if TYPE_CHECKING:
-    from propc.runtime.executable import Executable
 
 WARMUP = 3  # runs before a capture, in which libraries set themselves up
 
@@ -56,13 +54,13 @@ class CudaGraphs(Backend):
                 )
             )
 
-    def plan(self, executable: Executable, values: Values) -> tuple[Plan, Report]:
-        plan, report = _compiled(executable, values)
+    def plan(self, planned: PlannedGraph, values: Values) -> tuple[Plan, Report]:
+        plan, report = _compiled(planned, values)
         report = replace(report, backend=self.name)
-        why = _hindrance(executable)
+        why = _hindrance(planned)
         if why is None:
             try:
-                captured = Captured(executable, plan, values)
+                captured = Captured(planned, plan, values)
             except RuntimeError as error:  # what CUDA does not let a graph do
                 why = f"CUDA cannot capture it: {str(error).splitlines()[0]}"
             else:
@@ -70,17 +68,17 @@ class CudaGraphs(Backend):
         return plan, replace(report, apart=(*report.apart, ("the whole schedule", f"not captured, {why}")))
 
 
-def _compiled(executable: Executable, values: Values) -> tuple[Plan, Report]:
+def _compiled(planned: PlannedGraph, values: Values) -> tuple[Plan, Report]:
     if has_triton():
-        return Inductor().plan(executable, values)
-    return executable.plan, Report(CudaGraphs.name)
+        return Inductor().plan(planned, values)
+    return planned.plan, Report(CudaGraphs.name)
 
 
-def _hindrance(executable: Executable) -> str | None:
+def _hindrance(planned: PlannedGraph) -> str | None:
     """What keeps a schedule from being captured; None if nothing is known to."""
-    if executable.graph.schedule.blocks:
+    if planned.graph.schedule.blocks:
         return "blocks run again from a state of the generator"
-    found = ((node.name, obstacle(executable, node)) for node in executable.graph)
+    found = ((node.name, obstacle(planned, node)) for node in planned.graph)
     return next((f"{name}: {why}" for name, why in found if why and why != LOOKS), None)
 
 
@@ -117,7 +115,7 @@ class Captured:
     runs step by step; so does a second reverse pass, and one that is to be differentiated again.
 
     Args:
-        executable: with everything on one CUDA device.
+        planned: with everything on one CUDA device.
         plan: what is captured.
         values: of an earlier call.
         record: captures a function; tests on machines without a GPU give their own.
@@ -125,21 +123,21 @@ class Captured:
 
     def __init__(
         self,
-        executable: Executable,
+        planned: PlannedGraph,
         plan: Plan,
         values: Values,
         record: Callable[..., GraphCapture] = GraphCapture,
     ) -> None:
-        places = executable.places
-        self.executable, self.line = executable, straight(plan, places.given, places.returned)
+        places = planned.places
+        self.planned, self.line = planned, straight(plan, places.given, places.returned)
         self.own = len(places.inputs)  # the rest are held by the program, and read where they are
         self.record = record
         self._capture([values[place] for place in places.given])
 
     def step(self) -> Step:
         """The one step of the plan that it makes."""
-        graph, places = self.executable.graph, self.executable.places
-        nodes = tuple({step.node.name: step.node for step in self.executable.plan}.values())
+        graph, places = self.planned.graph, self.planned.places
+        nodes = tuple({step.node.name: step.node for step in self.planned.plan}.values())
         return Step(graph.output, self, places.given, places.returned, ((label_of(REPLAY, nodes), nodes),))
 
     def _leaf(self, index: int, value: Tensor) -> Tensor:

@@ -32,12 +32,14 @@ from propc.ir.records import Join, Ref, Token
 from propc.propagators.baselines import WEIGHT
 from propc.propagators.gated import no_cotangent, value_of
 from propc.propagators.propagator import NodeView, note
+from propc.runtime.backend import Backend, Report
 from propc.runtime.checks import values
 from propc.runtime.checks.out_of_memory import explaining
 from propc.runtime.executable import Executable
 from propc.runtime.lowering.cost_lowering import baselines
 from propc.runtime.messaging.mailbox import Directory, Post, several
 from propc.runtime.messaging.node_memory import NodeMemory
+from propc.runtime.messaging.propagation import Propagation
 from propc.runtime.messaging.step_tape import Cotangents, Tape
 from propc.runtime.observe.cotangent_probe import Probe
 from propc.runtime.observe.watched_plan import heard
@@ -46,6 +48,7 @@ from propc.runtime.plan.step import Step
 from propc.types import TensorType
 from propc.util.estimator_state import EstimatorState
 
+_ONE_BY_ONE = "the whole graph", "nodes are visited one by one"
 Start = dict[int, Tensor]
 Initial = dict[str, Message]
 
@@ -67,14 +70,24 @@ class Messenger:
         state: what estimators and nodes keep from call to call.
         validate: check parameters and costs.
         probe: hears what sites send to their φ.
+        backend: which compiles none of it.
+
+    Attributes:
+        report: says so.
     """
 
     def __init__(
-        self, graph: PropagationGraph, state: EstimatorState, validate: bool = True, probe: Probe | None = None
+        self,
+        graph: PropagationGraph,
+        state: EstimatorState,
+        validate: bool = True,
+        probe: Probe | None = None,
+        backend: Backend | None = None,
     ) -> None:
         _refuse_scans(graph)
         _refuse_weights(graph)
         self.graph, self.memory, self.probe = graph, NodeMemory(graph, state), probe
+        self.report = None if backend is None else Report(backend.name, apart=(_ONE_BY_ONE,))
         self.executable = Executable(_unfused(graph), state, validate, probe)
         self.slots = self.executable.places.slots
         self.directories = {d: Directory(graph, d) for d in (FORWARD, BACKWARD)}
@@ -95,6 +108,28 @@ class Messenger:
         leaves = [*inputs, *held]
         found = _Propagated.apply(self, len(inputs), *leaves)
         return list(found)
+
+    def propagation(
+        self,
+        direction: str,
+        sent: Message | Mapping[str, Message] | None,
+        inputs: Sequence[Tensor],
+        held: Sequence[Tensor],
+    ) -> Propagation:
+        """Run a call by messages alone; the value is what it returns, flattened.
+
+        Args:
+            direction: of the pass that the messages begin.
+            sent: what waits at its beginning.
+
+        Raises:
+            PropcValueError: a message to a node that takes none.
+        """
+        cotangents, starts = self.starts(sent, direction)
+        session = self.forward(inputs, held, starts if direction == FORWARD else {})
+        post = session.forward if direction == FORWARD else self.backward(session, cotangents, starts)
+        returned = [session.tape.values[slot] for slot in self.executable.places.returned]
+        return Propagation(self.messages(post), session.views, returned)
 
     def forward(self, inputs: Sequence[Tensor], held: Sequence[Tensor], initial: Mapping[str, Message]) -> Session:
         """Run the program and the forward messages."""

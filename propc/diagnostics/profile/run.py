@@ -15,9 +15,8 @@ from propc.diagnostics.profile.profile import Profile
 from propc.diagnostics.profile.timers import timer_of
 from propc.errors import PropcValueError, message
 from propc.propagators.sites.samples import positive
-from propc.runtime.executable import Executable
-from propc.runtime.messaging.messenger import Messenger
 from propc.runtime.observe.watcher import profiling
+from propc.runtime.runnable import Runnable
 from propc.util.stopwatch import Seconds
 
 
@@ -69,7 +68,7 @@ def _profiled(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], repea
     )
 
 
-def _backend(executable: Executable | Messenger) -> Seconds:
+def _backend(run: Runnable) -> Seconds:
     """What a backend has spent on compiling, if it has."""
-    report = executable.report if isinstance(executable, Executable) else None
-    return ((report.backend, report.seconds),) if report is not None else ()
+    report = run.report
+    return () if report is None or report.waiting else ((report.backend, report.seconds),)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from propc.ir.nodes.node import Node
 from propc.ir.records import Token
@@ -13,9 +12,7 @@ from propc.runtime.lowering.token_reads import TokenSum
 from propc.runtime.plan.blocks import blocks_of
 from propc.runtime.plan.liveness import Block, block
 from propc.runtime.plan.step import Step, same
-
-if TYPE_CHECKING:
-    from propc.runtime.executable import Executable
+from propc.runtime.planned_graph import PlannedGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +63,30 @@ class Apart:
 Piece = Unit | UnitInput | Apart
 
 
-def pieces(executable: Executable) -> list[Piece]:
+def pieces(planned: PlannedGraph) -> list[Piece]:
     """The plan of an executable in pieces, in order."""
-    plan = executable.plan
+    plan = planned.plan
     found: list[Piece] = []
-    for start, stop in _stretches(executable):
+    for start, stop in _stretches(planned):
         step = plan[start]
         if is_wire(step):
             found.append(UnitInput(step))
-        elif why := obstacle(executable, step.node):
+        elif why := obstacle(planned, step.node):
             found.append(Apart(step, why))
         else:
-            piece = block(plan, start, stop, executable.places.returned)
-            found.append(Unit(piece, _key(executable, piece)))
+            piece = block(plan, start, stop, planned.places.returned)
+            found.append(Unit(piece, _key(planned, piece)))
     return found
 
 
-def _stretches(executable: Executable) -> Iterator[tuple[int, int]]:
+def _stretches(planned: PlannedGraph) -> Iterator[tuple[int, int]]:
     """Starts and ends of pieces; one that can be compiled ends behind a site or a cost, and where a block begins."""
-    plan, start, inside = executable.plan, 0, blocks_of(executable.graph)
+    plan, start, inside = planned.plan, 0, blocks_of(planned.graph)
     for i, step in enumerate(plan):
         if start < i and inside.get(step.node.name) != inside.get(plan[start].node.name):
             yield start, i
             start = i
-        if is_wire(step) or obstacle(executable, step.node):
+        if is_wire(step) or obstacle(planned, step.node):
             if start < i:
                 yield start, i
             yield i, i + 1
@@ -106,19 +103,19 @@ def is_wire(step: Step) -> bool:
     return step.function is same or (isinstance(step.function, TokenSum) and step.function.plain)
 
 
-def obstacle(executable: Executable, node: Node) -> str:
+def obstacle(planned: PlannedGraph, node: Node) -> str:
     """What keeps a node's step from being compiled; empty if nothing is known to."""
-    copies = executable.planner.copies.repeated
-    if why := lowering(node).obstacle(executable.planner, node):
+    copies = planned.planner.copies.repeated
+    if why := lowering(node).obstacle(planned.planner, node):
         return why
     if node.copy_of in copies or node.name in copies:
         return "it draws from the random numbers of another site"
-    if any(executable.graph.plate(name).chunk is not None for name in node.plates):
+    if any(planned.graph.plate(name).chunk is not None for name in node.plates):
         return "its plate is held in chunks"
     return ""
 
 
-def _key(executable: Executable, piece: Block) -> Hashable:
+def _key(planned: PlannedGraph, piece: Block) -> Hashable:
     number = {place: i for i, place in enumerate(piece.reads)}
     wiring = []
     for step in piece.steps:
@@ -126,7 +123,7 @@ def _key(executable: Executable, piece: Block) -> Hashable:
         for i in step.writes:
             number[i] = len(number)
         wiring.append((read, tuple(number[i] for i in step.writes)))
-    key = tuple(_code(executable, step) for step in piece.steps), tuple(wiring)
+    key = tuple(_code(planned, step) for step in piece.steps), tuple(wiring)
     try:
         hash(key)
     except TypeError:  # an option that is no hashable value
@@ -134,13 +131,13 @@ def _key(executable: Executable, piece: Block) -> Hashable:
     return key
 
 
-def _code(executable: Executable, step: Step) -> Hashable:
+def _code(planned: PlannedGraph, step: Step) -> Hashable:
     """What a step runs, besides what it reads."""
     if isinstance(step.function, TokenSum):
         return id(step.function)
-    return lowering(step.node).key(executable.planner, step.node)
+    return lowering(step.node).key(planned.planner, step.node)
 
 
-def tokens_of(executable: Executable) -> frozenset[int]:
+def tokens_of(planned: PlannedGraph) -> frozenset[int]:
     """The places of tokens and joins."""
-    return frozenset(place for ref, place in executable.places.slots.items() if isinstance(ref, Token))
+    return frozenset(place for ref, place in planned.places.slots.items() if isinstance(ref, Token))

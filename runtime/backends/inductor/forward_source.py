@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,9 +13,26 @@ from propc.runtime.backends.inductor.joint_graph import NOISE, READ, RESULT, Lay
 from propc.runtime.backends.inductor.layouts import fitted, needs_fit, variable
 from propc.runtime.backends.inductor.stage import CompiledStage
 from propc.runtime.plan.code_writer import CodeWriter, listed
+from propc.runtime.plan.liveness import Block
 
-if TYPE_CHECKING:
-    from propc.runtime.backends.inductor.stage_run import StageRun
+
+@dataclass(frozen=True)
+class StageSequence:
+    """Consecutive stages, and the wires between them.
+
+    Attributes:
+        parts: in order.
+        whole: their steps, with what enters and leaves.
+        entering: the layouts of what enters.
+        tokens: the places of tokens.
+        layouts: of everything, by place.
+    """
+
+    parts: Sequence[CompiledStage | UnitInput]
+    whole: Block
+    entering: Sequence[Layout]
+    tokens: frozenset[int]
+    layouts: Mapping[int, Layout]
 
 
 class Forward:
@@ -25,7 +44,7 @@ class Forward:
         leaving, leaving_all: variables of what leaves and is made here; of all that leaves.
     """
 
-    def __init__(self, run: StageRun) -> None:
+    def __init__(self, run: StageSequence) -> None:
         self.run, self.source = run, CodeWriter()
         self.names: dict[int, str] = {}
         self.layouts: dict[str, Layout] = {}
@@ -41,15 +60,14 @@ class Forward:
             else:
                 self._stage(i, part)
         self.leaving_all = [self._leave(place) for place in run.whole.writes]
-        self.leaving = [name for name in self.leaving_all if name not in self.entered]
+        self.leaving = tuple(dict.fromkeys(name for name in self.leaving_all if name not in self.entered))
         entering = [self.names[place] for place in run.whole.reads]
         self.kept = {name: i for i, name in enumerate((*entering, *(n for n in self.used if n not in self.entered)))}
 
     def made(self) -> Any:
         """The function: from what enters to what leaves, what the reverse pass needs, and flags."""
-        leaving = tuple(dict.fromkeys(self.leaving))
         extra = [name for name in self.kept if name not in self.entered]
-        self.source.lines.append(f"return {listed(leaving)}, {listed(extra)}, {listed(self.flags)}")
+        self.source.lines.append(f"return {listed(self.leaving)}, {listed(extra)}, {listed(self.flags)}")
         return self.source.function(self.entered, "<propc run>")
 
     def _enter(self, place: int, layout: Layout) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from propc.ir.nodes.site import Site
 from propc.runtime.backend import Backend, Report
 from propc.runtime.backends.inductor import compile_stage
 from propc.runtime.backends.inductor.compiled_units import Apart, Piece, Unit, UnitInput, pieces, tokens_of
+from propc.runtime.backends.inductor.forward_source import StageSequence
 from propc.runtime.backends.inductor.joint_graph import READ, Halves, Layout
 from propc.runtime.backends.inductor.stage import CompiledStage
 from propc.runtime.backends.inductor.stage_run import StageRun
@@ -25,9 +26,7 @@ from propc.runtime.plan.blocks import blocks_of
 from propc.runtime.plan.code_writer import straight
 from propc.runtime.plan.liveness import block
 from propc.runtime.plan.step import Plan, Step, Values
-
-if TYPE_CHECKING:
-    from propc.runtime.executable import Executable
+from propc.runtime.planned_graph import PlannedGraph
 
 PATIENCE = 2.0  # seconds of compiling before a progress line appears
 
@@ -61,17 +60,17 @@ class Inductor(Backend):
                 fix = fix if kind == "cpu" else f"Install {lacking}"
                 raise BackendError(message(found, f"{fix}, or use backend='eager'."))
 
-    def plan(self, executable: Executable, values: Values) -> tuple[Plan, Report]:
-        return _Compilation(executable, values).plan()
+    def plan(self, planned: PlannedGraph, values: Values) -> tuple[Plan, Report]:
+        return _Compilation(planned, values).plan()
 
 
 class _Compilation:
-    def __init__(self, executable: Executable, values: Values) -> None:
-        self.executable = executable
-        self.tokens = tokens_of(executable)
+    def __init__(self, planned: PlannedGraph, values: Values) -> None:
+        self.planned = planned
+        self.tokens = tokens_of(planned)
         self.layouts = {i: Layout.of(value).apart() for i, value in enumerate(values) if isinstance(value, Tensor)}
         self.layouts.update({i: self.layouts[i].dense() for i in self.tokens if i in self.layouts})
-        self.pieces = pieces(executable)
+        self.pieces = pieces(planned)
 
     def plan(self) -> tuple[Plan, Report]:
         start = time.perf_counter()
@@ -105,7 +104,7 @@ class _Compilation:
             if isinstance(unit, Unit):
                 kinds.setdefault(self._kind(unit), []).append(unit)
         made: dict[Hashable, Made] = {}
-        with _Bar(total=len(kinds), desc=f"propc: compiling {self.executable.graph.name}", delay=PATIENCE) as bar:
+        with _Bar(total=len(kinds), desc=f"propc: compiling {self.planned.graph.name}", delay=PATIENCE) as bar:
             for kind, units in kinds.items():
                 try:
                     made[kind] = self._make(units)
@@ -135,13 +134,13 @@ class _Compilation:
         """What a unit does, as a function of what it reads; with a flag behind, where parameters are to be checked."""
         steps, writes = unit.block.steps, unit.block.writes
         if bounds := self._bounds(unit):
-            site, flag = steps[-1], len(self.executable.places)
+            site, flag = steps[-1], len(self.planned.places)
             check = Step(site.node, lambda *phi: (_valid(bounds, phi),), site.reads, (flag,))
             steps, writes = (*steps[:-1], check, site), (*writes, flag)
         line = straight(steps, unit.block.reads, writes)
 
         def run(*given: Tensor) -> Sequence[Tensor]:
-            with self.executable.mode.unchecked():
+            with self.planned.mode.unchecked():
                 return line(*given)
 
         return run
@@ -149,7 +148,7 @@ class _Compilation:
     def _bounds(self, unit: Unit) -> Bounds:
         """What is to be checked of the parameters of its site at every call, if anything."""
         site = unit.nodes[-1]
-        return self.executable.planner.sites.bounds.get(site.name, ()) if isinstance(site, Site) else ()
+        return self.planned.planner.sites.bounds.get(site.name, ()) if isinstance(site, Site) else ()
 
     # -- putting together ---------------------------------------------------------------
 
@@ -163,15 +162,15 @@ class _Compilation:
 
     def _joined(self, parts: Sequence[CompiledStage | UnitInput | Apart | Unit]) -> Iterator[Step]:
         """The plan, with a run in place of consecutive stages and the wires between them."""
-        plan, inside = self.executable.plan, blocks_of(self.executable.graph)
+        plan, inside = self.planned.plan, blocks_of(self.planned.graph)
         start = 0
         group: list[CompiledStage | UnitInput] = []
 
         def close(stop: int) -> Iterator[Step]:
             if any(isinstance(part, CompiledStage) for part in group):
-                whole = block(plan, start, stop, self.executable.places.returned)
+                whole = block(plan, start, stop, self.planned.places.returned)
                 entering = [self.layouts[i] for i in whole.reads]
-                run = StageRun(tuple(group), whole, entering, self.tokens, self.layouts)
+                run = StageRun(StageSequence(tuple(group), whole, entering, self.tokens, self.layouts))
                 yield Step(plan[start].node, run, whole.reads, whole.writes, run.heard)
             else:
                 yield from plan[start:stop]

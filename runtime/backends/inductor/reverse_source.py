@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from propc.runtime.backends.inductor.compiled_units import UnitInput
+from propc.runtime.backends.inductor.forward_source import Forward
 from propc.runtime.backends.inductor.joint_graph import COTANGENT, READ, WIDE, Layout
 from propc.runtime.backends.inductor.layouts import fitted, needs_fit, variable
 from propc.runtime.backends.inductor.stage import CompiledStage
 from propc.runtime.plan.code_writer import CodeWriter, listed
-
-if TYPE_CHECKING:
-    from propc.runtime.backends.inductor.stage_run import StageRun
 
 SMALL = 1024  # elements; many cotangents on a tensor of up to so many are stacked, and summed once
 
@@ -23,17 +21,17 @@ SMALL = 1024  # elements; many cotangents on a tensor of up to so many are stack
 class ReverseSource:
     """The line of the reverse pass, where cotangents arrive at some of what left."""
 
-    def __init__(self, run: StageRun, pattern: Sequence[bool]) -> None:
-        self.run, self.source = run, CodeWriter()
+    def __init__(self, line: Forward, pattern: Sequence[bool]) -> None:
+        self.line, self.run, self.source = line, line.run, CodeWriter()
         self.arrived: dict[str, list[tuple[str, Layout | None]]] = {}
         self.fitted: set[str] = set()
         self.wide: dict[tuple[str, tuple[int, ...]], str] = {}
         self.count = 0
-        for i, (name, there) in enumerate(zip(run.leaving, pattern)):
+        for i, (name, there) in enumerate(zip(line.leaving, pattern)):
             if there:
                 self.arrived.setdefault(name, []).append((f"g[{i}]", None))
-        for index in reversed(range(len(run.parts))):
-            part = run.parts[index]
+        for index in reversed(range(len(self.run.parts))):
+            part = self.run.parts[index]
             if isinstance(part, UnitInput):
                 self._wire(part)
             else:
@@ -42,7 +40,7 @@ class ReverseSource:
     def made(self) -> Any:
         """The function: from what was kept and what arrived to cotangents on what entered."""
         found = [
-            self._sum(self.run.names[place], layout) or "None" if layout.requires_grad else "None"
+            self._sum(self.line.names[place], layout) or "None" if layout.requires_grad else "None"
             for place, layout in zip(self.run.whole.reads, self.run.entering)
         ]
         self.source.lines.append(f"return {listed(found)}")
@@ -55,10 +53,10 @@ class ReverseSource:
         total = self._sum(f"t{made}", self.run.layouts[made])
         if total is not None:
             for read in part.step.reads:
-                self.arrived.setdefault(self.run.names[read], []).append((total, self.run.layouts[made]))
+                self.arrived.setdefault(self.line.names[read], []).append((total, self.run.layouts[made]))
 
     def _stage(self, index: int, part: CompiledStage) -> None:
-        code, unit, names = part.halves, part.unit, self.run.names
+        code, unit, names = part.halves, part.unit, self.line.names
         if part.reverse is None or code.cotangents is None or code.wide is None:
             return
         outputs = [names[place] for place in unit.block.writes]
@@ -84,9 +82,9 @@ class ReverseSource:
 
     def _kept(self, index: int, part: CompiledStage, kind: str, i: int) -> str:
         """What the reverse code of a stage wants of the forward pass."""
-        name = self.run.names[part.unit.block.reads[i]] if kind == READ else variable(index, kind, i)
-        kept = f"s[{self.run.kept[name]}]"
-        if name not in self.run.entered:
+        name = self.line.names[part.unit.block.reads[i]] if kind == READ else variable(index, kind, i)
+        kept = f"s[{self.line.kept[name]}]"
+        if name not in self.line.entered:
             return kept
         if name not in self.fitted:  # what entered may lie in memory in another way at this call
             want = part.halves.layouts[i]

@@ -6,7 +6,7 @@ pass hands each to the reverse code of the sites that it is routed to, adding up
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -20,54 +20,34 @@ from propc.ir.nodes.node import Node
 from propc.ir.nodes.site import Site
 from propc.runtime.autograd.tokens import applied
 from propc.runtime.backend import Violated
-from propc.runtime.backends.inductor.compiled_units import UnitInput
-from propc.runtime.backends.inductor.forward_source import Forward
-from propc.runtime.backends.inductor.joint_graph import Layout
+from propc.runtime.backends.inductor.forward_source import Forward, StageSequence
 from propc.runtime.backends.inductor.reverse_source import ReverseSource
 from propc.runtime.backends.inductor.stage import CompiledStage, Half
 from propc.runtime.observe.watcher import RUN, direction, label, label_of, span, watching
 from propc.runtime.plan.code_writer import straight
-from propc.runtime.plan.liveness import Block
 from propc.util.torch_rng import from_state, state_unless_captured
 
 
 class StageRun:
-    """Consecutive stages, and the wires between them, as the function of one step.
+    """A sequence of stages as the function of one step."""
 
-    Args:
-        parts: in order.
-        whole: their steps, with what enters and leaves.
-        entering: the layouts of what enters.
-        tokens: the places of tokens.
-        layouts: of everything, by place.
-    """
-
-    def __init__(
-        self,
-        parts: Sequence[CompiledStage | UnitInput],
-        whole: Block,
-        entering: Sequence[Layout],
-        tokens: frozenset[int],
-        layouts: Mapping[int, Layout],
-    ) -> None:
-        self.parts, self.whole, self.entering, self.tokens, self.layouts = parts, whole, entering, tokens, layouts
-        self.device = next((layout.device for layout in layouts.values()), torch.device("cpu"))
+    def __init__(self, sequence: StageSequence) -> None:
+        self.sequence = sequence
+        self.device = next((layout.device for layout in sequence.layouts.values()), torch.device("cpu"))
         sites = [
             node
-            for part in parts
+            for part in sequence.parts
             if isinstance(part, CompiledStage)
             for node in part.unit.nodes
             if isinstance(node, Site)
         ]
         self.weighing = next((site for site in sites if site.rule is not None and site.rule.mixes > 1), None)
-        line = Forward(self)
-        self.names, self.kept, self.entered = line.names, line.kept, line.entered
-        self.leaving = tuple(dict.fromkeys(line.leaving))
-        self.wants = tuple(line.wants[name] for name in self.leaving)
-        places = {f"v{place}": i for i, place in enumerate(whole.reads)}
-        places.update({name: len(whole.reads) + i for i, name in enumerate(self.leaving)})
+        self.line = line = Forward(sequence)
+        self.wants = tuple(line.wants[name] for name in line.leaving)
+        places = {f"v{place}": i for i, place in enumerate(sequence.whole.reads)}
+        places.update({name: len(sequence.whole.reads) + i for i, name in enumerate(line.leaving)})
         self.order = [places[name] for name in line.leaving_all]
-        self.trains = any(layout.requires_grad for layout in entering)
+        self.trains = any(layout.requires_grad for layout in sequence.entering)
         self.still = [i for i, wants in enumerate(self.wants) if not wants]
         self.forward: Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]] = line.made()
         self.reverses: dict[Hashable, Callable[..., tuple[Tensor | None, ...]]] = {}
@@ -83,8 +63,10 @@ class StageRun:
     @property
     def heard(self) -> tuple[tuple[str, tuple[Node, ...]], ...]:
         """Its name, with the nodes that only hand on, and those of its stages, with theirs."""
-        stages = {label(*part.unit.nodes): part.unit.nodes for part in self.parts if isinstance(part, CompiledStage)}
-        every = {step.node.name: step.node for step in self.whole.steps}
+        stages = {
+            label(*part.unit.nodes): part.unit.nodes for part in self.sequence.parts if isinstance(part, CompiledStage)
+        }
+        every = {step.node.name: step.node for step in self.sequence.whole.steps}
         known = {node.name for nodes in stages.values() for node in nodes}
         rest = tuple(node for node in every.values() if node.name not in known)
         return (label_of(RUN, tuple(every.values())), rest), *stages.items()
@@ -92,8 +74,8 @@ class StageRun:
     @cached_property
     def watched(self) -> StageRun:
         """The same by stages that are heard."""
-        parts = [_telling(part) if isinstance(part, CompiledStage) else part for part in self.parts]
-        return StageRun(parts, self.whole, self.entering, self.tokens, self.layouts)
+        parts = [_telling(part) if isinstance(part, CompiledStage) else part for part in self.sequence.parts]
+        return StageRun(replace(self.sequence, parts=parts))
 
     def values(self, given: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """What leaves, and what the reverse pass needs.
@@ -110,13 +92,14 @@ class StageRun:
         """Cotangents on what has entered, from those on what left."""
         pattern = tuple(each is not None for each in arrived)
         if pattern not in self.reverses:
-            self.reverses[pattern] = ReverseSource(self, pattern).made()
+            self.reverses[pattern] = ReverseSource(self.line, pattern).made()
         return self.reverses[pattern](kept, arrived)
 
     def again(self, given: Sequence[Tensor], seed: Tensor) -> Sequence[Tensor]:
         """What leaves, step by step, from the random numbers of an earlier run: for derivatives of any order."""
+        whole = self.sequence.whole
         with from_state(self.device, seed):
-            return straight(self.whole.steps, self.whole.reads, self.whole.writes)(*given)
+            return straight(whole.steps, whole.reads, whole.writes)(*given)
 
 
 def _telling(stage: CompiledStage) -> CompiledStage:

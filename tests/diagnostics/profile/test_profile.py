@@ -303,7 +303,7 @@ def test_of_a_replay() -> None:
     compiled, args = PROGRAMS["rollout"]
     executable = compiled.compiler.compiled(None, args, {}).executable
     captured = Captured.__new__(Captured)
-    captured.executable = executable
+    captured.planned = executable
     ((name, nodes),) = captured.step().heard
     assert name == "replay (x0.in … output)"
     assert [node.name for node in nodes] == list(dict.fromkeys(step.node.name for step in executable.plan))
