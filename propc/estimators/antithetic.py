@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,13 +11,13 @@ from propc.distributions.families import family
 from propc.errors import PropcValueError
 from propc.estimators.estimator import SiteView, register_estimator
 from propc.estimators.repeated import Repeated
-from propc.propagators.sites.samples import Samples
 
 
 @dataclass(frozen=True)
 class Antithetic(Repeated):
-    """What `arm` and `disarm` have in common."""
+    """What `arm` and `disarm` have in common, but for the rule."""
 
+    rule: ClassVar[Callable[..., propagators.AntitheticRule]]
     samples: int = 1
     noise: str = "independent"
     chunk: int | None = None
@@ -29,16 +29,13 @@ class Antithetic(Repeated):
                 "It works on Bernoulli, Categorical and OneHotCategorical, inside Independent too; use "
                 f"{'rp' if site.spec.has_rsample else 'rloo'!r} here.",
             )
-        return self._rule(self._samples()), "asked for"
+        return self.rule(self._samples()), "asked for"
 
     def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
         try:
             return self.propagator(site)[0]
         except PropcValueError:
             return propagators.Plain()
-
-    @abstractmethod
-    def _rule(self, samples: Samples) -> propagators.SitePropagator: ...
 
 
 @register_estimator("disarm")
@@ -70,9 +67,7 @@ class DisArm(Antithetic):
     """
 
     name: ClassVar[str] = "disarm"
-
-    def _rule(self, samples: Samples) -> propagators.SitePropagator:
-        return propagators.DisArmRule(samples)
+    rule = propagators.DisArmRule
 
 
 @register_estimator("arm")
@@ -94,6 +89,4 @@ class Arm(Antithetic):
     """
 
     name: ClassVar[str] = "arm"
-
-    def _rule(self, samples: Samples) -> propagators.SitePropagator:
-        return propagators.ArmRule(samples)
+    rule = propagators.ArmRule

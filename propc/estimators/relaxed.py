@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from propc import propagators
-from propc.distributions.perturbed_logits import Family
 from propc.errors import EstimatorError
 from propc.estimators.estimator import Estimator, SiteView, register_estimator
 from propc.estimators.requirements import require_path_from_draw
+from propc.propagators.sites.relaxed import (
+    GumbelRaoRule,
+    GumbelSoftmaxRule,
+    ReinMaxRule,
+    RelaxedRule,
+    StraightThroughGumbelRule,
+    StraightThroughRule,
+)
 from propc.propagators.sites.samples import positive
 from propc.propagators.sites.temperature import Temperature
 
 
 @dataclass(frozen=True)
 class Relaxed(Estimator):
-    """What these have in common: a discrete site, and a path from its draw to every cost."""
+    """What these have in common: a discrete site, and a path from its draw to every cost.
+
+    Attributes:
+        rule: what they do at it.
+    """
+
+    rule: ClassVar[Callable[..., RelaxedRule]]
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
-        return self._rule(require_path_from_draw(self.name, site)), "asked for"
+        return self.rule(require_path_from_draw(self.name, site), **self._options()), "asked for"
 
-    @abstractmethod
-    def _rule(self, found: Family) -> propagators.SitePropagator: ...
+    def _options(self) -> dict[str, Any]:
+        """Those of the rule."""
+        return {}
+
+
+class Tempered(Relaxed):
+    """Those with a temperature: a field of each, so that it stands in its place among their options."""
+
+    temperature: Any
+
+    def __post_init__(self) -> None:
+        Temperature(self.temperature)
+
+    def _options(self) -> dict[str, Any]:
+        return {"temperature": Temperature(self.temperature)}
 
 
 @register_estimator("st")
@@ -44,9 +70,7 @@ class StraightThrough(Relaxed):
     """
 
     name: ClassVar[str] = "st"
-
-    def _rule(self, found: Family) -> propagators.SitePropagator:
-        return propagators.StraightThroughRule(found)
+    rule = StraightThroughRule
 
 
 @register_estimator("reinmax")
@@ -67,14 +91,12 @@ class ReinMax(Relaxed):
     """
 
     name: ClassVar[str] = "reinmax"
-
-    def _rule(self, found: Family) -> propagators.SitePropagator:
-        return propagators.ReinMaxRule(found)
+    rule = ReinMaxRule
 
 
 @register_estimator("gumbel_softmax")
 @dataclass(frozen=True)
-class GumbelSoftmax(Relaxed):
+class GumbelSoftmax(Tempered):
     r"""Gumbel-softmax (Concrete): the program runs on a relaxed draw, and the value returned is the relaxed cost.
 
     Approximates: ∇_φ E_{b~p(b;φ)} f(b)
@@ -101,13 +123,8 @@ class GumbelSoftmax(Relaxed):
     """
 
     name: ClassVar[str] = "gumbel_softmax"
+    rule = GumbelSoftmaxRule
     temperature: Any = 1.0
-
-    def __post_init__(self) -> None:
-        Temperature(self.temperature)
-
-    def _rule(self, found: Family) -> propagators.SitePropagator:
-        return propagators.GumbelSoftmaxRule(found, Temperature(self.temperature))
 
     def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
         free = replace(site, blocked=(), rough=())  # no gradient has to come through
@@ -119,7 +136,7 @@ class GumbelSoftmax(Relaxed):
 
 @register_estimator("st_gumbel")
 @dataclass(frozen=True)
-class StraightThroughGumbel(Relaxed):
+class StraightThroughGumbel(Tempered):
     r"""Straight-through Gumbel-softmax: hard draws, and the cotangent on the draw goes to its own relaxation.
 
     Approximates: ∇_φ E_{b~p(b;φ)} f(b)
@@ -137,18 +154,13 @@ class StraightThroughGumbel(Relaxed):
     """
 
     name: ClassVar[str] = "st_gumbel"
+    rule = StraightThroughGumbelRule
     temperature: Any = 1.0
-
-    def __post_init__(self) -> None:
-        Temperature(self.temperature)
-
-    def _rule(self, found: Family) -> propagators.SitePropagator:
-        return propagators.StraightThroughGumbelRule(found, Temperature(self.temperature))
 
 
 @register_estimator("gumbel_rao")
 @dataclass(frozen=True)
-class GumbelRao(Relaxed):
+class GumbelRao(Tempered):
     r"""Gumbel-Rao: `st_gumbel` with the mean Jacobian of K relaxations that give the same draw.
 
     Approximates: ∇_φ E_{b~p(b;φ)} f(b)
@@ -169,12 +181,13 @@ class GumbelRao(Relaxed):
     """
 
     name: ClassVar[str] = "gumbel_rao"
+    rule = GumbelRaoRule
     samples: int = 10
     temperature: Any = 1.0
 
     def __post_init__(self) -> None:
-        Temperature(self.temperature)
+        super().__post_init__()
         positive("samples", self.samples)
 
-    def _rule(self, found: Family) -> propagators.SitePropagator:
-        return propagators.GumbelRaoRule(found, self.samples, Temperature(self.temperature))
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"samples": self.samples}

@@ -18,18 +18,20 @@ from propc.propagators.registry import find, known_propagators, propagator, regi
 from propc.propagators.sites.alternatives import Exploring
 from propc.propagators.sites.antithetic import AntitheticRule, ArmRule, DisArmRule
 from propc.propagators.sites.enumerate import EnumerateRule
-from propc.propagators.sites.gumbel_rao import GumbelRaoRule
-from propc.propagators.sites.gumbel_softmax import GumbelSoftmaxRule
 from propc.propagators.sites.inverse_variance import InverseVariance, total_propagation
 from propc.propagators.sites.likelihood_ratio import LikelihoodRatioRule
 from propc.propagators.sites.local import LocalRule
 from propc.propagators.sites.measure_valued import MeasureValuedRule
 from propc.propagators.sites.pathwise import PathwiseRule
 from propc.propagators.sites.plain import Plain, plain
-from propc.propagators.sites.reinmax import ReinMaxRule
+from propc.propagators.sites.relaxed import (
+    GumbelRaoRule,
+    GumbelSoftmaxRule,
+    ReinMaxRule,
+    StraightThroughGumbelRule,
+    StraightThroughRule,
+)
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
-from propc.propagators.sites.straight_through import StraightThroughRule
-from propc.propagators.sites.straight_through_gumbel import StraightThroughGumbelRule
 from propc.runtime.autograd.tokens import token
 
 # The names of before, for one release: an estimator and its rule no longer share theirs.

@@ -151,7 +151,7 @@ RULES: dict[str, Any] = {
     "gumbel_softmax": lambda kind: GumbelSoftmaxRule(kind, Temperature(0.7)),
     "st": StraightThroughRule,
     "st_gumbel": lambda kind: StraightThroughGumbelRule(kind, Temperature(0.7)),
-    "gumbel_rao": lambda kind: GumbelRaoRule(kind, 4, Temperature(0.7)),
+    "gumbel_rao": lambda kind: GumbelRaoRule(kind, Temperature(0.7), 4),
     "reinmax": ReinMaxRule,
 }
 
