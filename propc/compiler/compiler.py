@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
-import functools
-import importlib
 import inspect
 import operator
 import warnings
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from propc import passes
+from propc.compiler.call_key import CallKey, flatten, identity, static_key, weakly
 from propc.compiler.options import Options
+from propc.compiler.pickled import reference, referred
 from propc.errors import PropcTypeError, PropcWarning, ScanError, StepError, message
 from propc.frontend import Tracer
 from propc.frontend.cost_terms import aside, returned_costs, with_terms
@@ -58,17 +57,6 @@ _OWN = (passes.Checkpoint,)  # passes that do not tell the steps of a scan apart
 # both.
 GRAPHS_KEPT = 64
 GRAPHS_WARNED = 16
-
-
-class CallKey(NamedTuple):
-    """A call taken apart: flattened arguments, which of them are tensors, the key of its graph, and the
-    module or object that it is called with."""
-
-    leaves: list[Any]
-    tensors: list[Tensor]
-    tree: pytree.TreeSpec
-    key: Any
-    owner: Any
 
 
 @dataclass(frozen=True)
@@ -196,18 +184,18 @@ class Compiler:
             PropcTypeError: the call is under a `torch.func` transform.
         """
         refuse_transforms(self.name)
-        leaves, tree, form = _flatten(args, kwargs)
+        leaves, tree, form = flatten(args, kwargs)
         tensors, kinds, statics = [], [], []
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 tensors.append(leaf)
                 kinds.append((leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad, leaf.stride()))
             else:
-                kinds.append(_static_key(leaf))
+                kinds.append(static_key(leaf))
                 statics.append(("", leaf))
         reached = self._reached(owner, statics)
         modes = torch.is_grad_enabled(), autocast(), torch.get_default_dtype(), default_device()
-        return CallKey(leaves, tensors, tree, (tuple(kinds), form, modes, _identity(owner), reached), owner)
+        return CallKey(leaves, tensors, tree, (tuple(kinds), form, modes, identity(owner), reached), owner)
 
     def _reached(self, owner: Any, statics: list[tuple[str, Any]]) -> State:
         """What the program reaches besides its arguments; looked through anew only where something has changed."""
@@ -219,7 +207,7 @@ class Compiler:
             if same and seen.holds():
                 return seen.state
         seen = watch(Roots(self.fn, owner, tuple(statics)), self.attention)
-        self.watched = _weak(owner), objects, seen
+        self.watched = weakly(owner), objects, seen
         return seen.state
 
     def _find(self, call: CallKey) -> tuple[Compiled, list[Tensor]]:
@@ -379,7 +367,7 @@ class Compiler:
         return new
 
     def __reduce__(self) -> Any:
-        return _restore, (_reference(self.fn), self.options, self.name, self.state)
+        return _restore, (reference(self.fn), self.options, self.name, self.state)
 
 
 def _with_room(attempt: Callable[[int], R]) -> R:
@@ -401,76 +389,10 @@ def _with_room(attempt: Callable[[int], R]) -> R:
     return found
 
 
-def _reference(fn: Any) -> Any:
-    """A pickled function: its module and path where these lead to the compiled one, else itself."""
-    module, path = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "")
-    try:
-        found = _found(str(module), path)
-    except (ImportError, AttributeError):
-        return fn
-    return (module, path) if found is not fn and _plain(found) is fn else fn
-
-
-def _found(module: str, path: str) -> Any:
-    return functools.reduce(getattr, path.split("."), importlib.import_module(module))
-
-
-def _plain(compiled: Any) -> Any:
-    """The user's own function behind a compiled function or forward."""
-    return getattr(compiled, "_propc_plain", None)
-
-
-def _restore(reference: Any, options: Options, name: str, state: EstimatorState) -> Compiler:
-    fn = _plain(_found(*reference)) if isinstance(reference, tuple) else reference
-    compiler = Compiler(fn, options, name)
+def _restore(of: Any, options: Options, name: str, state: EstimatorState) -> Compiler:
+    compiler = Compiler(referred(of), options, name)
     compiler.state = state
     return compiler
-
-
-def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec, Any]:
-    """The leaves of a call's arguments, their tree, and a key of the tree; quickly where each argument is a leaf."""
-    leaves = [*args, *kwargs.values()]
-    if all(isinstance(leaf, _LEAVES) for leaf in leaves):
-        form = len(args), tuple(kwargs)
-        return leaves, _flat(*form), form
-    leaves, tree = pytree.tree_flatten((args, kwargs))
-    return leaves, tree, tree
-
-
-_LEAVES = (Tensor, int, float, str, type(None))
-
-
-@functools.lru_cache
-def _flat(count: int, names: tuple[str, ...]) -> pytree.TreeSpec:
-    """The tree of a call whose arguments are all leaves."""
-    return pytree.tree_flatten(((0,) * count, dict.fromkeys(names)))[1]
-
-
-def _static_key(leaf: Any) -> Any:
-    """A static argument by value, or by identity where it has no hash."""
-    if isinstance(leaf, (int, float, str, bool, type(None))):
-        return type(leaf), leaf
-    try:
-        hash(leaf)
-    except TypeError:
-        return "object", id(leaf)
-    return type(leaf), leaf
-
-
-def _weak(owner: Any) -> Callable[[], Any]:
-    """Gives the owner, without keeping it alive where that can be."""
-    try:
-        return weakref.ref(owner)
-    except TypeError:  # None, and objects with slots
-        return lambda: owner
-
-
-def _identity(owner: Any) -> Any:
-    """The owner's part of the key, which does not keep it alive."""
-    try:
-        return weakref.ref(owner) if owner is not None else None
-    except TypeError:
-        return id(owner)
 
 
 def _outside() -> int:
