@@ -9,8 +9,10 @@ import hypothesis
 import pytest
 import torch
 import torch_state
-from mistakes import leaf, normal
+from agreement import plainly
+from mistakes import normal
 from torch.autograd.function import _SingleLevelFunction
+from zoo import leaf
 
 import propc
 
@@ -75,6 +77,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8")
 
     return check
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend `inductor` without its compiler."""
+    plainly(monkeypatch)
 
 
 @pytest.fixture

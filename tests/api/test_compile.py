@@ -16,14 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
+from zoo import leaf
 
 import propc
 
 B = 6
-
-
-def leaf(value: float = 0.4) -> Tensor:
-    return torch.tensor(value, requires_grad=True)
 
 
 @propc.compile(estimator="lr")
@@ -443,7 +440,7 @@ def test_a_failed_backward_poisons_nothing(estimator: Any) -> None:
 # -- choosing estimators ------------------------------------------------------------------------------
 
 
-def chain(theta: Tensor, override: Any = None) -> Tensor:
+def three_sites(theta: Tensor, override: Any = None) -> Tensor:
     x = propc.sample(Normal(theta.expand(B), 1.0), "x0")
     y = propc.sample(Normal(x + theta, 1.0), "x1", estimator=override)
     b = propc.sample(Bernoulli(logits=y + theta), "b")
@@ -458,8 +455,8 @@ def chosen(compiled: Any, *args: Any) -> dict[str, str]:
 
 
 def test_estimators_by_name_object_mapping_function_and_at_the_site() -> None:
-    assert chosen(propc.compile(chain)) == {"x0": "rp", "x1": "rp", "b": "lr"}
-    assert chosen(propc.compile(chain, estimator={"x*": "lr", "b": propc.LikelihoodRatio(None)})) == {
+    assert chosen(propc.compile(three_sites)) == {"x0": "rp", "x1": "rp", "b": "lr"}
+    assert chosen(propc.compile(three_sites, estimator={"x*": "lr", "b": propc.LikelihoodRatio(None)})) == {
         "x0": "lr",
         "x1": "lr",
         "b": "lr",
@@ -469,11 +466,15 @@ def test_estimators_by_name_object_mapping_function_and_at_the_site() -> None:
         estimator={"y": propc.TotalPropagation(weights="past")},
     )
     assert chosen(mixed) == {"x": "rp", "y": "tp"}
-    by_function = propc.compile(chain, estimator=lambda site: "lr" if site.name == "x0" else None)
+    by_function = propc.compile(three_sites, estimator=lambda site: "lr" if site.name == "x0" else None)
     assert chosen(by_function)["x0"] == "lr"
-    assert chosen(propc.compile(chain), "lr")["x1"] == "lr"  # at the site
-    assert chosen(propc.compile(chain, estimator=propc.LikelihoodRatio)) == {"x0": "lr", "x1": "lr", "b": "lr"}
-    assert chosen(propc.compile(chain).with_estimator("lr"))["b"] == "lr"
+    assert chosen(propc.compile(three_sites), "lr")["x1"] == "lr"  # at the site
+    assert chosen(propc.compile(three_sites, estimator=propc.LikelihoodRatio)) == {
+        "x0": "lr",
+        "x1": "lr",
+        "b": "lr",
+    }
+    assert chosen(propc.compile(three_sites).with_estimator("lr"))["b"] == "lr"
 
 
 def test_explain_graph_and_graphs() -> None:
@@ -496,7 +497,7 @@ def test_passes_by_name_class_and_object() -> None:
             return graph
 
     for choice in ("count-sites-test", CountSites, CountSites()):
-        compiled = propc.compile(chain, passes=[choice])
+        compiled = propc.compile(three_sites, passes=[choice])
         compiled(leaf())
         assert "count-sites-test" in [name for name, _ in compiled.graphs(leaf())]
     assert set(seen) == {3}

@@ -8,20 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
+from zoo import leaf
 
 import propc
 
 B = 6
 
 
-def leaf(value: float = 0.4) -> Tensor:
-    return torch.tensor(value, requires_grad=True)
-
-
 def squares(theta: Tensor) -> Tensor:
-    return propc.sample(Normal(theta.expand(B), 1.0), "x").square()
+    return zoo.unit_normal(theta, B).square()
 
 
 class Noisy(nn.Module):

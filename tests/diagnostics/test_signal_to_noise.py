@@ -36,7 +36,7 @@ ESTIMATORS = [
 ]
 
 
-def chain(theta: Tensor) -> Tensor:
+def shared_tensor(theta: Tensor) -> Tensor:
     """Two sites that share a tensor, which goes into the cost too."""
     p = theta.expand(ROWS, 2)
     x = propc.sample(Normal(p, 1.0), "x")
@@ -55,13 +55,13 @@ def told(theta: Tensor) -> Tensor:
 @pytest.mark.statistical
 def test_of_a_chain() -> None:
     """Pathwise, a row of y's mean gets 2y, N(4θ, 8) in each coordinate, and one of x's gets 2y + θ."""
-    found = propc.signal_to_noise(propc.compile(chain, estimator="rp"), THETA.double(), repeats=2000)
+    found = propc.signal_to_noise(propc.compile(shared_tensor, estimator="rp"), THETA.double(), repeats=2000)
     square = float(THETA.detach().double().square().sum())
     error = (2 / (2 * ROWS)) ** 0.5 / 2000 + 2 * (1.6 / (2000 * ROWS)) ** 0.5  # of the noise and of the signal
     assert list(found) == ["x", "y"]
     assert found["y"] == pytest.approx(16 * square / 16, abs=5 * error)
     assert found["x"] == pytest.approx(25 * square / 16, abs=5 * error)
-    twin = propc.signal_to_noise(propc.compile(chain, estimator="lr"), THETA.double(), repeats=2000)
+    twin = propc.signal_to_noise(propc.compile(shared_tensor, estimator="lr"), THETA.double(), repeats=2000)
     assert abs(twin["y"] - square) > 10 * error
 
 
@@ -187,9 +187,9 @@ def test_of_a_site_without_noise() -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(PropcValueError, match="1 steps are too few for a variance"):
-        propc.signal_to_noise(chain, THETA, repeats=1)
+        propc.signal_to_noise(shared_tensor, THETA, repeats=1)
     with pytest.raises(PropcValueError, match="this call reads none"):
-        propc.signal_to_noise(chain, torch.zeros(2), repeats=2)
+        propc.signal_to_noise(shared_tensor, torch.zeros(2), repeats=2)
 
 
 # -- shown --------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from mistakes import B, leaf, normal, refused, run
+from mistakes import B, normal, refused, run
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
+from zoo import leaf
 
 import propc
 

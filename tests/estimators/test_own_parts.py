@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch import Tensor, nn
-from torch.distributions import Exponential, Normal, Poisson
+from torch.distributions import Exponential, Poisson
+from zoo import leaf
 
 import propc
 from propc.estimators import SiteView
@@ -19,16 +21,12 @@ from propc.propagators import Baseline, PathwiseRule
 B = 8
 
 
-def model(theta: Tensor) -> Tensor:
-    return propc.sample(Normal(theta.expand(B), 1.0), "x").square()
-
-
-def theta() -> Tensor:
-    return torch.tensor(0.5, requires_grad=True)
+def squares(theta: Tensor) -> Tensor:
+    return zoo.unit_normal(theta, B).square()
 
 
 def lr(baseline: Any) -> propc.CompiledFunction[..., Tensor]:
-    return propc.compile(model, estimator=propc.estimator("lr", baseline=baseline))
+    return propc.compile(squares, estimator=propc.estimator("lr", baseline=baseline))
 
 
 class MyRule(propc.Estimator):
@@ -85,7 +83,7 @@ def registered() -> Iterator[None]:
 
 @pytest.mark.usefixtures("registered")
 def test_names_come_from_the_class_or_the_table() -> None:
-    site = propc.compile(model, estimator=MyRule()).graph(theta()).sites[0]
+    site = propc.compile(squares, estimator=MyRule()).graph(leaf(0.5)).sites[0]
     assert site.estimator == MyRule.name == "my-rule"
 
     @propc.register_estimator("fancy")
@@ -93,14 +91,14 @@ def test_names_come_from_the_class_or_the_table() -> None:
     class Other(MyRule):
         pass
 
-    assert propc.compile(model, estimator="fancy").graph(theta()).sites[0].estimator == "fancy"
+    assert propc.compile(squares, estimator="fancy").graph(leaf(0.5)).sites[0].estimator == "fancy"
 
     @dataclass(frozen=True)
     class LookOn(propc.passes.Pass):
         def apply(self, graph: propc.PropagationGraph) -> propc.PropagationGraph:
             return graph
 
-    assert "look-on" in dict(propc.compile(model, passes=[LookOn]).graphs(theta()))
+    assert "look-on" in dict(propc.compile(squares, passes=[LookOn]).graphs(leaf(0.5)))
 
 
 @pytest.mark.parametrize("made", [PathwiseRule(), (PathwiseRule(),), ("rp", "asked for"), None])
@@ -110,21 +108,21 @@ def test_an_estimator_gives_a_propagator_and_the_reason(made: Any) -> None:
             return made
 
     with pytest.raises(propc.PropcTypeError, match=r"site 'x' .*Wrong\) gives .*and the reason"):
-        propc.compile(model, estimator=Wrong())(theta())
+        propc.compile(squares, estimator=Wrong())(leaf(0.5))
 
 
 def test_classes_stand_for_objects() -> None:
     torch.manual_seed(0)
-    by_class = torch.autograd.grad(lr(Half)(start := theta()).sum(), start)
+    by_class = torch.autograd.grad(lr(Half)(start := leaf(0.5)).sum(), start)
     torch.manual_seed(0)
     by_object = torch.autograd.grad(lr(Half())(start).sum(), start)
     torch.testing.assert_close(by_class, by_object)
-    assert propc.compile(model, estimator=PathwiseRule).graph(theta()).sites[0].estimator == "rp"
+    assert propc.compile(squares, estimator=PathwiseRule).graph(leaf(0.5)).sites[0].estimator == "rp"
 
 
 def test_a_baseline_with_a_state_is_stateful() -> None:
     compiled = lr(LastMean())
-    cost = compiled(theta())
+    cost = compiled(leaf(0.5))
     (mean,) = compiled.state_dict().values()
     torch.testing.assert_close(mean, cost.mean().detach().to(mean.dtype))
 
@@ -132,7 +130,7 @@ def test_a_baseline_with_a_state_is_stateful() -> None:
 @pytest.mark.parametrize(("baseline", "got"), [(Total, r"\(\)"), (Nothing, "NoneType")])
 def test_a_baseline_of_another_shape(baseline: type[Baseline], got: str) -> None:
     with pytest.raises(propc.PropcValueError, match=rf"{baseline.__name__}.center must give .*\(8,\); got {got}"):
-        lr(baseline)(theta())
+        lr(baseline)(leaf(0.5))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +160,6 @@ def test_advice_fits_the_site() -> None:
 
     for law, advice in ((Poisson, "use 'lr' here"), (Exponential, "use 'lr' or 'rp' here")):
         with pytest.raises(propc.EstimatorError, match=advice):
-            propc.compile(two, estimator="enumerate")(theta(), law)
+            propc.compile(two, estimator="enumerate")(leaf(0.5), law)
     with pytest.raises(propc.PropcValueError, match=r"everything but the batch\.(\n|$)"):
-        propc.compile(lambda t: propc.sample(Poisson(t.exp().expand(B, 2)), "x"), estimator="lr")(theta())
+        propc.compile(lambda t: propc.sample(Poisson(t.exp().expand(B, 2)), "x"), estimator="lr")(leaf(0.5))

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mistakes import B, leaf, line_of, normal, refused, run
+from mistakes import B, line_of, normal, refused, run
 from torch import Tensor, nn
 from torch.distributions import Normal, RelaxedOneHotCategorical, VonMises
+from zoo import leaf
 
 import propc
 

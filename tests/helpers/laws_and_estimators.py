@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import zoo
 from torch import Tensor
 from torch.distributions import (
     Bernoulli,
@@ -30,8 +31,16 @@ sample, estimator = propc.sample, propc.estimator
 B = 7  # odd: the halves of crossfit differ
 
 
-def chain(theta: Tensor, x: Tensor) -> Tensor:
-    """Three steps of a rollout, with a cost at each."""
+def lr(samples: int = 1, **options: Any) -> Any:
+    return estimator("lr", samples=samples, **options)
+
+
+def vimco(samples: int = 3, **options: Any) -> Any:
+    return estimator("vimco", samples=samples, **options)
+
+
+def costs_on_the_way(theta: Tensor, x: Tensor) -> Tensor:
+    """Three steps, with a cost at each."""
     total: Any = 0
     for t in range(3):
         mean = torch.tanh(x * theta)
@@ -41,15 +50,11 @@ def chain(theta: Tensor, x: Tensor) -> Tensor:
 
 
 def shapeable(theta: Tensor, x: Tensor) -> Tensor:
-    for t in range(2):
-        x = sample(Normal(torch.tanh(x * theta), 0.3), f"x{t}")
-    return torch.cos(x).sum(-1)
+    return torch.cos(zoo.chain(zoo.autoregression(theta, 0.3), x, 2)).sum(-1)
 
 
 def fixed_scale(theta: Tensor, x: Tensor) -> Tensor:
-    for t in range(3):
-        x = sample(Normal(torch.tanh(x * theta), 0.3), f"x{t}")
-    return torch.cos(x).sum(-1)
+    return torch.cos(zoo.chain(zoo.autoregression(theta, 0.3), x, 3)).sum(-1)
 
 
 def bits(theta: Tensor, x: Tensor) -> Tensor:
@@ -174,6 +179,11 @@ def point(*values: float) -> Tensor:
     return torch.tensor(values, requires_grad=True)
 
 
+def theta() -> Tensor:
+    """What the programs here are tried at."""
+    return point(0.5, -0.3, 0.8)
+
+
 def rows(batch: int, width: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     return torch.linspace(-1.0, 1.3, batch * width, dtype=dtype).reshape(batch, width)
 
@@ -181,7 +191,7 @@ def rows(batch: int, width: int = 3, dtype: torch.dtype | None = None) -> Tensor
 ESTIMATED: dict[str, tuple[Callable[..., Any], Any]] = {
     f"{program.__name__}-{name}": (program, choice)
     for program, choices in (
-        (chain, CHAIN),
+        (costs_on_the_way, CHAIN),
         (shapeable, SHAPED),
         (fixed_scale, FIXED),
         (bits, BITS),

@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 from torch.distributions import Normal
+from zoo import leaf
 
 import propc
 
 B = 6
-
-
-def leaf(value: float = 0.4) -> Tensor:
-    return torch.tensor(value, requires_grad=True)
 
 
 def normal(theta: Tensor, name: str = "x") -> Tensor:

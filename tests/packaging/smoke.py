@@ -16,7 +16,7 @@ SITE_PACKAGES = Path(propc.__file__).parents[1]
 
 
 @propc.compile(estimator="tp")
-def rollout(beta, x0, W, horizon=10):
+def chaotic_rnn(beta, x0, W, horizon=10):
     """The chaotic recurrent network of the README."""
     x = x0
     for t in range(horizon):
@@ -37,12 +37,12 @@ def check_gradient() -> None:
     torch.manual_seed(0)
     beta = torch.tensor(1.5, requires_grad=True)
     x0, W = torch.rand(100, 2), torch.randn(2, 2)
-    loss = rollout(beta, x0, W, horizon=10)
+    loss = chaotic_rnn(beta, x0, W, horizon=10)
     loss.mean().backward()
     assert loss.shape == (100,)
     assert beta.grad is not None
     assert math.isfinite(beta.grad)
-    print(rollout.graph(beta, x0, W, horizon=10))
+    print(chaotic_rnn.graph(beta, x0, W, horizon=10))
     print(f"loss {loss.mean():.4f}, gradient {beta.grad:+.4f}")
 
 

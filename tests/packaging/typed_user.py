@@ -14,7 +14,7 @@ import propc
 
 
 @propc.compile(estimator="tp")
-def rollout(beta: Tensor, x0: Tensor, horizon: int = 10) -> Tensor:
+def linear_gaussian(beta: Tensor, x0: Tensor, horizon: int = 10) -> Tensor:
     x = x0
     for t in range(horizon):
         x = propc.sample(Normal(beta * x, 1.0), f"x{t}")
@@ -66,11 +66,11 @@ class Halve(propc.Propagator):
 
 
 def program(beta: Tensor, x0: Tensor) -> None:
-    assert_type(rollout(beta, x0, horizon=3), Tensor)
+    assert_type(linear_gaussian(beta, x0, horizon=3), Tensor)
     assert_type(pair(beta), tuple[Tensor, Tensor])
-    assert_type(rollout.graph(beta, x0), propc.PropagationGraph)
-    assert_type(rollout.with_estimator(Mine())(beta, x0), Tensor)
-    assert_type(propc.compile(rollout, passes=[Early(steps=1), Early, "prune"])(beta, x0), Tensor)
+    assert_type(linear_gaussian.graph(beta, x0), propc.PropagationGraph)
+    assert_type(linear_gaussian.with_estimator(Mine())(beta, x0), Tensor)
+    assert_type(propc.compile(linear_gaussian, passes=[Early(steps=1), Early, "prune"])(beta, x0), Tensor)
     assert_type(propc.compile(pair, passes=[lambda pipeline: pipeline.without("prune")])(beta), tuple[Tensor, Tensor])
     assert_type(Agent().loss(x0), Tensor)
     assert_type(Agent().loss.with_estimator(propc.LikelihoodRatio)(x0), Tensor)
@@ -81,9 +81,9 @@ def program(beta: Tensor, x0: Tensor) -> None:
 
 
 def mistakes(beta: Tensor) -> None:
-    rollout(beta)  # type: ignore[call-arg]
-    rollout.graph(beta, beta, steps=3)  # type: ignore[call-arg]
+    linear_gaussian(beta)  # type: ignore[call-arg]
+    linear_gaussian.graph(beta, beta, steps=3)  # type: ignore[call-arg]
     Agent().loss("x")  # type: ignore[arg-type]
-    propc.compile(rollout, estimator=3)  # type: ignore[call-overload]
-    propc.compile(rollout, passes=Early())  # type: ignore[call-overload]
+    propc.compile(linear_gaussian, estimator=3)  # type: ignore[call-overload]
+    propc.compile(linear_gaussian, passes=Early())  # type: ignore[call-overload]
     outcome(beta, times=torch.ones(()))  # type: ignore[arg-type]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from mistakes import leaf, normal, refused, run
+from mistakes import normal, refused, run
 from torch import Tensor
+from zoo import leaf
 
 import propc
 from propc.ir import Route, Token

@@ -12,6 +12,7 @@ import torch
 from surrogate import Plain, gradients, seeded, surrogate
 from torch import Tensor
 from torch.distributions import Normal
+from zoo import leaf
 
 import propc
 from propc.errors import GraphError
@@ -27,16 +28,12 @@ DEFAULT = ["split-costs", "find-influence", "prepare-estimators", "assign-propag
            "fuse", "roll-scans", "schedule"]  # fmt: skip
 
 
-def chain(theta: Tensor, sample: Any = propc.sample, between: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+def sine_map(theta: Tensor, sample: Any = propc.sample, between: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     x = torch.zeros(BATCH)
     for t in range(5):
         x = sample(Normal(torch.sin(theta + x), 0.5), f"x{t}")
         x = between(x) if t == 2 else x
     return x.square()
-
-
-def param() -> Tensor:
-    return torch.tensor(0.5, requires_grad=True)
 
 
 @dataclass(frozen=True)
@@ -77,22 +74,22 @@ class Draw(Pass):
 
 
 def test_force_lr() -> None:
-    theta = param()
-    compiled = propc.compile(chain, estimator="rp", passes=[ForceLR(steps=3)])
+    theta = leaf(0.5)
+    compiled = propc.compile(sine_map, estimator="rp", passes=[ForceLR(steps=3)])
     kinds = [type(s.rule) for s in compiled.graph(theta).sites]
     assert kinds == [LikelihoodRatioRule] * 2 + [PathwiseRule] * 3
     value = seeded(compiled, theta)
     plain = Plain(pathwise=["x2", "x3", "x4"])
-    expected = surrogate([(seeded(chain, theta, plain), ["x0", "x1"])], plain.scores)
+    expected = surrogate([(seeded(sine_map, theta, plain), ["x0", "x1"])], plain.scores)
     torch.testing.assert_close(gradients(value.sum(), [theta]), gradients(expected.sum(), [theta]))
 
 
 @pytest.mark.parametrize("estimator", ["rp", "lr", "tp"])
 def test_inserted_node(estimator: str) -> None:
     """What is inserted is part of the program: values and gradients are those of a program that has it."""
-    theta = param()
-    inserted = propc.compile(chain, estimator=estimator, passes=[Squash])
-    written = propc.compile(lambda theta: chain(theta, between=torch.tanh), estimator=estimator)
+    theta = leaf(0.5)
+    inserted = propc.compile(sine_map, estimator=estimator, passes=[Squash])
+    written = propc.compile(lambda theta: sine_map(theta, between=torch.tanh), estimator=estimator)
     value, expected = seeded(inserted, theta), seeded(written, theta)
     assert torch.equal(value, expected)
     torch.testing.assert_close(gradients(value.sum(), [theta]), gradients(expected.sum(), [theta]))
@@ -102,7 +99,7 @@ def test_inserted_node(estimator: str) -> None:
 
 
 def test_inserting_is_checked() -> None:
-    graph = propc.compile(chain).graph(param())
+    graph = propc.compile(sine_map).graph(leaf(0.5))
     with pytest.raises(GraphError, match="'x1' is taken"):
         graph.insert_after("x2", torch.tanh, label="x1")
     with pytest.raises(propc.PropcError, match=r"no node 'x9'.*'x0'"):
@@ -115,8 +112,8 @@ JUMPS = [torch.round, lambda x: x.sign() * x.detach(), lambda x: (x > 0).to(x.dt
 @pytest.mark.parametrize("fn", JUMPS)
 def test_inserted_jump(fn: Callable[[Tensor], Tensor]) -> None:
     """Whether a gradient passes an inserted function is found out, as in a program that has it."""
-    theta = param()
-    graph = propc.compile(chain).graph(theta).insert_after("x2", fn, label="jump")
+    theta = leaf(0.5)
+    graph = propc.compile(sine_map).graph(theta).insert_after("x2", fn, label="jump")
     reach = graph.influence.values[Ref("jump")]
     assert (reach.smooth, reach.parents, reach.leaves) == (0, 0, 0)
     assert graph.influence.named(reach.rough) == graph.influence.named(reach.any) == ("x0", "x1", "x2")
@@ -130,9 +127,9 @@ def test_inserted_jump(fn: Callable[[Tensor], Tensor]) -> None:
             return graph.insert_after("x2", fn, label="jump")
 
     with pytest.raises(propc.PropcError, match=r"site 'x0'.*differentiable path"):
-        propc.compile(chain, estimator="rp", passes=[Jump]).graph(theta)
-    inserted = propc.compile(chain, passes=[Jump])
-    written = propc.compile(lambda theta: chain(theta, between=fn))
+        propc.compile(sine_map, estimator="rp", passes=[Jump]).graph(theta)
+    inserted = propc.compile(sine_map, passes=[Jump])
+    written = propc.compile(lambda theta: sine_map(theta, between=fn))
     rules = [type(s.rule) for s in inserted.graph(theta).sites]
     assert rules == [type(s.rule) for s in written.graph(theta).sites] == [LikelihoodRatioRule] * 3 + [PathwiseRule] * 2
     value, expected = seeded(inserted, theta), seeded(written, theta)
@@ -155,7 +152,7 @@ class StraightThrough(torch.autograd.Function):
 )
 def test_inserted_path(fn: Callable[[Tensor], Tensor]) -> None:
     """Also where the derivative at zero is zero, or the user's own."""
-    graph = propc.compile(chain).graph(param()).insert_after("x2", fn, label="path")
+    graph = propc.compile(sine_map).graph(leaf(0.5)).insert_after("x2", fn, label="path")
     reach = graph.influence.values[Ref("path")]
     assert reach.smooth == reach.any
     assert not reach.rough
@@ -163,8 +160,8 @@ def test_inserted_path(fn: Callable[[Tensor], Tensor]) -> None:
 
 def test_inserted_gradient_of_something_else() -> None:
     """What the function holds may want a gradient; none leads through it to the value."""
-    held = param()
-    graph = propc.compile(chain).graph(param()).insert_after("x2", lambda x: x.detach() * held, label="held")
+    held = leaf(0.5)
+    graph = propc.compile(sine_map).graph(leaf(0.5)).insert_after("x2", lambda x: x.detach() * held, label="held")
     assert not graph.influence.values[Ref("held")].smooth
 
 
@@ -176,7 +173,7 @@ def test_inserting_tries_the_function() -> None:
         seen.append(x.detach().clone())
         return x.add_(torch.randn(BATCH))
 
-    graph = propc.compile(chain).graph(param())
+    graph = propc.compile(sine_map).graph(leaf(0.5))
     state = torch.get_rng_state()
     with torch.no_grad():
         changed = graph.insert_after("x2", noisy, label="noisy")
@@ -195,14 +192,14 @@ def test_inserting_tries_the_function() -> None:
 )
 def test_inserted_function_keeps_shape_and_dtype(fn: Callable[[Tensor], Any], words: str) -> None:
     with pytest.raises(GraphError, match=words):
-        propc.compile(chain).graph(param()).insert_after("x2", fn, label="new")
+        propc.compile(sine_map).graph(leaf(0.5)).insert_after("x2", fn, label="new")
 
 
 def test_inserted_in_place_of_a_returned_cost() -> None:
     """Behind the cost, the returned value is the node's."""
-    theta = param()
-    compiled = propc.compile(chain, estimator="rp", passes=[Squash(at="cost")])
-    expected = torch.tanh(seeded(chain, theta))
+    theta = leaf(0.5)
+    compiled = propc.compile(sine_map, estimator="rp", passes=[Squash(at="cost")])
+    expected = torch.tanh(seeded(sine_map, theta))
     value = seeded(compiled, theta)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradients(value.sum(), [theta]), gradients(expected.sum(), [theta]))
@@ -210,7 +207,7 @@ def test_inserted_in_place_of_a_returned_cost() -> None:
 
 def test_draw(tmp_path: Path) -> None:
     path = tmp_path / "g.dot"
-    propc.compile(chain, passes=[Draw(path=str(path))]).graph(param())
+    propc.compile(sine_map, passes=[Draw(path=str(path))]).graph(leaf(0.5))
     assert "digraph" in path.read_text(encoding="utf-8")
 
 
@@ -218,7 +215,7 @@ def test_draw(tmp_path: Path) -> None:
 
 
 def names(*extra: Any) -> list[str]:
-    pipeline = propc.compile(chain, passes=extra).compiler.options.pipeline()
+    pipeline = propc.compile(sine_map, passes=extra).compiler.options.pipeline()
     return [p.name for p in pipeline.passes]
 
 
@@ -268,7 +265,7 @@ def test_names_and_registration(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_not_a_pass(choice: Any, words: str) -> None:
     with pytest.raises(propc.PropcError, match=words):
-        propc.compile(chain, passes=[choice])
+        propc.compile(sine_map, passes=[choice])
 
 
 def test_changes_of_the_pipeline() -> None:
@@ -299,7 +296,7 @@ def test_without_split_costs() -> None:
         x, y = (propc.sample(Normal(theta.expand(BATCH), 1.0), name) for name in "xy")
         return x.square() + y.square()
 
-    theta = param()
+    theta = leaf(0.5)
     apart = propc.compile(two, estimator="lr")
     whole = propc.compile(two, estimator="lr", passes=[lambda p: p.without("split-costs")])
     assert [len(graph.costs) for graph in (apart.graph(theta), whole.graph(theta))] == [2, 1]
@@ -316,12 +313,12 @@ def test_changes_that_cannot_be() -> None:
     assert not hasattr(caught.value, "__notes__") or "is a propc.passes.Pass" in caught.value.__notes__[0]
     for single in (ForceLR(), ForceLR, "prune"):
         with pytest.raises(propc.PropcTypeError, match=r"takes a list of passes; got .*Write passes=\["):
-            propc.compile(chain, passes=single)  # type: ignore[call-overload]
+            propc.compile(sine_map, passes=single)  # type: ignore[call-overload]
 
 
 def test_graphs() -> None:
     """Before and after each pass; a pass does not change the graph that it was given."""
-    graphs = propc.compile(chain, estimator="tp").graphs(param())
+    graphs = propc.compile(sine_map, estimator="tp").graphs(leaf(0.5))
     assert [name for name, _ in graphs] == ["traced", *DEFAULT]
     assert all(site.rule is None for site in graphs[3][1].sites)
     assert all(site.rule is not None for site in graphs[4][1].sites)
@@ -332,7 +329,7 @@ def test_graphs() -> None:
 
 
 def test_passes_can_be_called_alone() -> None:
-    graph = propc.compile(chain).graphs(param())[0][1]
+    graph = propc.compile(sine_map).graphs(leaf(0.5))[0][1]
     assert str(SplitCosts()(graph)) == str(Pipeline((SplitCosts(),)).run(graph))
 
 
@@ -350,7 +347,7 @@ def broken(change: Callable[[propc.PropagationGraph], Any], last: str = "schedul
         def apply(self, graph: propc.PropagationGraph) -> propc.PropagationGraph:
             return change(graph)  # type: ignore[no-any-return]
 
-    return propc.compile(chain, estimator="lr", passes=[Broken])
+    return propc.compile(sine_map, estimator="lr", passes=[Broken])
 
 
 BREAKS = {
@@ -395,7 +392,7 @@ BREAKS = {
 @pytest.mark.parametrize(("change", "words"), BREAKS.values(), ids=BREAKS)
 def test_a_broken_graph_is_refused(change: Any, words: str) -> None:
     with pytest.raises(GraphError, match=words) as caught:
-        broken(change).graph(param())
+        broken(change).graph(leaf(0.5))
     notes = "".join(getattr(caught.value, "__notes__", []))
     before = ", ".join(DEFAULT)
     assert f"(in pass 'broken'; run before it: {before})" in notes or not hasattr(caught.value, "add_note")
@@ -407,14 +404,14 @@ def test_a_route_to_a_site_that_does_not_influence_the_cost() -> None:
         b = propc.sample(Normal(theta.expand(BATCH), 1.0), "b")
         return a.square(), b.square()
 
-    graph = propc.compile(program, estimator="lr").graph(param())
+    graph = propc.compile(program, estimator="lr").graph(leaf(0.5))
     (first, _) = graph.routes
     with pytest.raises(GraphError, match="cost0 -> b ends at a site that does not influence the cost"):
         replace(graph, routes=(replace(first, targets=(Token("b"),)),)).verify()
 
 
 def test_all_violations_at_once() -> None:
-    graph = propc.compile(chain, estimator="lr").graph(param())
+    graph = propc.compile(sine_map, estimator="lr").graph(leaf(0.5))
     bad = replace(graph.without("x1.in"), routes=(Route("x0", (), graph.routes[0].baseline),))
     with pytest.raises(GraphError) as caught:
         bad.verify()
@@ -427,7 +424,7 @@ def test_all_violations_at_once() -> None:
 @pytest.mark.parametrize("returned", [None, "graph", 3])
 def test_something_else_is_refused(returned: Any) -> None:
     with pytest.raises(propc.PropcError, match=f"the pass returned {type(returned).__name__}"):
-        broken(lambda graph: returned).graph(param())
+        broken(lambda graph: returned).graph(leaf(0.5))
 
 
 def test_a_failing_pass_keeps_its_own_error() -> None:
@@ -436,7 +433,7 @@ def test_a_failing_pass_keeps_its_own_error() -> None:
 
     compiled = broken(fail, "prune")
     with pytest.raises(RuntimeError, match="mine") as caught:
-        compiled.graph(param())
+        compiled.graph(leaf(0.5))
     notes = getattr(caught.value, "__notes__", [])
     assert not hasattr(caught.value, "add_note") or any("'broken'" in n and "prune" in n for n in notes)
 
@@ -447,21 +444,21 @@ def test_a_failing_pass_keeps_its_own_error() -> None:
 def test_debug_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROPC_DEBUG", "1")
-    propc.compile(chain).graph(param())
+    propc.compile(sine_map).graph(leaf(0.5))
     text = capsys.readouterr().out
     assert [f"-- {i + 1:02d} {name} (" in text for i, name in enumerate(DEFAULT)] == [True] * len(DEFAULT)
-    assert text.count("graph chain") == len(DEFAULT)
+    assert text.count("graph sine_map") == len(DEFAULT)
     assert not list(tmp_path.iterdir())
 
 
 def test_debug_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROPC_DEBUG", "2")
-    propc.compile(chain).graph(param())
+    propc.compile(sine_map).graph(leaf(0.5))
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{i + 1:02d}-{n}.dot" for i, n in enumerate(DEFAULT)]
     assert "-- 01 split-costs" in capsys.readouterr().out
 
 
 def test_no_output_by_default(capsys: pytest.CaptureFixture[str]) -> None:
-    propc.compile(chain, passes=[Prune(), Schedule()]).graph(param())
+    propc.compile(sine_map, passes=[Prune(), Schedule()]).graph(leaf(0.5))
     assert capsys.readouterr() == ("", "")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from surrogate import Plain, seeded, surrogate
 from torch import Tensor
 from torch.distributions import Normal
@@ -187,10 +188,9 @@ def test_sum_adds_what_a_list_has_collected() -> None:
 
 
 def costs(theta: Tensor, first: Any = None, second: Any = None, sample: Any = propc.sample, cost: Any = None) -> Any:
-    """A chain of two sites with a cost after each."""
+    """A pair of sites with a cost after each."""
     cost = cost or propc.cost
-    x = sample(Normal(theta[0].expand(BATCH), 1.0), "x")
-    y = sample(Normal(theta[1] * x, 1.0), "y")
+    x, y = zoo.linear_gaussian(theta[0], theta[1], BATCH, sample)
     return cost(torch.sin(x) * theta[1], "one", first), cost(y.square() + x * theta[0], "two", second)
 
 
@@ -230,10 +230,9 @@ def test_costs_under_pathwise_sites() -> None:
         torch.testing.assert_close(found, by_surrogate(True, [[], []], keep))
 
 
-def chain(theta: Tensor, rule: Any = None, sample: Any = propc.sample, cost: Any = propc.cost) -> Tensor:
+def cost_of_the_last(theta: Tensor, rule: Any = None, sample: Any = propc.sample, cost: Any = propc.cost) -> Tensor:
     """The cost reads the last of three sites alone."""
-    x = sample(Normal(theta[0].expand(BATCH), 1.0), "x")
-    y = sample(Normal(theta[1] * x, 1.0), "y")
+    _, y = zoo.linear_gaussian(theta[0], theta[1], BATCH, sample)
     z = sample(Normal(theta[0] * y, 1.0), "z")
     return cost(torch.sin(z) * theta[1], "c", rule)
 
@@ -245,16 +244,16 @@ def test_a_loss_that_is_not_cumulative(cumulative: bool, wrap: bool) -> None:
     loss: Propagator = propagator("loss", cumulative=cumulative)
     rule = Sequence("scale", loss=loss) if wrap else loss
     leaf, plain = THETA.clone().requires_grad_(), Plain()
-    value = seeded(lambda: chain(leaf, None, plain, lambda v, *_: v))
+    value = seeded(lambda: cost_of_the_last(leaf, None, plain, lambda v, *_: v))
     sites = ["x", "y", "z"] if cumulative else ["z"]
     want = torch.autograd.grad(surrogate([(value, sites)], plain.scores).mean(), leaf)[0]
-    torch.testing.assert_close(gradients(lambda theta: chain(theta, rule), "lr"), want)
+    torch.testing.assert_close(gradients(lambda theta: cost_of_the_last(theta, rule), "lr"), want)
 
 
 def test_a_scaled_loss() -> None:
     """Backward, the last part comes first."""
-    found = gradients(lambda theta: chain(theta, Sequence(propagator("scale", factor=3.0), "loss")), "lr")
-    torch.testing.assert_close(found, 3 * gradients(lambda theta: chain(theta), "lr"))
+    found = gradients(lambda theta: cost_of_the_last(theta, Sequence(propagator("scale", factor=3.0), "loss")), "lr")
+    torch.testing.assert_close(found, 3 * gradients(lambda theta: cost_of_the_last(theta), "lr"))
 
 
 # -- sites ------------------------------------------------------------------------------

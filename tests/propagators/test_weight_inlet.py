@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from agreement import plainly
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
@@ -16,6 +15,8 @@ import propc
 from propc.estimators import NoBaseline
 from propc.propagators import WEIGHT, Baseline, Draw, SitePropagator, row_log_prob, token
 from propc.types import Plate
+
+pytestmark = pytest.mark.usefixtures("plain")
 
 B = 6
 
@@ -58,11 +59,6 @@ class Both(WeightToLoc):
     def draw(self, site: Any, phi: Any, tangents: Any) -> Draw:
         drawn = super().draw(site, phi, tangents)
         return Draw(drawn.value, (token(row_log_prob(site.build(phi), drawn.value, site.lead)), *drawn.tokens))
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    plainly(monkeypatch)
 
 
 backends = pytest.mark.parametrize("backend", ["eager", "inductor"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from laws_and_estimators import lr, vimco
 from oracles import enumerate_outcomes, expect, gradient, hessian
 from programs import neighbour, vector
 from stats import assert_less_variance, assert_rejected, check, gradient_draws, hessian_draws
@@ -28,14 +29,6 @@ ROWS = 200_000
 
 def log_mean_exp(values: Sequence[Tensor]) -> Tensor:
     return torch.logsumexp(torch.stack(list(values)), 0) - math.log(len(values))
-
-
-def vimco(samples: int, **options: Any) -> Any:
-    return propc.estimator("vimco", samples=samples, **options)
-
-
-def lr(samples: int = 1, **options: Any) -> Any:
-    return propc.estimator("lr", samples=samples, **options)
 
 
 @dataclass(frozen=True)
@@ -76,10 +69,18 @@ def log_joint(z: Tensor, w: Tensor) -> Tensor:
     return prior + torch.cos(1.5 * (z * w).sum(-1)) + z.prod(-1) * w[..., 0]
 
 
-def two_bits(phi: Tensor, w: Tensor, batch: int) -> Tensor:
+def log_weight(phi: Tensor, w: Tensor, batch: int) -> Tensor:
     q = Bernoulli(logits=phi.expand(batch, 2))
     z = sample(q, "z")
-    return -propc.bound(log_joint(z, w.expand(batch, 2)) - q.log_prob(z).sum(-1))
+    return log_joint(z, w.expand(batch, 2)) - q.log_prob(z).sum(-1)
+
+
+def two_bits(phi: Tensor, w: Tensor, batch: int) -> Tensor:
+    return -propc.bound(log_weight(phi, w, batch))
+
+
+def without_bound(phi: Tensor, w: Tensor, batch: int) -> Tensor:
+    return -log_weight(phi, w, batch)
 
 
 def by_tuples(one: Callable[..., Tensor], samples: int) -> Callable[..., Tensor]:
@@ -118,14 +119,10 @@ def test_every_baseline(name: str, samples: int) -> None:
 
 def test_one_sample_is_the_evidence_lower_bound() -> None:
     """And its gradient."""
-
-    def without(phi: Tensor, w: Tensor, batch: int) -> Tensor:
-        q = Bernoulli(logits=phi.expand(batch, 2))
-        z = sample(q, "z")
-        return -(log_joint(z, w.expand(batch, 2)) - q.log_prob(z).sum(-1))
-
     bits(1).check("lr")
-    marked, plain = (gradient_draws(propc.compile(f, estimator="lr"), PHI, W, rows=1000) for f in (two_bits, without))
+    marked, plain = (
+        gradient_draws(propc.compile(f, estimator="lr"), PHI, W, rows=1000) for f in (two_bits, without_bound)
+    )
     torch.testing.assert_close(marked, plain)
 
 
@@ -154,13 +151,7 @@ def test_a_wrong_message_is_rejected(baseline: LeaveOneOut) -> None:
 @pytest.mark.parametrize("samples", [2, 3])
 def test_the_mean_of_the_log_weights_is_rejected(samples: int) -> None:
     """What a program without `propc.bound` would have."""
-
-    def mean(phi: Tensor, w: Tensor, batch: int) -> Tensor:
-        q = Bernoulli(logits=phi.expand(batch, 2))
-        z = sample(q, "z")
-        return -(log_joint(z, w.expand(batch, 2)) - q.log_prob(z).sum(-1))
-
-    draws = gradient_draws(propc.compile(mean, estimator=lr(samples)), PHI, W, rows=ROWS)
+    draws = gradient_draws(propc.compile(without_bound, estimator=lr(samples)), PHI, W, rows=ROWS)
     assert_rejected(draws, bits(samples).exact)
 
 
@@ -179,24 +170,24 @@ def test_vimco_varies_less(samples: int) -> None:
 # -- several sites ------------------------------------------------------------------------
 
 
-def chain(phi: Tensor, w: Tensor, batch: int) -> Tensor:
+def two_bits_in_a_row(phi: Tensor, w: Tensor, batch: int) -> Tensor:
     """The second bit is drawn from the first."""
     p, v = phi.expand(batch, 3), w.expand(batch, 2)
     first = Bernoulli(logits=p[..., 0])
     a = sample(first, "a")
     second = Bernoulli(logits=p[..., 1] + p[..., 2] * a)
     b = sample(second, "b")
-    return -propc.bound(of_chain(a, b, v) - first.log_prob(a) - second.log_prob(b))
+    return -propc.bound(of_bits(a, b, v) - first.log_prob(a) - second.log_prob(b))
 
 
-def of_chain(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
+def of_bits(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
     return torch.sin(2 * a + w[..., 0]) * (1 + b) - w[..., 1].square() * b + a * b
 
 
-CHAIN = (vector(0.3, -0.6, 1.2), vector(0.7, 0.9))
+IN_A_ROW = (vector(0.3, -0.6, 1.2), vector(0.7, 0.9))
 
 
-def chain_expectation(first: int, second: int) -> Callable[..., Tensor]:
+def expected_in_a_row(first: int, second: int) -> Callable[..., Tensor]:
     """K draws of the first bit, and for each of them as many of the second."""
 
     def model(choose: Choose, phi: Tensor, w: Tensor) -> Tensor:
@@ -207,7 +198,7 @@ def chain_expectation(first: int, second: int) -> Callable[..., Tensor]:
             for _ in range(second):
                 behind = Bernoulli(logits=phi[1] + phi[2] * a)
                 b = choose(behind)
-                weights.append(of_chain(a, b, w) - law.log_prob(a) - behind.log_prob(b))
+                weights.append(of_bits(a, b, w) - law.log_prob(a) - behind.log_prob(b))
         return -log_mean_exp(weights)
 
     return lambda phi, w: enumerate_outcomes(lambda choose: model(choose, phi, w))
@@ -224,13 +215,13 @@ def chain_expectation(first: int, second: int) -> Callable[..., Tensor]:
     ids=str,
 )
 def test_trajectories(estimators: dict[str, Any]) -> None:
-    Bound(chain, CHAIN, chain_expectation(2, 1)).check(estimators)
+    Bound(two_bits_in_a_row, IN_A_ROW, expected_in_a_row(2, 1)).check(estimators)
 
 
 @pytest.mark.parametrize(("a", "b"), [(vimco(2), vimco(3)), (lr(2), lr(3)), ("lr", vimco(3))])
 def test_plates_inside_plates(a: Any, b: Any) -> None:
     """The bound is over all draws of both."""
-    Bound(chain, CHAIN, chain_expectation(1 if a == "lr" else 2, 3)).check({"a": a, "b": b})
+    Bound(two_bits_in_a_row, IN_A_ROW, expected_in_a_row(1 if a == "lr" else 2, 3)).check({"a": a, "b": b})
 
 
 @pytest.mark.parametrize(("a", "b"), [("enumerate", vimco(2)), ("enumerate", "lr"), (vimco(2), "enumerate")])
@@ -247,18 +238,20 @@ def test_enumerated_sites_have_weights(a: Any, b: Any) -> None:
             for other in [None] * several if b != "enumerate" else [vector(0.0)[0], vector(1.0)[0]]:
                 y = choose(behind) if other is None else other
                 more = -math.log(several) if other is None else behind.log_prob(y)
-                total.append(weigh + more + of_chain(z, y, w) - first.log_prob(z) - behind.log_prob(y))
+                total.append(weigh + more + of_bits(z, y, w) - first.log_prob(z) - behind.log_prob(y))
         return -torch.logsumexp(torch.stack(total), 0)
 
-    problem = Bound(chain, CHAIN, lambda phi, w: enumerate_outcomes(lambda choose: model(choose, phi, w)))
+    problem = Bound(
+        two_bits_in_a_row, IN_A_ROW, lambda phi, w: enumerate_outcomes(lambda choose: model(choose, phi, w))
+    )
     problem.check({"a": a, "b": b})
 
 
 def test_everything_enumerated_is_the_evidence() -> None:
-    phi, w = (p.clone().requires_grad_() for p in CHAIN)
-    loss = propc.compile(chain, estimator="enumerate")(phi, w, batch=2)
+    phi, w = (p.clone().requires_grad_() for p in IN_A_ROW)
+    loss = propc.compile(two_bits_in_a_row, estimator="enumerate")(phi, w, batch=2)
     pairs = [(a, b) for a in (0.0, 1.0) for b in (0.0, 1.0)]
-    exact = -torch.logsumexp(torch.stack([of_chain(*vector(*pair), w) for pair in pairs]), 0)
+    exact = -torch.logsumexp(torch.stack([of_bits(*vector(*pair), w) for pair in pairs]), 0)
     torch.testing.assert_close(loss, exact.expand(2))
     found, wanted = (torch.autograd.grad(v, (phi, w), allow_unused=True, retain_graph=True) for v in (loss[0], exact))
     torch.testing.assert_close(found[0], torch.zeros(3))  # whatever the proposal

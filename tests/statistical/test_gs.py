@@ -38,7 +38,7 @@ def step(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     return x @ MIX * theta[..., 1:2] + theta[..., :1], theta[..., 2:3].exp()
 
 
-def chain(theta: Tensor, batch: int, cost: Callable[[Tensor], Tensor]) -> Tensor:
+def three_steps(theta: Tensor, batch: int, cost: Callable[[Tensor], Tensor]) -> Tensor:
     p = theta.expand(batch, -1)
     x = propc.sample(Normal(p[..., :1].expand(batch, 2), 0.5), "x0")
     for t in range(1, 3):
@@ -48,7 +48,7 @@ def chain(theta: Tensor, batch: int, cost: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def law(theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the chain's last state."""
+    """Mean and covariance of the last state."""
     mean, covariance = theta[0].expand(2), 0.25 * torch.eye(2, dtype=theta.dtype)
     for _ in range(2):
         loc, scale = step(mean, theta)
@@ -81,7 +81,7 @@ def draws(program: Callable[..., Any], *passes: Any, estimator: Any = "lr", call
 @pytest.mark.parametrize("estimator", ["gs", "gs-tp", "gr"])
 def test_a_gaussian_chain(estimator: str, cost: str) -> None:
     def program(theta: Tensor, batch: int) -> Tensor:
-        return chain(theta, batch, COSTS[cost])
+        return three_steps(theta, batch, COSTS[cost])
 
     check(draws(program, estimator=estimator), exact(cost), twin=1.15)
 
@@ -99,7 +99,7 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_nodes_and_sites_in_every_order(place: str) -> None:
     def program(theta: Tensor, batch: int) -> Tensor:
-        return chain(theta, batch, COSTS["cos"])
+        return three_steps(theta, batch, COSTS["cos"])
 
     passes, estimator = PLACES[place]
     check(draws(program, *passes, estimator=estimator), exact("cos"), twin=1.15)
@@ -109,7 +109,9 @@ def test_a_way_round_the_node() -> None:
     """One term sees the last state through the node, another as it is."""
 
     def program(theta: Tensor, batch: int) -> Tensor:
-        return chain(theta, batch, lambda x: COSTS["cos"](propc.node(x @ MIX, "y") @ MIX.inverse()) + COSTS["exp"](x))
+        return three_steps(
+            theta, batch, lambda x: COSTS["cos"](propc.node(x @ MIX, "y") @ MIX.inverse()) + COSTS["exp"](x)
+        )
 
     found = draws(program, GaussianShaping(at="y"))
     check(found, exact("cos") + exact("exp"), twin=1.15)
@@ -181,7 +183,7 @@ def test_a_value_that_is_not_gaussian() -> None:
 
 def test_second_derivatives() -> None:
     def program(theta: Tensor, batch: int) -> Tensor:
-        return chain(theta, batch, COSTS["cos"])
+        return three_steps(theta, batch, COSTS["cos"])
 
     hessian = torch.autograd.functional.hessian(lambda theta: expectation(theta, "cos"), THETA)
     for estimator in ("gs", "gr"):

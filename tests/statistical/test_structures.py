@@ -45,7 +45,7 @@ sample = propc.sample
 # Each structure: a program of θ, and the same expectation by quadrature.
 
 
-def chain(theta: Tensor, batch: int) -> Tensor:
+def three_normals(theta: Tensor, batch: int) -> Tensor:
     p = theta.expand(batch, -1)
     x = sample(Normal(p[..., 0], 0.5), "x")
     y = sample(Normal(torch.sin(x) + p[..., 1], 0.7), "y")
@@ -53,7 +53,7 @@ def chain(theta: Tensor, batch: int) -> Tensor:
     return torch.cos(z)
 
 
-def chain_expectation(p: Tensor) -> Tensor:
+def three_normals_expectation(p: Tensor) -> Tensor:
     return expect(
         Normal(p[0], 0.5),
         lambda x: expect(Normal(torch.sin(x) + p[1], 0.7), lambda y: expect(Normal(p[0] * y, 0.6), torch.cos)),
@@ -152,7 +152,7 @@ def direct_terms_expectation(p: Tensor) -> Tensor:
 
 
 STRUCTURES = {
-    "chain": Problem(chain, vector(0.4, 0.3), chain_expectation),
+    "chain": Problem(three_normals, vector(0.4, 0.3), three_normals_expectation),
     "diamond": Problem(diamond, vector(0.4, 0.8), diamond_expectation),
     "shared-value": Problem(shared_value, vector(0.4, 0.8), shared_value_expectation),
     "independent-branches": Problem(independent_branches, vector(0.4, 1.8), independent_branches_expectation),
@@ -266,7 +266,7 @@ def test_a_cost_returned_twice_counts_twice_and_no_more(estimator: str) -> None:
     """A cost that reached its site by both of its names would count four times."""
 
     def program(theta: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        cost = propc.cost(chain(theta, batch), "cost")
+        cost = propc.cost(three_normals(theta, batch), "cost")
         return cost, propc.cost(cost, "again")
 
     problem = STRUCTURES["chain"]

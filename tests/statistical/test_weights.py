@@ -7,6 +7,7 @@ from functools import lru_cache
 import oracles
 import pytest
 import torch
+import zoo
 from programs import vector
 from stats import check, gradient_draws
 from torch import Tensor
@@ -41,9 +42,7 @@ WEIGHT = torch.tensor([[-5.0, -25.0], [5.0, 25.0]], dtype=torch.float64)
 def chaotic_rnn(beta: Tensor, batch: int, horizon: int) -> Tensor:
     """x′ = σ(β·x W) + N(0, 0.001²), L = ½‖1 − x_H‖²."""
     x = torch.tensor([0.35, 0.55], dtype=torch.float64).expand(batch, 2)
-    for t in range(horizon):
-        x = propc.sample(Normal(torch.sigmoid(beta * (x @ WEIGHT)), 0.001), f"x{t}")
-    return 0.5 * (1 - x).square().sum(-1)
+    return 0.5 * (1 - zoo.chain(zoo.chaotic_rnn(beta, WEIGHT), x, horizon)).square().sum(-1)
 
 
 @lru_cache

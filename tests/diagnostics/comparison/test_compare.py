@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy
 import pytest
 import torch
+import zoo
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal, Poisson
 
@@ -203,13 +204,10 @@ def test_sites_that_ask_for_an_estimator_do_not_bias_the_reference() -> None:
 def test_what_is_too_large_is_not_enumerated() -> None:
     """2^24 configurations of a chain, each site of which has but two."""
 
-    def chain(theta: Tensor) -> Tensor:
-        z = theta.expand(4)
-        for t in range(24):
-            z = propc.sample(Bernoulli(logits=theta * (2 * z - 1)), f"z{t}")
-        return z
+    def many_bits(theta: Tensor) -> Tensor:
+        return zoo.chain(lambda z: Bernoulli(logits=theta * (2 * z - 1)), theta.expand(4), 24, name="z")
 
-    assert propc.compare(chain, point(0.2), estimators=["lr"], repeats=3).reference.startswith("30 steps of ")
+    assert propc.compare(many_bits, point(0.2), estimators=["lr"], repeats=3).reference.startswith("30 steps of ")
 
 
 def test_scalar_costs_that_are_discrete() -> None:

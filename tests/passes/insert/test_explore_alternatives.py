@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch import Tensor
 from torch.distributions import (
     Bernoulli,
@@ -40,7 +41,7 @@ def local(**options: Any) -> Any:
 
 
 def bits(theta: Tensor, name: str = "z") -> Tensor:
-    return propc.sample(Bernoulli(logits=theta.expand(BATCH, 2)), name)
+    return zoo.bernoullis(theta, BATCH, name)
 
 
 def graph_of(program: Any, estimator: Any = "local", **options: Any) -> propc.PropagationGraph:

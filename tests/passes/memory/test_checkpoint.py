@@ -14,6 +14,7 @@ import torch
 import zoo
 from torch import Tensor
 from torch.distributions import Normal
+from zoo import leaf
 
 import propc
 from propc.errors import GraphError, PropcTypeError, PropcValueError
@@ -23,22 +24,18 @@ from propc.passes import Checkpoint
 BATCH = 5
 
 
-def rollout(theta: Tensor, horizon: int = 9) -> Tensor:
-    x = zoo.chain(lambda x: Normal(torch.tanh(theta * x).exp().sin(), 0.1), theta.expand(BATCH, 400), horizon)
-    return x.square().sum(-1)
+def long_steps(theta: Tensor, horizon: int = 9) -> Tensor:
+    law = zoo.autoregression(theta, 0.1, link=lambda x: torch.tanh(x).exp().sin())
+    return zoo.chain(law, theta.expand(BATCH, 400), horizon).square().sum(-1)
 
 
-def param() -> Tensor:
-    return torch.tensor(0.4, requires_grad=True)
-
-
-def graph_of(program: Any = rollout, *passes: Any, estimator: Any = "tp", **static: Any) -> propc.PropagationGraph:
-    return propc.compile(program, estimator=estimator, passes=passes).graph(param(), **static)
+def graph_of(program: Any = long_steps, *passes: Any, estimator: Any = "tp", **static: Any) -> propc.PropagationGraph:
+    return propc.compile(program, estimator=estimator, passes=passes).graph(leaf(), **static)
 
 
 def test_golden(golden: Callable[[str, str], None]) -> None:
     compiled = propc.compile(showcase.rollout, estimator="tp", passes=[Checkpoint(blocks=3)])
-    arguments = param(), torch.zeros(100, 4), torch.eye(4), 9
+    arguments = leaf(), torch.zeros(100, 4), torch.eye(4), 9
     golden("checkpoint.txt", str(compiled.graph(*arguments)))
     golden("checkpoint.explain.txt", str(compiled.explain(*arguments)))
 
@@ -56,7 +53,7 @@ def test_what_goes_on_in_place() -> None:
 
     found = []
     for passes in ((), (Checkpoint(blocks=3),)):
-        theta = param()
+        theta = leaf()
         torch.manual_seed(0)
         found += torch.autograd.grad(propc.compile(program, estimator="rp", passes=passes)(theta).sum(), theta)
     torch.testing.assert_close(*found)
@@ -73,13 +70,13 @@ def test_only_the_schedule_changes() -> None:
 
 @pytest.mark.parametrize("choice", ["checkpoint", Checkpoint, Checkpoint()], ids=["name", "class", "object"])
 def test_by_name(choice: Any) -> None:
-    assert graph_of(rollout, choice).schedule == graph_of(rollout, Checkpoint()).schedule
+    assert graph_of(long_steps, choice).schedule == graph_of(long_steps, Checkpoint()).schedule
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_so_many_blocks(count: int) -> None:
     """The last one is kept as it is; the others are of like size, and begin with a segment."""
-    blocks = graph_of(rollout, Checkpoint(blocks=count), horizon=20).schedule.blocks
+    blocks = graph_of(long_steps, Checkpoint(blocks=count), horizon=20).schedule.blocks
     assert len(blocks) == count - 1
     assert all(abs(len(names) - 40 / count) <= 4 for names in blocks)
     assert all(names[0].endswith(".in") for names in blocks)
@@ -87,21 +84,21 @@ def test_so_many_blocks(count: int) -> None:
 
 @pytest.mark.slow
 def test_about_the_root_of_the_horizon() -> None:
-    counts = [len(graph_of(rollout, Checkpoint(), horizon=h).schedule.blocks) for h in (16, 64, 256)]
+    counts = [len(graph_of(long_steps, Checkpoint(), horizon=h).schedule.blocks) for h in (16, 64, 256)]
     assert 4 <= counts[0] <= 8
     assert all(1.6 < more / less < 2.4 for less, more in pairwise(counts))
 
 
 def test_where_patterns_say() -> None:
-    blocks = graph_of(rollout, Checkpoint(at=["x2.in", "x[56].in"])).schedule.blocks
+    blocks = graph_of(long_steps, Checkpoint(at=["x2.in", "x[56].in"])).schedule.blocks
     assert [(names[0], names[-1]) for names in blocks] == [("x0.in", "x1"), ("x2.in", "x4"), ("x5.in", "x5")]
-    assert graph_of(rollout, Checkpoint(at="x2")).schedule.blocks[0][-1] == "x2.in"
+    assert graph_of(long_steps, Checkpoint(at="x2")).schedule.blocks[0][-1] == "x2.in"
 
 
 def test_a_budget_leaves_as_much_as_it_allows() -> None:
     last = []
     for budget in (1e9, 6e5, 4e5):
-        graph = graph_of(rollout, Checkpoint(budget=budget), horizon=20)
+        graph = graph_of(long_steps, Checkpoint(budget=budget), horizon=20)
         again = {name for names in graph.schedule.blocks for name in names}
         last.append(len(again))
     assert last[0] == 0 < last[1] < last[2]
@@ -109,13 +106,13 @@ def test_a_budget_leaves_as_much_as_it_allows() -> None:
 
 def test_a_budget_that_is_too_small() -> None:
     with pytest.warns(propc.PropcWarning, match=r"budget of 1e\+03 bytes is too small: .* keep \d.* at least"):
-        graph = graph_of(rollout, Checkpoint(budget=1000))
+        graph = graph_of(long_steps, Checkpoint(budget=1000))
     assert graph.schedule.blocks
 
 
 def test_a_small_program_stays_whole() -> None:
     def program(theta: Tensor) -> Tensor:
-        return propc.sample(Normal(theta.expand(BATCH), 1.0), "x").square()
+        return zoo.unit_normal(theta, BATCH).square()
 
     assert not graph_of(program, Checkpoint()).schedule.blocks
 
@@ -124,7 +121,7 @@ def test_blocks_hold_no_leaves_in_front() -> None:
     held = torch.ones(40)
 
     def program(theta: Tensor) -> Tensor:
-        return rollout(theta * held.mean())
+        return long_steps(theta * held.mean())
 
     graph = graph_of(program, Checkpoint(blocks=3))
     assert not any(isinstance(graph[names[0]], (Input, Parameter)) for names in graph.schedule.blocks)
@@ -243,11 +240,11 @@ def test_bad_options(kind: type[Exception], options: dict[str, Any], words: str)
 
 def test_a_name_that_is_none() -> None:
     with pytest.raises(PropcValueError, match=r"at='y3.in' names no node.*'x3.in'"):
-        graph_of(rollout, Checkpoint(at="y3.in"))
+        graph_of(long_steps, Checkpoint(at="y3.in"))
 
 
 def test_verify_checks_blocks() -> None:
-    graph = graph_of(rollout, Checkpoint(blocks=3))
+    graph = graph_of(long_steps, Checkpoint(blocks=3))
     first, second = graph.schedule.blocks
     for blocks, words in [
         ((second, first), "block 2 of the schedule is no run"),

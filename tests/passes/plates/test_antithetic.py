@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, OneHotCategorical, Poisson
 
@@ -23,22 +24,18 @@ def param() -> Tensor:
     return THETA.clone().requires_grad_()
 
 
-def bernoulli(theta: Tensor, name: str) -> Tensor:
-    return propc.sample(Bernoulli(logits=theta.expand(B, 2)), name)
-
-
 def one(theta: Tensor) -> Tensor:
-    return (bernoulli(theta, "z") * theta).sum(-1)
+    return (zoo.bernoullis(theta, B, "z") * theta).sum(-1)
 
 
 def two(theta: Tensor) -> Tensor:
-    return (bernoulli(theta, "a") * bernoulli(theta, "b")).sum(-1)
+    return (zoo.bernoullis(theta, B, "a") * zoo.bernoullis(theta, B, "b")).sum(-1)
 
 
-def chain(theta: Tensor) -> Tensor:
-    first = bernoulli(theta, "a")
+def bits_behind_a_normal(theta: Tensor) -> Tensor:
+    first = zoo.bernoullis(theta, B, "a")
     middle = propc.sample(Normal(first, 1.0), "x")
-    return (bernoulli(theta, "free") + propc.sample(Bernoulli(logits=theta + middle), "b")).sum(-1)
+    return (zoo.bernoullis(theta, B, "free") + propc.sample(Bernoulli(logits=theta + middle), "b")).sum(-1)
 
 
 # -- the graph ----------------------------------------------------------------------------
@@ -65,7 +62,7 @@ def test_sites_that_do_not_influence_each_other_share_a_pair() -> None:
 
 def test_sites_that_do_multiply() -> None:
     """`b` depends on `a` through a site of another estimator; `free` joins the pair of `a`."""
-    graph = propc.compile(chain, estimator={"x": "rp", "*": "disarm"}).graph(param())
+    graph = propc.compile(bits_behind_a_normal, estimator={"x": "rp", "*": "disarm"}).graph(param())
     assert {site.name: site.plate for site in graph.sites} == {"a": "a", "x": "", "free": "a", "b": "b"}
     assert graph["cost"].plates == ("b", "a")
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
+from laws_and_estimators import lr, vimco
 from torch import Tensor
-from torch.distributions import Bernoulli, Normal
+from torch.distributions import Bernoulli
 
 import propc
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError
@@ -35,17 +37,7 @@ def bounded(theta: Tensor) -> Tensor:
 
 
 def two_sites(theta: Tensor) -> Tensor:
-    z = propc.sample(Bernoulli(logits=theta.expand(B, 2)), "z")
-    x = propc.sample(Normal(z * theta, 0.5), "x")
-    return -propc.bound(x.square().sum(-1) * theta[0])
-
-
-def vimco(samples: int = 3, **options: Any) -> Any:
-    return propc.estimator("vimco", samples=samples, **options)
-
-
-def lr(samples: int = 1, **options: Any) -> Any:
-    return propc.estimator("lr", samples=samples, **options)
+    return -propc.bound(zoo.spike_and_slab(theta, B).square().sum(-1) * theta[0])
 
 
 # -- the graph ----------------------------------------------------------------------------

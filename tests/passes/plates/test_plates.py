@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
+from laws_and_estimators import lr
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
 
@@ -19,17 +21,11 @@ THETA = torch.tensor([0.3, -0.4], dtype=torch.float64)
 
 
 def two_sites(theta: Tensor, batch: int = BATCH_SIZE) -> Tensor:
-    z = propc.sample(Bernoulli(logits=theta.expand(batch, 2)), "z")
-    x = propc.sample(Normal(z * theta, 0.5), "x")
-    return x.square().sum(-1) + theta.sum()
+    return zoo.spike_and_slab(theta, batch).square().sum(-1) + theta.sum()
 
 
 def param() -> Tensor:
     return THETA.clone().requires_grad_()
-
-
-def lr(samples: int, **options: Any) -> Any:
-    return propc.estimator("lr", samples=samples, **options)
 
 
 def graph_of(estimator: Any, program: Any = two_sites, **options: Any) -> propc.PropagationGraph:

@@ -19,8 +19,8 @@ from propc.ir import Join, Token
 BATCH = 5
 
 
-def chain(theta: Tensor, horizon: int) -> Tensor:
-    return zoo.rewards(lambda x: Normal(torch.sin(theta + x), 0.5), torch.cos, torch.zeros(BATCH), horizon)
+def rewards(theta: Tensor, horizon: int) -> Tensor:
+    return zoo.rewards(zoo.sine_map(theta), torch.cos, torch.zeros(BATCH), horizon)
 
 
 def fan(theta: Tensor, horizon: int) -> Tensor:
@@ -49,7 +49,7 @@ def edges(graph: propc.PropagationGraph) -> int:
 
 def test_a_chain_has_linear_edges() -> None:
     theta = torch.tensor(0.5, requires_grad=True)
-    compiled = propc.compile(chain, estimator="lr")
+    compiled = propc.compile(rewards, estimator="lr")
     for horizon in (5, 10, 40):
         graph = compiled.graph(theta, horizon)
         assert sum(len(r.targets) for r in graph.routes) == horizon * (horizon + 1) // 2
@@ -64,7 +64,7 @@ def expanded(token: Token, joins: Mapping[str, Join]) -> list[Token]:
     return [t for member in joins[token.site].members for t in expanded(member, joins)]
 
 
-PROGRAMS = [chain, fan, backwards, tree]
+PROGRAMS = [rewards, fan, backwards, tree]
 MIXED = {"x1": propc.estimator("lr", baseline=None), "x[24]": "tp", "x*": "lr"}
 
 

@@ -31,7 +31,7 @@ def rules(graph: propc.PropagationGraph) -> dict[str, type]:
     return {s.name: type(s.rule) for s in graph.sites}
 
 
-def chain(theta: Tensor, sample: Any = propc.sample) -> Tensor:
+def parameter_at_first(theta: Tensor, sample: Any = propc.sample) -> Tensor:
     """After the first site, the parameter shows only through draws."""
     x = sample(Normal(theta.expand(BATCH), 1.0), "x")
     y = sample(Normal(torch.sin(x), 1.0), "y")
@@ -41,7 +41,7 @@ def chain(theta: Tensor, sample: Any = propc.sample) -> Tensor:
 
 def test_score_sites_keep_cotangents_for_themselves() -> None:
     theta = torch.tensor(0.5, requires_grad=True)
-    graph = propc.compile(chain, estimator="lr").graph(theta)
+    graph = propc.compile(parameter_at_first, estimator="lr").graph(theta)
     assert rules(graph) == {"x": LikelihoodRatioRule, "y": OnlyDraws, "z": OnlyDraws}
     assert graph["y"].reason == "no gradient leaves it"  # type: ignore[attr-defined]
     assert [[t.site for t in r.targets] for r in graph.routes] == [["x"]]
@@ -49,17 +49,17 @@ def test_score_sites_keep_cotangents_for_themselves() -> None:
 
 def test_pathwise_sites_hand_them_on() -> None:
     theta = torch.tensor(0.5, requires_grad=True)
-    graph = propc.compile(chain, estimator={"z": "lr", "*": "rp"}).graph(theta)
+    graph = propc.compile(parameter_at_first, estimator={"z": "lr", "*": "rp"}).graph(theta)
     assert rules(graph) == {"x": PathwiseRule, "y": PathwiseRule, "z": LikelihoodRatioRule}
-    graph = propc.compile(chain, estimator={"y": "rp", "*": "lr"}).graph(theta)
+    graph = propc.compile(parameter_at_first, estimator={"y": "rp", "*": "lr"}).graph(theta)
     assert rules(graph) == {"x": LikelihoodRatioRule, "y": OnlyDraws, "z": OnlyDraws}
 
 
 def test_the_gradient_is_the_same() -> None:
     theta = torch.tensor(0.5, requires_grad=True)
-    value = seeded(propc.compile(chain, estimator="lr"), theta)
+    value = seeded(propc.compile(parameter_at_first, estimator="lr"), theta)
     plain = Plain()
-    expected = seeded(chain, theta, plain)
+    expected = seeded(parameter_at_first, theta, plain)
     everything = surrogate([(expected, ["x", "y", "z"])], plain.scores)
     torch.testing.assert_close(gradients(value.sum(), [theta]), gradients(everything.sum(), [theta]))
 
@@ -91,7 +91,7 @@ def test_idle_targets_go() -> None:
 
 def test_nothing_to_prune() -> None:
     theta = torch.tensor(0.5, requires_grad=True)
-    graphs = dict(propc.compile(chain, estimator={"z": "lr", "*": "rp"}).graphs(theta))
+    graphs = dict(propc.compile(parameter_at_first, estimator={"z": "lr", "*": "rp"}).graphs(theta))
     before, after = graphs["route-messages"], graphs["prune"]
     assert before.routes == after.routes
     assert dict(before.nodes) == dict(after.nodes)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from surrogate import Plain, gradients, seeded, surrogate
 from torch import Tensor
 from torch.distributions import Normal
@@ -18,8 +19,7 @@ BATCH = 5
 
 def branches(theta: Tensor, sample: Any = propc.sample) -> tuple[Tensor, Tensor, Tensor]:
     """Two branches from one site; three costs."""
-    x = sample(Normal(theta.expand(BATCH), 1.0), "x")
-    y = sample(Normal(theta * x, 1.0), "y")
+    x, y = zoo.linear_gaussian(theta, theta, BATCH, sample)
     z = sample(Normal(theta - x, 1.0), "z")
     return torch.cos(x), y.square(), torch.sin(z) * x
 

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch import Tensor
-from torch.distributions import Normal
 
 import propc
 from propc.ir import Site
 
 
 def rewards(theta: Tensor) -> Tensor:
-    x = propc.sample(Normal(theta.expand(5), 1.0), "x")
-    y = propc.sample(Normal(theta * x, 1.0), "y")
+    x, y = zoo.linear_gaussian(theta, theta, batch=5)
     return x.square() + y.square()
 
 
@@ -51,7 +50,7 @@ class Rewire(propc.passes.Pass):
 
 @pytest.fixture
 def theta() -> Tensor:
-    return torch.tensor(0.5, requires_grad=True)
+    return zoo.leaf(0.5)
 
 
 def test_what_a_site_asks_for_is_kept(theta: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from stats import assert_unbiased
 from surrogate import Plain, seeded
 from torch import Tensor, nn
@@ -64,18 +65,16 @@ def start() -> Tensor:
     return torch.linspace(-1.0, 1.0, BATCH * DIM).reshape(BATCH, DIM)
 
 
-def chain(theta: Tensor, w: Tensor, sample: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    x = start()
-    for t in range(3):
-        x = sample(Normal(torch.tanh(theta * (x @ w)), 0.3), f"x{t}")
+def target_at_every_step(theta: Tensor, w: Tensor, sample: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    x = zoo.chain(lambda x: Normal(torch.tanh(theta * (x @ w)), 0.3), start(), 3, sample=sample)
     return x.square().sum(-1), {}
 
 
 def target_twice(theta: Tensor, w: Tensor, sample: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    x = start()
-    for t in range(2):
-        x = sample(Normal(torch.sin(theta * x) + theta, torch.exp(theta * x)), f"x{t}")
-    return x.square().sum(-1), {}
+    def law(x: Tensor) -> Normal:
+        return Normal(torch.sin(theta * x) + theta, torch.exp(theta * x))
+
+    return zoo.chain(law, start(), 2, sample=sample).square().sum(-1), {}
 
 
 def several_segments(theta: Tensor, w: Tensor, sample: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -128,8 +127,8 @@ def parameter_is_phi(theta: Tensor, w: Tensor, sample: Any) -> tuple[Tensor, dic
 
 
 CASES = [
-    (chain, "theta"),
-    (chain, "w"),
+    (target_at_every_step, "theta"),
+    (target_at_every_step, "w"),
     (target_twice, "theta"),
     (several_segments, "theta"),
     (cost_as_feature, "theta"),
@@ -229,10 +228,10 @@ def test_a_shared_gradient_is_their_sum(seen: Tangents) -> None:
     """Cotangent times tangents, summed over samples, is what autograd gives at the target."""
     theta = torch.tensor(0.7, requires_grad=True)
     plain, w, g = Plain(), torch.randn(DIM, DIM), torch.randn(BATCH, DIM)
-    compiled = propc.compile(lambda theta: chain(theta, w, propc.sample)[0],
+    compiled = propc.compile(lambda theta: target_at_every_step(theta, w, propc.sample)[0],
                              estimator=propc.estimator("tp", target="theta"))  # fmt: skip
     seeded(compiled, theta)
-    seeded(chain, theta, w, plain)
+    seeded(target_at_every_step, theta, w, plain)
     (expected,) = torch.autograd.grad(plain.dists["x2"].loc, theta, g)
     tangent = seen["x2"][1][0]
     assert tangent is not None
@@ -311,7 +310,7 @@ def test_a_target_that_is_written_into_something_else() -> None:
 
 
 def test_a_misspelt_target() -> None:
-    compiled = propc.compile(lambda theta: chain(theta, torch.eye(DIM), propc.sample)[0],
+    compiled = propc.compile(lambda theta: target_at_every_step(theta, torch.eye(DIM), propc.sample)[0],
                              estimator=propc.estimator("tp", target="thta"))  # fmt: skip
     with pytest.raises(
         propc.PropcError, match=r"site 'x0' \(test_expand_targets.*'thta'.*Did you mean 'theta'"

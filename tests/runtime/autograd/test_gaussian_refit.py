@@ -152,13 +152,13 @@ def node(*values: Tensor, **options: Any) -> Resample:
 # ---- several sites and nodes ----------------------------------------------------------
 
 
-def chain(theta: Tensor) -> Tensor:
+def pair(theta: Tensor) -> Tensor:
     z = propc.sample(Normal(theta.expand(B, D), 0.5), "z")
     x = propc.sample(Normal(torch.sin(z @ MIX) + theta, 0.8), "x")
     return cost_of(x)
 
 
-def chain_by_hand(z_by: str, x_by: str) -> Tensor:
+def pair_by_hand(z_by: str, x_by: str) -> Tensor:
     theta = parameter()
     torch.manual_seed(3)
     z, log_z = normal(theta.expand(B, D), 0.5)
@@ -186,17 +186,17 @@ SITES = [("gs", "gs"), ("gr", "gs"), ("gs", "gr"), ("gr", "gr")]
 @pytest.mark.parametrize(("first", "second"), SITES)
 def test_a_chain_of_score_and_pathwise_sites(first: str, second: str) -> None:
     kinds = {"gs": "score", "gr": "path"}
-    found = gradient(chain, estimator={"z": first, "x": second})
-    assert_close(found, chain_by_hand(kinds[first], kinds[second]))
+    found = gradient(pair, estimator={"z": first, "x": second})
+    assert_close(found, pair_by_hand(kinds[first], kinds[second]))
 
 
 def test_a_site_that_does_not_take_part_may_be_pathwise() -> None:
     shaping = GaussianShaping(at="x", sites="x")
-    assert_close(gradient(chain, estimator={"z": "rp", "x": "lr"}, passes=[shaping]), chain_by_hand("path", "score"))
+    assert_close(gradient(pair, estimator={"z": "rp", "x": "lr"}, passes=[shaping]), pair_by_hand("path", "score"))
 
 
 def test_several_nodes_in_a_row() -> None:
-    found = gradient(chain, estimator="lr", passes=[GaussianShaping(at="[zx]")])
+    found = gradient(pair, estimator="lr", passes=[GaussianShaping(at="[zx]")])
     theta = parameter()
     torch.manual_seed(3)
     z, log_z = normal(theta.expand(B, D), 0.5)

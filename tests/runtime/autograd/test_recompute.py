@@ -32,7 +32,7 @@ def step(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
     return y, y.detach(), x, x > 0
 
 
-def chain(apply: Apply, x: Tensor, w: Tensor) -> Tensor:
+def three_steps(apply: Apply, x: Tensor, w: Tensor) -> Tensor:
     torch.manual_seed(2)
     total = x.new_zeros(())
     for _ in range(3):
@@ -44,7 +44,7 @@ def chain(apply: Apply, x: Tensor, w: Tensor) -> Tensor:
 
 def test_values_gradients_and_draws_are_the_same() -> None:
     x, w = leaves((4, 3), (3, 3))
-    found = [(loss := chain(apply, x, w), *torch.autograd.grad(loss, (x, w))) for apply in (whole, checkpointed)]
+    found = [(loss := three_steps(apply, x, w), *torch.autograd.grad(loss, (x, w))) for apply in (whole, checkpointed)]
     assert torch.equal(found[0][0], found[1][0])
     for one, two in zip(*found):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
@@ -54,7 +54,7 @@ def test_the_generator_goes_on_as_if_nothing_had_run_again() -> None:
     x, w = leaves((4, 3), (3, 3))
     drawn = []
     for apply in (whole, checkpointed):
-        chain(apply, x, w).backward()
+        three_steps(apply, x, w).backward()
         drawn.append(torch.randn(3))
     assert torch.equal(*drawn)
 
@@ -63,7 +63,7 @@ def test_second_derivatives() -> None:
     x, w = leaves((4, 3), (3, 3))
     found = []
     for apply in (whole, checkpointed):
-        first = torch.autograd.grad(chain(apply, x, w), (x, w), create_graph=True)
+        first = torch.autograd.grad(three_steps(apply, x, w), (x, w), create_graph=True)
         second = torch.autograd.grad(sum(g.square().sum() for g in first), (x, w))
         found.append([*first, *second])
     for one, two in zip(*found):
@@ -98,7 +98,7 @@ def test_one_input_upstream_of_another() -> None:
 
 def test_a_second_backward() -> None:
     x, w = leaves((4, 3), (3, 3))
-    loss = chain(checkpointed, x, w)
+    loss = three_steps(checkpointed, x, w)
     loss.backward(retain_graph=True)
     first, x.grad = x.grad, None
     loss.backward()
@@ -109,11 +109,11 @@ def test_a_second_backward() -> None:
 
 def test_only_some_gradients_are_asked_for() -> None:
     x, w = leaves((4, 3), (3, 3))
-    expected = torch.autograd.grad(chain(whole, x, w), w)
-    torch.testing.assert_close(torch.autograd.grad(chain(checkpointed, x, w), w), expected)
+    expected = torch.autograd.grad(three_steps(whole, x, w), w)
+    torch.testing.assert_close(torch.autograd.grad(three_steps(checkpointed, x, w), w), expected)
     fixed = x.detach()
-    expected = torch.autograd.grad(chain(whole, fixed, w), w)
-    torch.testing.assert_close(torch.autograd.grad(chain(checkpointed, fixed, w), w), expected)
+    expected = torch.autograd.grad(three_steps(whole, fixed, w), w)
+    torch.testing.assert_close(torch.autograd.grad(three_steps(checkpointed, fixed, w), w), expected)
 
 
 def test_nothing_inside_is_kept() -> None:

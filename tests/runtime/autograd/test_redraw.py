@@ -13,14 +13,14 @@ import propc
 from propc.runtime.autograd import redraw
 
 
-def chain(theta: Tensor) -> Tensor:
+def changing_scale(theta: Tensor) -> Tensor:
     start = torch.linspace(-1.0, 1.0, 40).reshape(8, 5)
     return torch.cos(zoo.chain(lambda x: Normal(torch.tanh(theta * x), torch.exp(0.1 * theta * x)), start, 3)).sum(1)
 
 
 def both(order: int) -> tuple[Tensor, ...]:
     theta = torch.tensor(0.4, requires_grad=True)
-    cost = seeded(propc.compile(chain, estimator="tp"), theta, seed=3)
+    cost = seeded(propc.compile(changing_scale, estimator="tp"), theta, seed=3)
     (found,) = torch.autograd.grad(cost.mean(), theta, create_graph=order == 2)
     return (cost, found) if order == 1 else (cost, found, *torch.autograd.grad(found, theta))
 

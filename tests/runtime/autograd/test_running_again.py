@@ -11,6 +11,7 @@ import zoo
 from memory import peak_bytes
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, OneHotCategorical
+from zoo import leaf
 
 import propc
 from propc.errors import EstimatorError, NonFiniteError
@@ -20,11 +21,7 @@ BATCH = 8
 SMALLEST, FEW = Checkpoint(at="*"), Checkpoint(blocks=3)
 
 
-def leaf(value: Any = 0.7) -> Tensor:
-    return torch.tensor(value, requires_grad=True)
-
-
-def chain(theta: Tensor) -> Tensor:
+def parameter_in_scale(theta: Tensor) -> Tensor:
     def law(x: Tensor) -> Normal:
         return Normal(torch.sin(2 * theta * x), 0.3 + 0.1 * theta.square())
 
@@ -32,9 +29,7 @@ def chain(theta: Tensor) -> Tensor:
 
 
 def rewards(theta: Tensor) -> Tensor:
-    def law(x: Tensor) -> Normal:
-        return Normal(torch.sin(2 * theta * x), 0.3)
-
+    law = zoo.autoregression(theta, 0.3, link=lambda x: torch.sin(2 * x))
     return zoo.rewards(law, lambda x: x.square().sum(-1), theta.expand(BATCH, 2), steps=5, discount=0.9)
 
 
@@ -94,10 +89,10 @@ EVERY = [
 
 
 @pytest.mark.parametrize("how", [SMALLEST, FEW], ids=["smallest", "few"])
-@pytest.mark.parametrize("program", [chain, rewards])
+@pytest.mark.parametrize("program", [parameter_in_scale, rewards])
 @pytest.mark.parametrize("estimator", EVERY, ids=range(len(EVERY)))
 def test_chains(estimator: Any, program: Any, how: Checkpoint) -> None:
-    agree(program, estimator, leaf(), how)
+    agree(program, estimator, leaf(0.7), how)
 
 
 @pytest.mark.filterwarnings("ignore::propc.PropcWarning")  # the black box lets no gradient through
@@ -116,7 +111,7 @@ def test_chains(estimator: Any, program: Any, how: Checkpoint) -> None:
     ids=["lr", "enumerate", "common", "chunk", "gumbel_softmax", "st_gumbel", "disarm"],
 )
 def test_all_that_a_program_may_have(estimator: Any, how: Checkpoint) -> None:
-    agree(mixed, estimator, leaf(), how)
+    agree(mixed, estimator, leaf(0.7), how)
 
 
 @pytest.mark.parametrize("noise", ["common", "independent"])
@@ -149,7 +144,7 @@ def overlapping(program: Any, wrt: Tensor, estimator: Any = "lr") -> None:
 
 @pytest.mark.parametrize("estimator", ["tp", propc.estimator("tp", k_interval=2)], ids=["1", "2"])
 def test_calls_that_overlap(estimator: Any) -> None:
-    overlapping(chain, leaf(), estimator)
+    overlapping(parameter_in_scale, leaf(0.7), estimator)
 
 
 def test_bounds() -> None:
@@ -169,7 +164,7 @@ def test_plates_of_the_data() -> None:
         x = propc.sample(Normal(z.sum(1) * theta, 1.0), "x")
         return loss.sum(1) + x.square()
 
-    agree(program, "lr", leaf(), SMALLEST)
+    agree(program, "lr", leaf(0.7), SMALLEST)
 
 
 def test_black_boxes_are_called_once() -> None:
@@ -185,11 +180,11 @@ def test_black_boxes_are_called_once() -> None:
         return propc.opaque(box)(y) + torch.randn(BATCH)
 
     compiled = propc.compile(program, estimator="lr", passes=[SMALLEST], validate=False)
-    compiled.graph(leaf())
+    compiled.graph(leaf(0.7))
     calls.clear()
-    compiled(leaf()).sum().backward()
+    compiled(leaf(0.7)).sum().backward()
     assert len(calls) == 2
-    agree(program, "lr", leaf(), SMALLEST)
+    agree(program, "lr", leaf(0.7), SMALLEST)
 
 
 def test_a_baseline_of_the_user_is_called_once() -> None:
@@ -201,7 +196,7 @@ def test_a_baseline_of_the_user_is_called_once() -> None:
 
     estimator = propc.estimator("lr", baseline=baseline)
     compiled = propc.compile(rewards, estimator=estimator, passes=[SMALLEST], validate=False)
-    compiled(leaf()).sum().backward()
+    compiled(leaf(0.7)).sum().backward()
     assert len(calls) == 5
 
 
@@ -239,9 +234,9 @@ def test_a_module() -> None:
 
 @pytest.mark.parametrize("how", [SMALLEST, FEW], ids=["smallest", "few"])
 @pytest.mark.parametrize("estimator", ["rp", "lr", "gs", {"x1": "rp", "*": "lr"}], ids=["rp", "lr", "gs", "both"])
-@pytest.mark.parametrize("program", [chain, rewards])
+@pytest.mark.parametrize("program", [parameter_in_scale, rewards])
 def test_second_derivatives(program: Any, estimator: Any, how: Checkpoint) -> None:
-    theta, found = leaf(), []
+    theta, found = leaf(0.7), []
     for passes in ((), (how,)):
         compiled = propc.compile(program, estimator=estimator, passes=passes)
         torch.manual_seed(3)
@@ -253,16 +248,16 @@ def test_second_derivatives(program: Any, estimator: Any, how: Checkpoint) -> No
 
 def test_second_derivatives_of_tp_are_refused() -> None:
     """Its weights are no linear function of what arrives, and a block meets what arrives in parts."""
-    theta = leaf()
-    cost = propc.compile(chain, estimator="tp", passes=[FEW])(theta).mean()
+    theta = leaf(0.7)
+    cost = propc.compile(parameter_in_scale, estimator="tp", passes=[FEW])(theta).mean()
     with pytest.raises(EstimatorError, match=r"site 'x\d' .*second derivatives.*Leave out propc.passes.Checkpoint"):
         torch.autograd.grad(cost, theta, create_graph=True)
     torch.autograd.grad(cost, theta)
 
 
 def test_a_second_backward() -> None:
-    theta = leaf()
-    cost = propc.compile(chain, estimator="tp", passes=[FEW])(theta).mean()
+    theta = leaf(0.7)
+    cost = propc.compile(parameter_in_scale, estimator="tp", passes=[FEW])(theta).mean()
     cost.backward(retain_graph=True)
     first, theta.grad = theta.grad, None
     cost.backward()
@@ -277,7 +272,7 @@ def test_some_of_the_gradients() -> None:
         y = propc.sample(Normal(x.sin() * a, b.exp()), "y")
         return (y * a).square()
 
-    a, b, found = leaf(), leaf(0.3), []
+    a, b, found = leaf(0.7), leaf(0.3), []
     for passes in ((), (SMALLEST,)):
         compiled = propc.compile(program, estimator="tp", passes=passes)
         for wanted in ((a,), (b,), (b, a)):
@@ -292,16 +287,16 @@ def test_signal_to_noise() -> None:
     for passes in ((), (FEW,)):
         torch.manual_seed(5)
         compiled = propc.compile(rewards, estimator="lr", passes=passes)
-        found.append(str(propc.signal_to_noise(compiled, leaf(), repeats=20)))
+        found.append(str(propc.signal_to_noise(compiled, leaf(0.7), repeats=20)))
     assert found[0] == found[1]
 
 
 @pytest.mark.slow
 def test_compiled_stages() -> None:
     """A compiled run ends where a block does: same numbers, less memory."""
-    theta, found, held = leaf(), [], []
+    theta, found, held = leaf(0.7), [], []
     for passes in ((), (Checkpoint(blocks=4),)):
-        compiled = propc.compile(rollout, estimator="rp", passes=passes, backend="inductor", validate=False)
+        compiled = propc.compile(large, estimator="rp", passes=passes, backend="inductor", validate=False)
         for _ in range(2):
             torch.manual_seed(6)
             (gradient,) = torch.autograd.grad(compiled(theta, 16).mean(), theta)
@@ -322,7 +317,7 @@ def test_checks_of_the_first_call() -> None:
 
     compiled = propc.compile(mixes, estimator="lr", passes=[SMALLEST])
     with pytest.raises(propc.GraphError, match=r"'y'.*mixes samples of the batch"):
-        compiled(leaf())
+        compiled(leaf(0.7))
 
 
 @pytest.mark.parametrize("calls", [1, 2])
@@ -346,7 +341,7 @@ def test_an_error_in_a_block_names_its_node() -> None:
 
     compiled = propc.compile(program, estimator="rp", passes=[SMALLEST])
     with pytest.raises(IndexError) as caught:
-        compiled(leaf(), torch.ones(3), torch.tensor([7]))
+        compiled(leaf(0.7), torch.ones(3), torch.tensor([7]))
     notes = getattr(caught.value, "__notes__", ["while running segment 'c.in'"])
     assert len(notes) == 1
     assert "while running segment 'c.in'" in notes[0]
@@ -355,15 +350,14 @@ def test_an_error_in_a_block_names_its_node() -> None:
 # -- memory -----------------------------------------------------------------------------------
 
 
-def rollout(theta: Tensor, horizon: int) -> Tensor:
-    return (
-        zoo.chain(lambda x: Normal(torch.tanh(theta * x).sin(), 0.1), theta.expand(200, 20), horizon).square().sum(-1)
-    )
+def large(theta: Tensor, horizon: int) -> Tensor:
+    law = zoo.autoregression(theta, 0.1, link=lambda x: torch.tanh(x).sin())
+    return zoo.chain(law, theta.expand(200, 20), horizon).square().sum(-1)
 
 
 def step(horizon: int, estimator: Any, passes: Any) -> Callable[[], object]:
-    theta = leaf()
-    compiled = propc.compile(rollout, estimator=estimator, passes=passes, validate=False)
+    theta = leaf(0.7)
+    compiled = propc.compile(large, estimator=estimator, passes=passes, validate=False)
     return lambda: compiled(theta, horizon).mean().backward()
 
 

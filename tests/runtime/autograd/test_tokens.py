@@ -138,7 +138,7 @@ def test_guard_of_a_compiled_function() -> None:
 # What a step may and may not do.
 
 
-def chain(theta: Tensor) -> Tensor:
+def rewards(theta: Tensor) -> Tensor:
     def law(x: Tensor) -> Normal:
         return Normal(torch.sin(theta + x), 0.5 + theta.square().expand(BATCH, 2))
 
@@ -177,18 +177,18 @@ ESTIMATORS: dict[str, Any] = {
     "tp-target": propc.estimator("tp", target="theta"),
     "combine": propc.estimator("combine", estimators=("rp", "lr", propc.estimator("lr", baseline=None))),
 }
-PROGRAMS = pytest.mark.parametrize("program", [chain, families], ids=lambda p: p.__name__)
+PROGRAMS = pytest.mark.parametrize("program", [rewards, families], ids=lambda p: p.__name__)
 EVERY = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
 
 
 def test_rp_cuts_nothing() -> None:
     """No autograd function of propc's, and no more nodes than plain PyTorch."""
     theta = torch.tensor(0.5, requires_grad=True)
-    compiled, plain = propc.compile(chain, estimator="rp")(theta), chain(theta)
+    compiled, plain = propc.compile(rewards, estimator="rp")(theta), rewards(theta)
     found = list(nodes(compiled))
     assert not [n for n in found if isinstance(n, BackwardCFunction)]
     assert len(found) <= len(list(nodes(plain)))
-    assert any(isinstance(n, BackwardCFunction) for n in nodes(propc.compile(chain, estimator="tp")(theta)))
+    assert any(isinstance(n, BackwardCFunction) for n in nodes(propc.compile(rewards, estimator="tp")(theta)))
 
 
 @PROGRAMS
@@ -259,7 +259,7 @@ def test_backward_twice(program: Callable[..., Tensor], estimator: Any) -> None:
 def test_nothing_is_kept(estimator: Any) -> None:
     """After a call whose result is dropped, its tensors are gone, also without backward."""
     theta = torch.tensor(0.5, requires_grad=True)
-    compiled = propc.compile(chain, estimator=estimator)
+    compiled = propc.compile(rewards, estimator=estimator)
     compiled(theta).sum().backward()
 
     gc.collect()

@@ -6,23 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import assert_agree, plainly
-from laws_and_estimators import ESTIMATED, LAWS, REPARAMETERIZED, B, point, rows
+from agreement import assert_agree
+from laws_and_estimators import ESTIMATED, LAWS, REPARAMETERIZED, B, rows, theta
 
 import propc
 
 pytestmark = pytest.mark.filterwarnings("ignore::propc.PropcWarning")
 
 
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    plainly(monkeypatch)
-
-
 @pytest.mark.parametrize("name", ESTIMATED)
 def test_every_estimator(name: str, plain: None) -> None:
     program, estimator = ESTIMATED[name]
-    (report,) = assert_agree(program, (point(0.5, -0.3, 0.8), rows(B)), estimator)
+    (report,) = assert_agree(program, (theta(), rows(B)), estimator)
     assert report.stages
 
 
@@ -37,5 +32,5 @@ def test_every_law(law: str, estimator: str, plain: None) -> None:
         costs = torch.cos(drawn + 0.1)
         return costs if costs.dim() == 1 else costs.sum(-1)
 
-    (report,) = assert_agree(program, (point(0.5, -0.3, 0.8), rows(B)), estimator, calls=2)
+    (report,) = assert_agree(program, (theta(), rows(B)), estimator, calls=2)
     assert report.stages

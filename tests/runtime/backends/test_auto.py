@@ -6,22 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import plainly
+import zoo
 from torch import Tensor
 from torch.distributions import Normal
 
 import propc
 from propc.runtime.backends import auto
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 
 def program(theta: Tensor) -> Tensor:
-    x = propc.sample(Normal(theta.expand(8), 1.0), "x")
-    return (x - 1).square()
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    plainly(monkeypatch)
+    return (zoo.unit_normal(theta, 8) - 1).square()
 
 
 def report(compiled: Any) -> Any:

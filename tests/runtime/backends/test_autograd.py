@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import assert_agree, assert_same, pair, plainly, step
-from laws_and_estimators import CHAIN, B, bits, chain, fixed_scale, point, rows
+from agreement import assert_agree, assert_same, pair, step
+from laws_and_estimators import CHAIN, B, bits, costs_on_the_way, fixed_scale, rows, theta
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 
@@ -16,15 +16,6 @@ import propc
 from propc.errors import EstimatorError
 
 pytestmark = [pytest.mark.filterwarnings("ignore::propc.PropcWarning"), pytest.mark.usefixtures("plain")]
-
-
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    plainly(monkeypatch)
-
-
-def theta() -> Tensor:
-    return point(0.5, -0.3, 0.8)
 
 
 def two_costs(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,22 +37,22 @@ def test_costs_in_any_combination(estimator: str, loss: Any) -> None:
 @pytest.mark.parametrize("batch", [2, 3, 8])
 @pytest.mark.parametrize("estimator", ["lr", "tp", "rp"])
 def test_batches(batch: int, estimator: str) -> None:
-    assert_agree(chain, (theta(), rows(batch)), estimator)
+    assert_agree(costs_on_the_way, (theta(), rows(batch)), estimator)
 
 
 @pytest.mark.parametrize("estimator", ["lr", "tp", "rp"])
 def test_float32(estimator: str) -> None:
     start = theta().detach().float().requires_grad_()
-    assert_agree(chain, (start, rows(B, dtype=torch.float32)), estimator)
+    assert_agree(costs_on_the_way, (start, rows(B, dtype=torch.float32)), estimator)
 
 
 def test_gradients_in_both_arguments() -> None:
     x = rows(B).requires_grad_()
-    (report,) = assert_agree(chain, (theta(), x), "tp")
+    (report,) = assert_agree(costs_on_the_way, (theta(), x), "tp")
     assert report.stages
 
 
-def warm(estimator: Any = "tp", program: Any = chain) -> tuple[Any, Any, Tensor, Tensor]:
+def warm(estimator: Any = "tp", program: Any = costs_on_the_way) -> tuple[Any, Any, Tensor, Tensor]:
     eager, inductor = pair(program, estimator)
     start, x = theta(), rows(B)
     for compiled in (eager, inductor):
@@ -98,7 +89,7 @@ def test_backward_twice() -> None:
 
 
 @pytest.mark.parametrize("name", ["rp", "lr", "lr-moving", "lr-samples", "rp-samples", "mixed-scores"])
-@pytest.mark.parametrize("program", [chain, fixed_scale])
+@pytest.mark.parametrize("program", [costs_on_the_way, fixed_scale])
 def test_second_derivatives(name: str, program: Any) -> None:
     eager, inductor, start, x = warm(CHAIN[name], program)
     found = []
@@ -159,7 +150,7 @@ def test_without_gradients() -> None:
 
 
 def test_nothing_that_takes_a_gradient() -> None:
-    eager, inductor = pair(chain, "lr")
+    eager, inductor = pair(costs_on_the_way, "lr")
     for seed in range(3):
         found = []
         for compiled in (eager, inductor):

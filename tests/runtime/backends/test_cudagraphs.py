@@ -13,7 +13,6 @@ import pytest
 import torch
 import zoo
 from torch import Tensor
-from torch.distributions import Normal
 
 import propc
 from propc.runtime.backends.cudagraphs import Captured, CudaGraphs
@@ -34,7 +33,7 @@ class Repeated:
 
 
 def program(theta: Tensor, x: Tensor, *, offset: Tensor | None = None) -> Tensor:
-    x = zoo.chain(lambda x: Normal(torch.tanh(theta * x), 0.5), x, 3)
+    x = zoo.chain(zoo.autoregression(theta, 0.5), x, 3)
     return (x - 1).square().sum(-1) + theta
 
 

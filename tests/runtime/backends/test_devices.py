@@ -31,8 +31,8 @@ EVERY = [
 ]
 
 
-def rollout(beta: Tensor, x: Tensor, W: Tensor) -> Tensor:
-    x = zoo.chain(lambda x: Normal(torch.sigmoid(beta * (x @ W)), 0.1), x, 4)
+def chaotic_rnn(beta: Tensor, x: Tensor, W: Tensor) -> Tensor:
+    x = zoo.chain(zoo.chaotic_rnn(beta, W, 0.1), x, 4)
     return 0.5 * (1 - x).square().sum(-1)
 
 
@@ -63,7 +63,7 @@ def test_a_rollout(estimator: Any, dtype: torch.dtype, device: str) -> None:
     beta = torch.tensor(2.0, dtype=dtype, device=device, requires_grad=True)
     x0 = torch.rand(16, 2, dtype=dtype, device=device)
     W = torch.tensor([[-5.0, -25.0], [5.0, 25.0]], dtype=dtype, device=device)
-    compiled = propc.compile(rollout, estimator=estimator)
+    compiled = propc.compile(chaotic_rnn, estimator=estimator)
     compiled(beta, x0, W).mean().backward()
     with without_waiting(device):
         cost = compiled(beta, x0, W)
@@ -219,7 +219,7 @@ def test_backends_agree_on_a_gpu(estimator: Any, backend: str) -> None:
         beta = torch.tensor(2.0, dtype=torch.float64, device="cuda", requires_grad=True)
         x0 = torch.linspace(0, 1, 32, dtype=torch.float64, device="cuda").view(16, 2)
         W = torch.tensor([[-5.0, -25.0], [5.0, 25.0]], dtype=torch.float64, device="cuda")
-        compiled = propc.compile(rollout, estimator=estimator, backend=backend)
+        compiled = propc.compile(chaotic_rnn, estimator=estimator, backend=backend)
         optimizer = torch.optim.SGD([beta], 0.1)
         torch.manual_seed(0)
         seen = []
@@ -241,7 +241,7 @@ def test_captured_calls_that_overlap() -> None:
     x0, W = torch.rand(16, 2, device="cuda"), torch.rand(2, 2, device="cuda")
 
     def grads(backend: str) -> list[Tensor]:
-        compiled = propc.compile(rollout, estimator="tp", backend=backend)
+        compiled = propc.compile(chaotic_rnn, estimator="tp", backend=backend)
         compiled(beta, x0, W)
         torch.manual_seed(0)
         a, b = compiled(beta, x0, W), compiled(beta, x0, W)
@@ -260,7 +260,7 @@ def test_blocks_run_again_from_the_same_random_numbers(estimator: Any, dtype: to
     W = torch.tensor([[-0.5, -2.5], [0.5, 2.5]], dtype=dtype, device=device)
     found = []
     for passes in ((), (propc.passes.Checkpoint(at="x*.in"),)):
-        compiled = propc.compile(rollout, estimator=estimator, passes=passes)
+        compiled = propc.compile(chaotic_rnn, estimator=estimator, passes=passes)
         torch.manual_seed(1)
         compiled(beta, x0, W).mean().backward()
         with without_waiting(device):
@@ -283,5 +283,5 @@ def test_out_of_memory(device: str) -> None:
     with pytest.raises(propc.OutOfMemoryError, match=words) as caught:
         propc.compile(program, estimator=propc.estimator("lr", samples=3))(theta)
     assert isinstance(caught.value, torch.OutOfMemoryError)
-    after = propc.compile(rollout, estimator="lr")(theta, torch.rand(4, 2).to(device), torch.eye(2).to(device))
+    after = propc.compile(chaotic_rnn, estimator="lr")(theta, torch.rand(4, 2).to(device), torch.eye(2).to(device))
     assert after.isfinite().all()

@@ -17,7 +17,7 @@ import torch._inductor.compile_fx
 import torch._inductor.config
 import zoo
 from agreement import assert_agree, pair, plainly, reports, step
-from laws_and_estimators import BITS, B, bits, chain, integers, noise, point, rows
+from laws_and_estimators import BITS, B, bits, costs_on_the_way, integers, noise, rows, theta
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -27,12 +27,8 @@ from propc.runtime.backends.inductor import compile_stage, inductor
 pytestmark = pytest.mark.filterwarnings("ignore::propc.PropcWarning")
 
 
-def theta() -> Tensor:
-    return point(0.5, -0.3, 0.8)
-
-
-def rollout(theta: Tensor, x: Tensor, horizon: int) -> Tensor:
-    return zoo.chain(lambda x: Normal(torch.tanh(x * theta), 0.3), x, horizon).cos().sum(-1)
+def autoregression(theta: Tensor, x: Tensor, horizon: int) -> Tensor:
+    return zoo.chain(zoo.autoregression(theta, 0.3), x, horizon).cos().sum(-1)
 
 
 @pytest.fixture
@@ -62,12 +58,12 @@ def test_generated_code_agrees(program: Any, estimator: Any) -> None:
 
 def test_generated_code_agrees_in_float32() -> None:
     start = theta().detach().float().requires_grad_()
-    assert_agree(rollout, (start, rows(64, dtype=torch.float32), 2), "tp")
+    assert_agree(autoregression, (start, rows(64, dtype=torch.float32), 2), "tp")
 
 
 def test_compiles_when_it_must(compilations: list[Any]) -> None:
     """Equal steps once; anew for other shapes, and not for other values, other objects or another horizon."""
-    compiled = propc.compile(rollout, estimator="tp", backend="inductor")
+    compiled = propc.compile(autoregression, estimator="tp", backend="inductor")
 
     def run(target: Any, batch: int, horizon: int, shift: float = 0.0) -> int:
         before = len(compilations)
@@ -81,7 +77,7 @@ def test_compiles_when_it_must(compilations: list[Any]) -> None:
     assert first == 2 * report.stages == 6  # a step, the last segment and the cost, forward and reverse
     assert run(compiled, B, 3, shift=0.5) == 0
     assert run(compiled, B, 5) == 0
-    assert run(propc.compile(rollout, estimator="tp", backend="inductor"), B, 4) == 0
+    assert run(propc.compile(autoregression, estimator="tp", backend="inductor"), B, 4) == 0
     assert run(compiled.with_estimator("tp"), B, 3) == 0
     assert run(compiled, B + 2, 3) == first
     other = compiled.with_estimator("rp")
@@ -91,7 +87,7 @@ def test_compiles_when_it_must(compilations: list[Any]) -> None:
 
 def test_settings_threads_and_processes_are_as_before() -> None:
     """Random numbers too. What torch is seen to change is watched around every test, in conftest.py."""
-    compiled = propc.compile(rollout, estimator="lr", backend="inductor")
+    compiled = propc.compile(autoregression, estimator="lr", backend="inductor")
     configs = [torch._inductor.config, torch._functorch.config, torch._dynamo.config]
     before = [config.get_config_copy() for config in configs]
     running = {thread.ident for thread in threading.enumerate()}
@@ -100,7 +96,7 @@ def test_settings_threads_and_processes_are_as_before() -> None:
     compiled(theta(), rows(B + 4), horizon=2)
     after = torch.rand(())
     torch.manual_seed(3)
-    propc.compile(rollout, estimator="lr")(theta(), rows(B + 4), horizon=2)
+    propc.compile(autoregression, estimator="lr")(theta(), rows(B + 4), horizon=2)
     assert torch.rand(()) == after
     assert [config.get_config_copy() for config in configs] == before
     assert {thread.ident for thread in threading.enumerate()} == running
@@ -123,7 +119,7 @@ def _alive() -> int:
 
 def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over 1,000 steps, with and without a reverse pass; and what a step has saved goes with it."""
-    compiled = propc.compile(rollout, estimator="tp", backend="inductor")
+    compiled = propc.compile(autoregression, estimator="tp", backend="inductor")
     start, x = theta(), rows(B)
     for _ in range(3):
         compiled(start, x, horizon=2).mean().backward()
@@ -139,7 +135,7 @@ def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_saved_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind the reverse pass, though the loss is alive; and with the loss, where there is none."""
     plainly(monkeypatch)
-    compiled = propc.compile(rollout, estimator="tp", backend="inductor")
+    compiled = propc.compile(autoregression, estimator="tp", backend="inductor")
     start, x = theta(), rows(B)
     for _ in range(3):
         compiled(start, x, horizon=8).mean().backward()
@@ -176,7 +172,7 @@ def test_what_breaks_the_compiler_runs_apart(monkeypatch: pytest.MonkeyPatch) ->
         return ordinary(code, reverse)
 
     monkeypatch.setattr(inductor.compile_stage, "compiled", breaks)
-    (report,) = assert_agree(chain, (theta(), rows(B)), "lr")
+    (report,) = assert_agree(costs_on_the_way, (theta(), rows(B)), "lr")
     broken = {name for name, why in report.apart if why == "RuntimeError: no code for tanh"}
     assert {"x0", "x1", "x2"} <= broken
     assert report.stages
@@ -234,7 +230,7 @@ def test_without_a_compiler() -> None:
 
 def test_seeds_reproduce(monkeypatch: pytest.MonkeyPatch) -> None:
     plainly(monkeypatch)
-    compiled = propc.compile(chain, estimator="tp", backend="inductor")
+    compiled = propc.compile(costs_on_the_way, estimator="tp", backend="inductor")
     inputs = theta(), rows(B)
     step(compiled, inputs, 0)
     for first, again in zip(step(compiled, inputs, 4), step(compiled, inputs, 4)):

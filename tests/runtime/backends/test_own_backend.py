@@ -46,8 +46,8 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
-def rollout(theta: Tensor, steps: int = 4) -> Tensor:
-    return zoo.chain(lambda x: Normal(torch.sin(theta * x), 0.5), theta.expand(6), steps).square()
+def autoregression(theta: Tensor, steps: int = 4) -> Tensor:
+    return zoo.chain(zoo.autoregression(theta, 0.5, torch.sin), theta.expand(6), steps).square()
 
 
 def scanned(theta: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def same_as_eager(program: Callable[..., Tensor], **options: Any) -> None:
 
 @pytest.mark.parametrize("estimator", ["rp", "lr", "tp"])
 def test_its_steps_run_from_the_second_call_on(estimator: str) -> None:
-    same_as_eager(rollout, estimator=estimator)
+    same_as_eager(autoregression, estimator=estimator)
     assert Counting.counts["x3"] == Counting.counts["output"] == 1
 
 
@@ -82,13 +82,13 @@ def test_the_steps_of_a_scan() -> None:
 
 
 def test_blocks_run_again() -> None:
-    same_as_eager(rollout, estimator="rp", passes=[propc.passes.Checkpoint(blocks=2)])
+    same_as_eager(autoregression, estimator="rp", passes=[propc.passes.Checkpoint(blocks=2)])
     assert Counting.counts["x0"] == 2
 
 
 def test_its_report_is_in_explain() -> None:
     theta = torch.tensor(0.7, requires_grad=True)
-    compiled = propc.compile(rollout, estimator="rp", backend="counting")
+    compiled = propc.compile(autoregression, estimator="rp", backend="counting")
     compiled(theta)
     assert "backend counting" in str(compiled.explain(theta))
 
@@ -99,12 +99,12 @@ def test_a_function_may_make_it() -> None:
         return Counting()
 
     assert "made" in backends.known_backends()
-    same_as_eager(rollout, estimator="rp")
+    same_as_eager(autoregression, estimator="rp")
 
 
 def test_what_is_refused() -> None:
     with pytest.raises(propc.PropcValueError, match=r"'countin'.*Did you mean 'counting'\? Known: .*'eager'"):
-        propc.compile(rollout, backend="countin")
+        propc.compile(autoregression, backend="countin")
     with pytest.raises(propc.PropcTypeError, match="Derive the class from Backend"):
         propc.register_backend("wrong")(int)  # type: ignore[type-var]
     with pytest.raises(propc.PropcTypeError, match=r"@propc.register_backend\('name'\)"):
@@ -114,4 +114,4 @@ def test_what_is_refused() -> None:
 
     propc.register_backend("nothing")(lambda: 3)  # type: ignore[arg-type, return-value]
     with pytest.raises(propc.PropcTypeError, match="'nothing' gives 3"):
-        propc.compile(rollout, backend="nothing")(torch.tensor(0.7, requires_grad=True))
+        propc.compile(autoregression, backend="nothing")(torch.tensor(0.7, requires_grad=True))

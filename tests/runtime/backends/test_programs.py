@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agreement import assert_agree, assert_same, pair, plainly, reports, step, total
-from laws_and_estimators import B, chain, integers, noise, point, rows
+from agreement import assert_agree, assert_same, pair, reports, step, total
+from laws_and_estimators import B, costs_on_the_way, integers, noise, point, rows, theta
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -16,15 +16,6 @@ import propc
 from propc.errors import NonFiniteError
 
 pytestmark = [pytest.mark.filterwarnings("ignore::propc.PropcWarning"), pytest.mark.usefixtures("plain")]
-
-
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    plainly(monkeypatch)
-
-
-def theta() -> Tensor:
-    return point(0.5, -0.3, 0.8)
 
 
 def aliases(theta: Tensor, x: Tensor) -> Any:
@@ -144,11 +135,11 @@ def test_propagators_of_nodes_run_apart(estimator: str) -> None:
 )
 def test_any_strides(change: Any) -> None:
     for estimator in ("tp", "lr"):
-        assert_agree(chain, (theta(), change(rows(B))), estimator)
+        assert_agree(costs_on_the_way, (theta(), change(rows(B))), estimator)
 
 
 def test_strides_that_change() -> None:
-    eager, inductor = pair(chain, "tp")
+    eager, inductor = pair(costs_on_the_way, "tp")
     for seed, x in enumerate((rows(B), rows(B), rows(B).t().contiguous().t(), rows(B)[:1].expand(B, 3), rows(B))):
         assert_same(step(inductor, (theta(), x), seed), step(eager, (theta(), x), seed))
 
@@ -242,7 +233,7 @@ def test_rules_of_the_users(rule: type, runs_apart: bool) -> None:
         def propagator(self, site: Any) -> Any:
             return rule(), "a test"
 
-    (report,) = assert_agree(chain, (theta(), rows(B)), Choice())
+    (report,) = assert_agree(costs_on_the_way, (theta(), rows(B)), Choice())
     assert ("a propagator that is not known to be traceable" in str(report)) == runs_apart
 
 

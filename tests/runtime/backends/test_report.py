@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from agreement import plainly
 from torch import Tensor
 from torch.distributions import Normal
 
 import propc
 from propc.runtime.backends import Report
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 
 def program(theta: Tensor) -> Tensor:
     x = propc.sample(Normal(theta.expand(8), 1.0), "x")
     y = propc.opaque(torch.sign)(x)
     return x.square() + y
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    plainly(monkeypatch)
 
 
 def test_before_and_after_the_first_call() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mistakes import B, leaf, normal, refused, run
+from mistakes import B, normal, refused, run
 from torch import Tensor
 from torch.distributions import (
     Bernoulli,
@@ -20,6 +20,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 from torch.distributions.transforms import AffineTransform
+from zoo import leaf
 
 import propc
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from programs import BASELINES, CONTINUOUS, DISCRETE, FAMILIES, OBJECTIVES, RECURRENT, one_site
 from surrogate import seeded
 from torch import Tensor, nn
@@ -46,14 +47,12 @@ def choice(theta: Tensor, batch: int) -> Tensor:
 
 
 def two_costs(theta: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    x = propc.sample(Normal(theta[0].expand(batch), 1.0), "x")
-    y = propc.sample(Normal(theta[1] * x, 1.0), "y")
+    x, y = zoo.linear_gaussian(theta[0], theta[1], batch)
     return torch.sin(x), y.square() * theta[0]
 
 
 def scalar(theta: Tensor, batch: int) -> Tensor:
-    x = propc.sample(Normal(theta[0].expand(batch), 1.0), "x")
-    return (x * theta[1]).sin().mean()
+    return (zoo.unit_normal(theta[0], batch) * theta[1]).sin().mean()
 
 
 THETA = torch.tensor([0.3, -0.7], dtype=torch.float64)

@@ -326,10 +326,8 @@ def flat(theta: Tensor) -> Tensor:
     return torch.cos(x) * x
 
 
-def chain(theta: Tensor) -> Tensor:
-    def law(x: Tensor) -> Normal:
-        return Normal(torch.tanh(theta[0] * x + theta[1]), torch.exp(theta[1] * x))
-
+def changing_scale(theta: Tensor) -> Tensor:
+    law = zoo.recurrent_unit(theta, scale=lambda x: torch.exp(theta[1] * x))
     return torch.cos(zoo.chain(law, torch.linspace(-1.0, 1.0, 14).reshape(7, 2), steps=3)).sum(1)
 
 
@@ -341,11 +339,8 @@ def independent(theta: Tensor) -> Tensor:
 
 def rewards(theta: Tensor) -> Tensor:
     """A cost at every step: each site has a message of its own, and all share one scale."""
-
-    def law(x: Tensor) -> Normal:
-        return Normal(torch.tanh(theta[0] * x + theta[1]), 0.3)
-
-    return zoo.rewards(law, lambda x: torch.cos(x).sum(1), torch.linspace(-1.0, 1.0, 16).reshape(8, 2), steps=4)
+    start = torch.linspace(-1.0, 1.0, 16).reshape(8, 2)
+    return zoo.rewards(zoo.recurrent_unit(theta, 0.3), lambda x: torch.cos(x).sum(1), start, steps=4)
 
 
 def constant_scale(theta: Tensor) -> Tensor:
@@ -364,7 +359,7 @@ def shared_rows(theta: Tensor) -> Tensor:
     return propc.sample(Normal(x + theta, torch.exp(x[:, :1])), "y").square().sum(1)
 
 
-PROGRAMS = [flat, chain, rewards, independent, constant_scale, only_scale, shared_rows]
+PROGRAMS = [flat, changing_scale, rewards, independent, constant_scale, only_scale, shared_rows]
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "same": {"weights": "same"},

@@ -11,7 +11,6 @@ import torch
 import zoo
 from surrogate import gradients, seeded
 from torch import Tensor
-from torch.distributions import Normal
 
 import propc
 from propc.runtime.weighting import mix
@@ -63,21 +62,17 @@ def test_threads() -> None:
     torch.testing.assert_close(found, [mix_two(grads, 2) for grads in given])
 
 
-def chain(theta: Tensor) -> Tensor:
-    def law(x: Tensor) -> Normal:
-        return Normal(torch.tanh(theta[0] * x + theta[1]), torch.exp(theta[1] * x))
-
+def changing_scale(theta: Tensor) -> Tensor:
+    law = zoo.recurrent_unit(theta, scale=lambda x: torch.exp(theta[1] * x))
     return torch.cos(zoo.chain(law, torch.linspace(-1.0, 1.0, 16).reshape(8, 2), steps=3)).sum(1)
 
 
 def constant_scale(theta: Tensor) -> Tensor:
-    x = torch.linspace(-1.0, 1.0, 16).reshape(8, 2)
-    for t in range(3):
-        x = propc.sample(Normal(torch.tanh(theta[0] * x + theta[1]), 0.3), f"x{t}")
-    return torch.cos(x).sum(1)
+    start = torch.linspace(-1.0, 1.0, 16).reshape(8, 2)
+    return torch.cos(zoo.chain(zoo.recurrent_unit(theta, 0.3), start, steps=3)).sum(1)
 
 
-@pytest.mark.parametrize("program", [chain, constant_scale], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("program", [changing_scale, constant_scale], ids=lambda p: p.__name__)
 @pytest.mark.parametrize("weights", ["same", "crossfit"])
 def test_second_derivatives(weights: str, program: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Quick or careful, they are the same: weights are constants of both."""
@@ -93,7 +88,7 @@ def test_second_derivatives(weights: str, program: Callable[..., Tensor], monkey
     torch.testing.assert_close(quick, run())
 
 
-@pytest.mark.parametrize("program", [chain, constant_scale], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("program", [changing_scale, constant_scale], ids=lambda p: p.__name__)
 def test_batched_gradients(program: Callable[..., Tensor]) -> None:
     """Under vmap, where no number can be looked at, every row of cotangents is weighed by itself."""
     theta = torch.tensor([0.4, -0.3], requires_grad=True)

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from surrogate import gradients, seeded
 from torch import Tensor
 from torch.distributions import Gamma, Independent, Normal
+from zoo import leaf
 
 import propc
 from propc.errors import EstimatorError, PropcValueError
@@ -18,21 +20,16 @@ from propc.passes import Checkpoint
 from propc.runtime.weighting import mix
 
 STEPS, BATCH, SIGMA = 4, 12, 0.3
+THETA = [1.4, -0.3]
 
 
 def rehearsed(**options: Any) -> Any:
     return propc.estimator("tp", weights="rehearsed", **options)
 
 
-def chain(theta: Tensor, batch: int = BATCH) -> Tensor:
-    x = torch.linspace(-1.0, 1.0, 2 * batch).reshape(batch, 2)
-    for t in range(STEPS):
-        x = propc.sample(Normal(torch.tanh(theta[0] * x + theta[1]), SIGMA), f"x{t}")
-    return torch.cos(3 * x).sum(1)
-
-
-def leaf() -> Tensor:
-    return torch.tensor([1.4, -0.3], requires_grad=True)
+def recurrent(theta: Tensor, batch: int = BATCH) -> Tensor:
+    start = torch.linspace(-1.0, 1.0, 2 * batch).reshape(batch, 2)
+    return torch.cos(3 * zoo.chain(zoo.recurrent_unit(theta, SIGMA), start, STEPS)).sum(1)
 
 
 def spread(grads: Tensor, folds: int) -> Tensor:
@@ -77,8 +74,8 @@ def _how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("folds", [2, 3])
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_it_is_the_formula(backend: str, folds: int) -> None:
-    compiled = propc.compile(chain, estimator=rehearsed(folds=folds), backend=backend)
-    theta = leaf()
+    compiled = propc.compile(recurrent, estimator=rehearsed(folds=folds), backend=backend)
+    theta = leaf(THETA)
     for _ in range(2):
         (found,) = gradients(seeded(compiled, theta, seed=3).mean(), [theta])
     torch.manual_seed(3)
@@ -86,7 +83,7 @@ def test_it_is_the_formula(backend: str, folds: int) -> None:
 
 
 def test_it_differs_from_crossfit_along_a_chain_only() -> None:
-    theta = leaf()
+    theta = leaf(THETA)
 
     def differs(steps: int) -> bool:
         def program(theta: Tensor) -> Tensor:
@@ -115,7 +112,7 @@ def several(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("options", [{}, {"per_coordinate": True}, {"target": "theta"}, {"baseline": None}], ids=str)
 def test_several_costs_in_any_combination(options: dict[str, Any]) -> None:
     """Each reverse pass has a rehearsal of its own; one that runs again gives the same."""
-    theta = leaf()
+    theta = leaf(THETA)
     costs = seeded(propc.compile(several, estimator=rehearsed(**options)), theta, seed=2)
     whole = costs[0].mean() - 2 * costs[1].mean() + costs[2].mean()
     first, again = (torch.autograd.grad(whole, theta, retain_graph=True)[0] for _ in range(2))
@@ -132,8 +129,8 @@ def test_three_parts() -> None:
     estimator = propc.estimator(
         "combine", estimators=("rp", "lr", propc.estimator("lr", baseline=None)), weights="rehearsed"
     )
-    theta = leaf()
-    (found,) = gradients(seeded(propc.compile(chain, estimator=estimator), theta, seed=1).mean(), [theta])
+    theta = leaf(THETA)
+    (found,) = gradients(seeded(propc.compile(recurrent, estimator=estimator), theta, seed=1).mean(), [theta])
     assert torch.isfinite(found).all()
     assert found.abs().sum() > 0
 
@@ -152,27 +149,27 @@ def test_a_scan() -> None:
             x = propc.sample(Normal(torch.tanh(theta[0] * x + theta[1]), SIGMA), f"x{t}")
         return torch.cos(3 * x).sum(1)
 
-    theta, compiled = leaf(), propc.compile(program, estimator=rehearsed())
+    theta, compiled = leaf(THETA), propc.compile(program, estimator=rehearsed())
     found, expected = (gradients(seeded(compiled, theta, rolled, seed=1).mean(), [theta]) for rolled in (True, False))
     torch.testing.assert_close(found, expected)
 
 
 def test_few_rows_are_weighed_evenly() -> None:
-    theta = leaf()
-    small = seeded(propc.compile(chain, estimator=rehearsed()), theta, 3, seed=1).mean()
-    even = seeded(propc.compile(chain, estimator=propc.estimator("tp")), theta, 3, seed=1).mean()
+    theta = leaf(THETA)
+    small = seeded(propc.compile(recurrent, estimator=rehearsed()), theta, 3, seed=1).mean()
+    even = seeded(propc.compile(recurrent, estimator=propc.estimator("tp")), theta, 3, seed=1).mean()
     torch.testing.assert_close(gradients(small, [theta]), gradients(even, [theta]))
 
 
 def test_other_estimators_beside_it() -> None:
-    theta = leaf()
-    mixed = propc.compile(chain, estimator={"x0": "lr", "x3": "rp", "*": rehearsed()})
+    theta = leaf(THETA)
+    mixed = propc.compile(recurrent, estimator={"x0": "lr", "x3": "rp", "*": rehearsed()})
     assert torch.isfinite(gradients(seeded(mixed, theta, seed=1).mean(), [theta])[0]).all()
 
 
 def test_batched_cotangents() -> None:
-    theta = leaf()
-    cost = seeded(propc.compile(chain, estimator=rehearsed()), theta, seed=1)
+    theta = leaf(THETA)
+    cost = seeded(propc.compile(recurrent, estimator=rehearsed()), theta, seed=1)
     rows = torch.rand(3, BATCH)
     (found,) = torch.autograd.grad(cost, theta, rows, is_grads_batched=True, retain_graph=True)
     each = [torch.autograd.grad(cost, theta, row, retain_graph=True)[0] for row in rows]
@@ -180,7 +177,7 @@ def test_batched_cotangents() -> None:
 
 
 def test_nothing_stays_of_a_call_without_a_reverse_pass() -> None:
-    compiled, theta = propc.compile(chain, estimator=rehearsed()), leaf()
+    compiled, theta = propc.compile(recurrent, estimator=rehearsed()), leaf(THETA)
     cost = compiled(theta)
     node = weakref.ref(cost)
     del cost
@@ -191,7 +188,7 @@ def test_nothing_stays_of_a_call_without_a_reverse_pass() -> None:
 
 
 def test_a_failed_reverse_pass_poisons_nothing() -> None:
-    compiled, theta = propc.compile(chain, estimator=rehearsed()), leaf()
+    compiled, theta = propc.compile(recurrent, estimator=rehearsed()), leaf(THETA)
     (expected,) = gradients(seeded(compiled, theta, seed=1).mean(), [theta])
     cost = seeded(compiled, theta, seed=1)
     with pytest.raises(RuntimeError, match="shape"):
@@ -200,16 +197,16 @@ def test_a_failed_reverse_pass_poisons_nothing() -> None:
 
 
 def test_second_derivatives_are_refused() -> None:
-    theta = leaf()
-    cost = propc.compile(chain, estimator=rehearsed())(theta)
+    theta = leaf(THETA)
+    cost = propc.compile(recurrent, estimator=rehearsed())(theta)
     with pytest.raises(EstimatorError, match="first derivatives only"):
         torch.autograd.grad(cost.mean(), theta, create_graph=True)
 
 
 def test_blocks_that_run_again_are_refused() -> None:
-    theta = leaf()
-    cost = propc.compile(chain, estimator=rehearsed(), passes=[Checkpoint(blocks=2)])(theta)
-    with pytest.raises(EstimatorError, match=r"(?s)site 'x.'.*test_rehearsing.*reverse pass.*Checkpoint"):
+    theta = leaf(THETA)
+    cost = propc.compile(recurrent, estimator=rehearsed(), passes=[Checkpoint(blocks=2)])(theta)
+    with pytest.raises(EstimatorError, match=r"(?s)site 'x.'.*zoo\.py.*reverse pass.*Checkpoint"):
         cost.mean().backward()
 
 
