@@ -1,10 +1,8 @@
 """The examples run, write what they promise, and what they show is true."""
 
-import importlib
-
 import pytest
 import torch
-from example_runs import EXAMPLES, assert_wrote, plain_gradient, rows, run
+from example_runs import assert_wrote, plain_gradient, rows, run
 
 
 def test_quickstart(tmp_path):
@@ -75,19 +73,9 @@ def test_policy_search(tmp_path):
         assert variances["tp", stage] < variances["lr", stage] / 10
 
 
-@pytest.fixture
-def cartpole(monkeypatch):
-    """The example's modules, in float32, for which they are written."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    yield importlib.import_module
-    torch.set_default_dtype(before)
-
-
-def test_cartpole_keeps_its_energy(cartpole, monkeypatch):
+def test_cartpole_keeps_its_energy(example, monkeypatch):
     """Without friction, force and noise, mechanical energy stays what it was."""
-    system = cartpole("cartpole.system")
+    system = example("cartpole.system")
     monkeypatch.setattr(system, "FRICTION", 0.0)
     monkeypatch.setattr(system, "NOISE_STD", (0.0,) * 4)
     monkeypatch.setattr(system, "SUBSTEPS", 1000)
@@ -107,9 +95,9 @@ def test_cartpole_keeps_its_energy(cartpole, monkeypatch):
     torch.testing.assert_close(energy(later), energy(state), rtol=0, atol=0.02)
 
 
-def test_learned_dynamics(cartpole):
+def test_learned_dynamics(example):
     """Fitted to enough episodes, the model predicts the mean and finds the noise."""
-    system, dynamics, policy = (cartpole(f"cartpole.{name}") for name in ("system", "dynamics", "policy"))
+    system, dynamics, policy = (example(f"cartpole.{name}") for name in ("system", "dynamics", "policy"))
     model = dynamics.Dynamics()
     model.fit(system.run(policy.random_policy, 20, 40))
     states, actions = system.run(policy.random_policy, 10, 40)

@@ -1,26 +1,13 @@
 """Toy expectations, hard attention and REINFORCE run small, and what they show is true."""
 
-import importlib
-
 import gymnasium
 import pytest
 import torch
-from example_runs import EXAMPLES, assert_wrote, rows, run
+from example_runs import assert_wrote, rows, run
 from stats import check, limit
 from torch.distributions import Categorical, Normal
 
 import propc
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """Imports an example, in float32, for which they are written."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    yield importlib.import_module
-    torch.set_default_dtype(before)
-
 
 # -- toys ---------------------------------------------------------------------------------
 

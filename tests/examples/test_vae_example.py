@@ -1,13 +1,12 @@
 """The discrete VAE runs, goes on where it stopped, and its bounds are what they say."""
 
 import gzip
-import importlib
 import itertools
 import struct
 
 import pytest
 import torch
-from example_runs import EXAMPLES, assert_wrote, rows, run
+from example_runs import assert_wrote, rows, run
 from stats import assert_rejected, assert_unbiased
 
 FILES = (
@@ -22,22 +21,12 @@ FILES = (
 )
 
 
-@pytest.fixture
-def vae(monkeypatch):
-    """Imports the example, or a module of its folder, in float32, for which they are written."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    yield importlib.import_module
-    torch.set_default_dtype(before)
-
-
 @pytest.mark.parametrize("latents", [(), ("--categories", "5")], ids=["coins", "dice"])
-def test_discrete_vae(latents, tmp_path, vae):
+def test_discrete_vae(latents, tmp_path, example):
     out = tmp_path / "out"
     run("discrete_vae", out, *latents)
     assert_wrote(out, *FILES)
-    estimators = set(vae("discrete_vae").ESTIMATORS)
+    estimators = set(example("discrete_vae").ESTIMATORS)
     assert len(estimators) >= 7
     trained = {row["estimator"]: row for row in rows(out) if "curve" in row}
     noise = {(row["estimator"], row["stage"]): row for row in rows(out) if "stage" in row}
@@ -60,27 +49,27 @@ def test_discrete_vae(latents, tmp_path, vae):
 # -- the command line ---------------------------------------------------------------------
 
 
-def test_estimators_are_read(vae):
-    example = vae("discrete_vae")
-    assert example.parse("lr").baseline == "loo"
-    assert example.parse("lr:baseline=None").baseline is None
-    assert example.parse("lr:baseline=moving_average").baseline == "moving_average"
-    chosen = example.parse("tp:weights=past,k_interval=2")
+def test_estimators_are_read(example):
+    discrete_vae = example("discrete_vae")
+    assert discrete_vae.parse("lr").baseline == "loo"
+    assert discrete_vae.parse("lr:baseline=None").baseline is None
+    assert discrete_vae.parse("lr:baseline=moving_average").baseline == "moving_average"
+    chosen = discrete_vae.parse("tp:weights=past,k_interval=2")
     assert (chosen.weights, chosen.k_interval) == ("past", 2)
 
 
 @pytest.mark.parametrize(
     ("name", "says"), [("lrr", "unknown estimator 'lrr'"), ("lr:base=None", "unknown option 'base' of estimator 'lr'")]
 )
-def test_unknown_estimators_are_refused(vae, tmp_path, capsys, name, says):
+def test_unknown_estimators_are_refused(example, tmp_path, capsys, name, says):
     with pytest.raises(SystemExit):
-        vae("discrete_vae").main(["--smoke", "--out", str(tmp_path), "--estimators", name])
+        example("discrete_vae").main(["--smoke", "--out", str(tmp_path), "--estimators", name])
     assert says in capsys.readouterr().err
 
 
-def test_estimators_that_cannot_work_are_refused_before_training(vae, tmp_path):
+def test_estimators_that_cannot_work_are_refused_before_training(example, tmp_path):
     with pytest.raises(SystemExit, match=r"at site 'z' .*no rsample"):
-        vae("discrete_vae").main(["--smoke", "--out", str(tmp_path), "--estimators", "lr", "rp"])
+        example("discrete_vae").main(["--smoke", "--out", str(tmp_path), "--estimators", "lr", "rp"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,9 +77,9 @@ def test_estimators_that_cannot_work_are_refused_before_training(vae, tmp_path):
 
 
 @pytest.fixture(params=[None, 3], ids=["coins", "dice"])
-def small(request, vae):
+def small(request, example):
     """A model whose latents can be counted out, with a prior that is not uniform, and two images."""
-    model = vae("vae.model").DiscreteVAE(pixels=5, latents=2, categories=request.param, hidden=4).double()
+    model = example("vae.model").DiscreteVAE(pixels=5, latents=2, categories=request.param, hidden=4).double()
     with torch.no_grad():
         for value in model.parameters():
             value.normal_()
@@ -135,30 +124,30 @@ def test_weights_give_the_elbo_and_the_likelihood(small):
     assert_rejected((weights - likelihood + 0.05).exp(), torch.ones_like(elbo))
 
 
-def test_more_draws_tighten_the_bound(small, vae):
+def test_more_draws_tighten_the_bound(small, example):
     model, x = small
-    bounds = vae("vae.bounds")
+    bounds = example("vae.bounds")
     elbo, likelihood = (bound.mean().item() for bound in exact_bounds(model, x))
     assert bounds.elbo(model, x, 20_000) == pytest.approx(elbo, abs=0.05)
     assert elbo + 0.05 < bounds.multi_sample(model, x, 20_000) == pytest.approx(likelihood, abs=0.05)
 
 
-def test_measuring_draws_nothing_from_a_training(small, vae):
+def test_measuring_draws_nothing_from_a_training(small, example):
     model, x = small
     before = torch.get_rng_state()
-    assert vae("vae.bounds").elbo(model, x) == vae("vae.bounds").elbo(model, x)
+    assert example("vae.bounds").elbo(model, x) == example("vae.bounds").elbo(model, x)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 # -- training -----------------------------------------------------------------------------
 
 
-def train(vae, path, epochs, rate=1e-2):
+def train(example, path, epochs, rate=1e-2):
     """A short run on noise; goes on from the checkpoint where there is one."""
-    training, data = vae("vae.training"), vae("vae.data")
+    training, data = example("vae.training"), example("vae.data")
     torch.manual_seed(1)
     images = data.split(torch.rand(40, 2, 3), torch.rand(10, 2, 3))
-    model = vae("vae.model").DiscreteVAE(6, latents=3, hidden=4).with_estimator("lr")
+    model = example("vae.model").DiscreteVAE(6, latents=3, hidden=4).with_estimator("lr")
     made = training.Run(model, training.Plan(epochs=epochs, batch=16, rate=rate, every=2))
     if path.exists():
         made.restore(path)
@@ -166,10 +155,10 @@ def train(vae, path, epochs, rate=1e-2):
     return made
 
 
-def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(vae, tmp_path):
-    whole = train(vae, tmp_path / "whole.pt", 6)
-    train(vae, tmp_path / "parts.pt", 2)
-    parts = train(vae, tmp_path / "parts.pt", 6)
+def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(example, tmp_path):
+    whole = train(example, tmp_path / "whole.pt", 6)
+    train(example, tmp_path / "parts.pt", 2)
+    parts = train(example, tmp_path / "parts.pt", 6)
     assert [row["epoch"] for row in parts.curve] == [2, 4, 6]
     assert [row["test_elbo"] for row in parts.curve] == [row["test_elbo"] for row in whole.curve]
     for name, value in whole.model.state_dict().items():
@@ -177,10 +166,10 @@ def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(vae, tmp_path):
     assert not (tmp_path / "parts.part").exists()
 
 
-def test_another_plan_is_refused(vae, tmp_path):
-    train(vae, tmp_path / "run.pt", 2)
+def test_another_plan_is_refused(example, tmp_path):
+    train(example, tmp_path / "run.pt", 2)
     with pytest.raises(ValueError, match=r"run.pt was made with .*'rate': 0.01.* not .*'rate': 0.1"):
-        train(vae, tmp_path / "run.pt", 2, rate=0.1)
+        train(example, tmp_path / "run.pt", 2, rate=0.1)
 
 
 # -- images -------------------------------------------------------------------------------
@@ -192,12 +181,12 @@ def idx(values, kind=0x08):
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
-def test_mnist_files_are_read(vae, tmp_path, packed):
+def test_mnist_files_are_read(example, tmp_path, packed):
     pixels = {stem: torch.randint(256, (n, 3, 2), dtype=torch.uint8) for stem, n in (("train", 5), ("t10k", 4))}
     for (stem, values), joint in zip(pixels.items(), "-."):
         path = tmp_path / f"{stem}-images{joint}idx3-ubyte"
         path.with_name(path.name + ".gz" * packed).write_bytes(gzip.compress(idx(values)) if packed else idx(values))
-    images = vae("vae.data").load(tmp_path)
+    images = example("vae.data").load(tmp_path)
     torch.testing.assert_close(images.train, pixels["train"].flatten(1) / 255)
     assert images.shape == (3, 2)
     assert images.test.shape == (4, 6)
@@ -207,14 +196,14 @@ def test_mnist_files_are_read(vae, tmp_path, packed):
         assert pixel in (0.0, 1.0)
 
 
-def test_idx_of_other_types(vae, tmp_path):
+def test_idx_of_other_types(example, tmp_path):
     path = tmp_path / "values-idx2-float"
     path.write_bytes(struct.pack(">2x2B2I4f", 0x0D, 2, 2, 2, 1.5, -2, 3, 4))
-    assert vae("vae.data").read_idx(path).tolist() == [[1.5, -2], [3, 4]]
+    assert example("vae.data").read_idx(path).tolist() == [[1.5, -2], [3, 4]]
 
 
-def test_bad_idx_files_are_refused(vae, tmp_path):
-    read = vae("vae.data").read_idx
+def test_bad_idx_files_are_refused(example, tmp_path):
+    read = example("vae.data").read_idx
     whole = idx(torch.zeros(2, 3, dtype=torch.uint8))
     for data, says in ((b"PNG!", "is no idx file"), (whole[:-1], "holds 5 values"), (b"", "is no idx file")):
         path = tmp_path / "bad"
@@ -222,11 +211,11 @@ def test_bad_idx_files_are_refused(vae, tmp_path):
         with pytest.raises(ValueError, match=says):
             read(path)
     with pytest.raises(FileNotFoundError, match="no train-images-idx3-ubyte"):
-        vae("vae.data").load(tmp_path)
+        example("vae.data").load(tmp_path)
 
 
-def test_digits_are_split_and_binary(vae):
-    images = vae("vae.data").load()
+def test_digits_are_split_and_binary(example):
+    images = example("vae.data").load()
     assert len(images.train) + len(images.test) == 1797
     assert images.shape == (8, 8)
     for binary in (images.seen, images.test):
