@@ -114,6 +114,44 @@ def test_imports_have_no_circles() -> None:
     assert [sorted(names) for names in networkx.strongly_connected_components(imports) if len(names) > 1] == []
 
 
+def helpers() -> Iterator[tuple[Path, ast.FunctionDef, set[str]]]:
+    """The functions at the head of a file of tests that are no tests, and all names that the file gives itself."""
+    for path in sorted(TESTS.rglob("*.py")):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+        names = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+        own = {name.id for target in names for name in ast.walk(target) if isinstance(name, ast.Name)}
+        own |= {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        for function in functions:
+            if not function.name.startswith("test_"):
+                yield path, function, own
+
+
+def test_programs_of_tests_have_telling_names() -> None:
+    """A chain or a rollout can be anything: these stand in the zoo, or in a golden file by their names."""
+    vague = {by_name(path) for path, function, _ in helpers() if function.name in ("chain", "rollout")}
+    assert vague == {
+        "tests/helpers/zoo.py",
+        "tests/helpers/showcase.py",
+        "tests/passes/insert/test_gaussian_shaping.py",
+    }
+
+
+def test_no_two_helpers_of_one_body() -> None:
+    """Two bodies of the same words are the same, but where they speak of what each file has for itself.
+
+    `tests/packaging/` runs where the helpers are not.
+    """
+    places: dict[str, list[str]] = defaultdict(list)
+    for path, function, own in helpers():
+        said = ast.get_docstring(function) is not None
+        body = ast.Module(function.body[said:], [])
+        used = {node.id for node in ast.walk(body) if isinstance(node, ast.Name)}
+        if path.parent.name != "packaging" and not used & own:
+            places[ast.unparse(body)].append(f"{by_name(path)}: {function.name}")
+    assert not [copies for copies in places.values() if len(copies) > 1]
+
+
 def test_tests_mirror_the_tree() -> None:
     """Every folder of tests has the path of a folder of the package, or is one of those beside them."""
     package = {by_name(folder).removeprefix("propc/") for folder in folders()}

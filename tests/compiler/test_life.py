@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 from zoo import leaf
@@ -19,7 +18,7 @@ B = 6
 
 
 def squares(theta: Tensor) -> Tensor:
-    return zoo.unit_normal(theta, B).square()
+    return propc.sample(Normal(theta.expand(B), 1.0), "x").square()
 
 
 class Noisy(nn.Module):

@@ -2,6 +2,7 @@
 
 A program is a structure (`chain`, `rewards`) with the law of its steps, or one of the short ones at the end. Where
 ``sample`` is an argument, a test can pass what stands in for `propc.sample` in the same program in plain torch.
+Errors name the line of a program: where they must name one of the test's file, the program stays there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.distributions import Bernoulli, Distribution, Normal
 import propc
 
 Law = Callable[[Tensor], Distribution]
-Scale = Any  # a number, a tensor, or a function of the state
+Scale = float | Tensor
 
 
 def leaf(value: Any = 0.4) -> Tensor:
@@ -62,7 +63,7 @@ def sine_map(theta: Tensor, scale: Scale = 0.5) -> Law:
     return lambda x: Normal(torch.sin(theta + x), scale)
 
 
-def recurrent_unit(theta: Tensor, scale: Scale) -> Law:
+def recurrent_unit(theta: Tensor, scale: Scale | Callable[[Tensor], Tensor]) -> Law:
     """x′ ~ N(tanh(θ₀·x + θ₁), scale): a recurrent network's weight and bias, each a parameter of its own."""
     return lambda x: Normal(torch.tanh(theta[0] * x + theta[1]), scale(x) if callable(scale) else scale)
 
@@ -89,11 +90,3 @@ def linear_gaussian(loc: Tensor, slope: Tensor, batch: int, sample: Any = propc.
     """x ~ N(loc, 1), y ~ N(slope·x, 1), [batch] each. E y = slope·loc, E y² = slope²·(loc² + 1) + 1."""
     x = sample(Normal(loc.expand(batch), 1.0), "x")
     return x, sample(Normal(slope * x, 1.0), "y")
-
-
-def spike_and_slab(theta: Tensor, batch: int) -> Tensor:
-    """z ~ Bernoulli(logits θ), x ~ N(z·θ, 0.5), [batch, D]: a discrete site in front of a continuous one.
-
-    E Σ x² = Σ (σ(θ)·θ² + 0.25).
-    """
-    return propc.sample(Normal(bernoullis(theta, batch) * theta, 0.5), "x")

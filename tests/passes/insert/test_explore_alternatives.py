@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from torch import Tensor
 from torch.distributions import (
     Bernoulli,
@@ -41,7 +40,7 @@ def local(**options: Any) -> Any:
 
 
 def bits(theta: Tensor, name: str = "z") -> Tensor:
-    return zoo.bernoullis(theta, BATCH, name)
+    return propc.sample(Bernoulli(logits=theta.expand(BATCH, 2)), name)
 
 
 def graph_of(program: Any, estimator: Any = "local", **options: Any) -> propc.PropagationGraph:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from laws_and_estimators import lr, vimco
 from torch import Tensor
-from torch.distributions import Bernoulli
+from torch.distributions import Bernoulli, Normal
 
 import propc
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError
@@ -37,7 +36,9 @@ def bounded(theta: Tensor) -> Tensor:
 
 
 def two_sites(theta: Tensor) -> Tensor:
-    return -propc.bound(zoo.spike_and_slab(theta, B).square().sum(-1) * theta[0])
+    z = propc.sample(Bernoulli(logits=theta.expand(B, 2)), "z")
+    x = propc.sample(Normal(z * theta, 0.5), "x")
+    return -propc.bound(x.square().sum(-1) * theta[0])
 
 
 # -- the graph ----------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from laws_and_estimators import lr
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
@@ -21,7 +20,9 @@ THETA = torch.tensor([0.3, -0.4], dtype=torch.float64)
 
 
 def two_sites(theta: Tensor, batch: int = BATCH_SIZE) -> Tensor:
-    return zoo.spike_and_slab(theta, batch).square().sum(-1) + theta.sum()
+    z = propc.sample(Bernoulli(logits=theta.expand(batch, 2)), "z")
+    x = propc.sample(Normal(z * theta, 0.5), "x")
+    return x.square().sum(-1) + theta.sum()
 
 
 def param() -> Tensor:

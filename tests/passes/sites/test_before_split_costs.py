@@ -9,13 +9,15 @@ import pytest
 import torch
 import zoo
 from torch import Tensor
+from torch.distributions import Normal
 
 import propc
 from propc.ir import Site
 
 
 def rewards(theta: Tensor) -> Tensor:
-    x, y = zoo.linear_gaussian(theta, theta, batch=5)
+    x = propc.sample(Normal(theta.expand(5), 1.0), "x")
+    y = propc.sample(Normal(theta * x, 1.0), "y")
     return x.square() + y.square()
 
 

@@ -310,10 +310,10 @@ def test_a_target_that_is_written_into_something_else() -> None:
 
 
 def test_a_misspelt_target() -> None:
-    compiled = propc.compile(lambda theta: target_at_every_step(theta, torch.eye(DIM), propc.sample)[0],
+    compiled = propc.compile(lambda theta: families(theta, torch.eye(DIM), propc.sample)[0],
                              estimator=propc.estimator("tp", target="thta"))  # fmt: skip
     with pytest.raises(
-        propc.PropcError, match=r"site 'x0' \(test_expand_targets.*'thta'.*Did you mean 'theta'"
+        propc.PropcError, match=r"site 'x' \(test_expand_targets.*'thta'.*Did you mean 'theta'"
     ) as caught:
         compiled(torch.tensor(1.0, requires_grad=True))
     assert str(caught.value).endswith("Known: 'theta'.")  # and not the constants of the program
