@@ -91,10 +91,6 @@ class Config:
     layer: Any = nn.Tanh
 
 
-class Child(Config):
-    pass
-
-
 class Slotted:
     __slots__ = ("rate",)
 

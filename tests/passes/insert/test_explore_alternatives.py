@@ -376,10 +376,6 @@ def test_first_derivatives_only() -> None:
         torch.autograd.grad(cost, theta, create_graph=True)
 
 
-def normal(theta: Tensor) -> Tensor:
-    return propc.sample(Normal(theta.expand(BATCH, 2), 1.0), "z").sum(-1)
-
-
 LAWS: dict[str, tuple[str, Callable[[Tensor], Any], str]] = {
     "continuous": ("local", lambda p: Normal(p, 1.0), r"'local' needs independent elements.*Normal.*cannot.*'mvd'"),
     "counts": ("local", lambda p: Poisson(p.exp()), r"'local' needs independent elements.*Poisson"),
