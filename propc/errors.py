@@ -50,7 +50,7 @@ class ScanError(GraphError):
     """
 
     length: int = 0
-    longest: int = 1000
+    longest: int = 1000  # at some 2 ms a site (benchmarks/compile_time.py) they take seconds to compile
 
 
 class StepError(ScanError, EstimatorError):

@@ -10,7 +10,7 @@ from propc.errors import EstimatorError, PropcValueError, message, nearest
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.named import Named
 from propc.ir.nodes.node import Node
-from propc.ir.nodes.resample import Resample
+from propc.ir.nodes.resample import JITTER, Resample
 from propc.ir.nodes.segment import Segment
 from propc.ir.nodes.site import Site
 from propc.ir.records import Ref
@@ -47,7 +47,7 @@ class GaussianShaping(Pass):
     sites: str | Sequence[str] | None = None
     costs: str | Sequence[str] | None = None
     shrinkage: float | None = None
-    jitter: float = 1e-6
+    jitter: float = JITTER
 
     def __post_init__(self) -> None:
         check_refit(self.shrinkage, self.jitter, at=self.at, sites=self.sites, costs=self.costs)

@@ -158,7 +158,10 @@ class _Plan:
         self.sums = [0, *accumulate(inside(graph, graph[name]) for name in self.order)]
 
     def counts(self) -> Iterator[int]:
-        """Numbers of blocks to try, each about a fifth larger than the one before."""
+        """Numbers of blocks to try, each about a fifth larger than the one before.
+
+        Of n/k + k the best of these is within a hundredth of the least.
+        """
         count, most = 1, sum(isinstance(self.graph[name], (Site, Segment)) for name in self.order)
         while count <= max(1, most):
             yield count
@@ -166,7 +169,7 @@ class _Plan:
 
     def cuts(self, count: int) -> list[int]:
         """Places that cut the program into so many parts of like size, where little lies between them."""
-        whole = self.sums[-1]
+        whole = self.sums[-1]  # of a part a quarter at each end may go: none is larger than one and a half
         found = [self._near(whole * k / count, whole / count / 4) for k in range(1, count)]
         return sorted({place for place in found if 0 < place < len(self.order)})
 

@@ -18,6 +18,10 @@ from propc.ir.repeatable import beside_writes
 from propc.passes.pipeline import Pass, register
 from propc.propagators.sites.samples import positive
 
+# Rows at a time. Measured for two layers of 32 to 256 units and 4096 rows, over the whole batch at once: 64 rows take
+# 1.9 to 4.8 times as long, 256 rows 1.3 to 1.7, 1024 rows 1.2 to 1.3.
+ROWS = 256
+
 
 @register("chunk-batch")
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class ChunkBatch(Pass):
 
     name: ClassVar[str] = "chunk-batch"
     after: ClassVar[str] = "deduplicate-stages"
-    rows: int = 256
+    rows: int = ROWS
     at: str | Sequence[str] = "*"
 
     def __post_init__(self) -> None:

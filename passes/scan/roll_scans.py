@@ -18,7 +18,9 @@ from propc.passes.scan.carried_tokens import Sums
 from propc.passes.scan.equal_steps import EqualSteps
 from propc.types import PlateKind, Turn
 
-FEW = 32  # steps of a scan, where what they are copied for grows with their square
+# Steps of a scan that are traced one by one where what is copied grows with their square, as many as the thousand of
+# `StepError.longest` make otherwise.
+FEW = 32
 _MASKS = ("any", "smooth", "rough", "parents", "near")
 
 

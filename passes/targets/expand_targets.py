@@ -32,6 +32,11 @@ from propc.runtime.weighting.per_sample_norms import Norms
 from propc.runtime.weighting.per_sample_vjp import Pulled, pulled
 from propc.types import TensorType
 
+# Measured for ten sites of 1000 rows. One element by a tangent takes 0.95 of the time of a reverse traversal, two 1.05,
+# sixteen 1.5. By tangents 64 elements take 3 times as long as by two signs, 128 take 6 times. Of signs, 8 take 1.2
+# times as long as 1, 32 take 1.9; two are a choice.
+FEW, EXACT, SIGNS = 1, 64, 2
+
 
 @register("expand-targets")
 @dataclass(frozen=True)
@@ -48,9 +53,9 @@ class ExpandTargets(Pass):
 
     name: ClassVar[str] = "expand-targets"
     needed: ClassVar[bool] = True
-    few: int = 1
-    exact_up_to: int = 64
-    sketches: int = 2
+    few: int = FEW
+    exact_up_to: int = EXACT
+    sketches: int = SIGNS
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         ways: dict[Hashable, _Way] = {}

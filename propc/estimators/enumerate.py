@@ -38,7 +38,7 @@ class Enumerate(Estimator):
     """
 
     name: ClassVar[str] = "enumerate"
-    budget: int = 10_000
+    budget: int = 10_000  # as Storchastic has it
     noise: str = "independent"
     chunk: int | None = None
 

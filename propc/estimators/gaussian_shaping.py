@@ -10,6 +10,7 @@ from propc import propagators
 from propc.estimators.estimator import Estimator, SiteView, register_estimator
 from propc.estimators.requirements import require_batch, require_path
 from propc.estimators.total_propagation import TotalPropagation
+from propc.ir.nodes.resample import JITTER
 from propc.ir.pass_request import PassRequest
 from propc.propagators.baselines import baseline
 from propc.propagators.nodes.gaussian_fit import check_refit
@@ -28,7 +29,7 @@ class Refitted(Estimator):
     at: str | Sequence[str] | None = None
     costs: str | Sequence[str] | None = None
     shrinkage: float | None = None
-    jitter: float = 1e-6
+    jitter: float = JITTER
 
     def __post_init__(self) -> None:
         for option in ("at", "costs"):  # hashable and comparable, as estimators are

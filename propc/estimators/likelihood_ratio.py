@@ -74,7 +74,7 @@ class LeaveOneOutRatio(LikelihoodRatio):
 
     name: ClassVar[str] = "rloo"
     keeps_name: ClassVar[bool] = True
-    samples: int = 2
+    samples: int = 2  # the least that has another
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,7 +41,7 @@ class Vimco(Repeated):
 
     name: ClassVar[str] = "vimco"
     keeps_name: ClassVar[bool] = True
-    samples: int = 5
+    samples: int = 5  # a choice; two are the least
     mean: str = "geometric"
     noise: str = "independent"
     chunk: int | None = None

@@ -15,8 +15,11 @@ from propc.ir.nodes.scan import Scan
 if TYPE_CHECKING:
     from propc.ir.graph import PropagationGraph
 
-FEWEST = 4  # repetitions worth folding: the first and the last are drawn, two or more are folded
-LONGEST = 64  # stages in one repetition
+# Repetitions worth folding: the first and the last are drawn, two or more are folded.
+FEWEST = 4
+# Stages in one repetition: looking for them costs so much for each stage. Measured on 4000 unlike stages: 0.2 s at 16,
+# 0.8 s at 64, 6 s at 256.
+LONGEST = 64
 
 Unit = tuple[Node, ...]
 

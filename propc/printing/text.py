@@ -19,7 +19,9 @@ from propc.types import Plate
 if TYPE_CHECKING:
     from propc.ir.graph import PropagationGraph
 
-WIDEST = 32  # columns grow up to this width; what is longer sticks out
+# Columns grow up to this width; what is longer sticks out. A choice, for the looks of the text: names of nodes in
+# modules of modules fit, lists of inputs do not.
+WIDEST = 32
 
 
 def to_text(graph: PropagationGraph) -> str:

@@ -156,7 +156,7 @@ class MovingAverage(Baseline):
     It moves at every call with gradients enabled, except in eval mode.
     """
 
-    decay: float = 0.95
+    decay: float = 0.95  # as Storchastic has it: a batch counts for some twenty
 
     def __post_init__(self) -> None:
         if not isinstance(self.decay, (int, float)) or not 0 <= self.decay < 1:
@@ -241,7 +241,7 @@ class RunningMean(nn.Module):
         """The mean of earlier batches, zero at first; this batch counts from the next call on."""
         if self.mean.device != cost.device:
             self.to(cost.device)
-        value = (self.mean / self.weight.clamp(min=1e-12)).to(cost.dtype)
+        value = (self.mean / self.weight.clamp(min=1e-12)).to(cost.dtype)  # at first 0/0, which shall be 0
         if self.training:
             now = cost.mean().to(self.mean.dtype)
             share = torch.isfinite(now) * (1 - self.decay)  # a batch that is not finite does not count

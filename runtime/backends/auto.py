@@ -22,7 +22,9 @@ from propc.runtime.plan.step import Plan, Values
 from propc.runtime.planned_graph import PlannedGraph
 from propc.util.torch_rng import from_state, state_of
 
-TRIALS = 7  # of which the quickest counts
+# Steps of which the quickest counts. A choice, which bounds what the first call costs; of the first ones, in which
+# torch sets itself up, none counts.
+TRIALS = 7
 
 
 class Auto(Backend):

@@ -29,7 +29,8 @@ from propc.runtime.planned_graph import PlannedGraph
 from propc.util.torch_private import has_triton
 from propc.util.torch_rng import set_state, state_of
 
-WARMUP = 3  # runs before a capture, in which libraries set themselves up
+# Runs before a capture, in which libraries set themselves up: as many as torch.cuda.make_graphed_callables takes.
+WARMUP = 3
 
 
 class CudaGraphs(Backend):

@@ -22,6 +22,7 @@ from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.site import Site
 from propc.ir.records import Ref
 from propc.types import PlateKind, TensorType
+from propc.util.rounding import agree
 
 Values = Mapping[Ref, Any]
 Replay = Callable[[Mapping[Ref, Tensor]], Values]
@@ -221,4 +222,4 @@ def _same(before: Any, after: Any, axis: Axis, dim: int) -> bool:
         before, after = before.movedim(dim, 0)[kept], after.movedim(dim, 0)[kept]
     if not before.dtype.is_floating_point:
         return bool(torch.equal(before, after))
-    return bool(torch.allclose(before, after, rtol=1e-4, atol=1e-6, equal_nan=True))
+    return agree(before, after)

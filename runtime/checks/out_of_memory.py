@@ -15,12 +15,12 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.node import Node
 from propc.ir.nodes.segment import Segment
 from propc.ir.nodes.site import Site
+from propc.passes.memory.chunk_batch import ROWS
 from propc.types import PlateKind
 
 # Runs of one stage from which a horizon is worth mentioning: of 8 steps, √8 blocks of √8 steps keep two thirds, and of
 # fewer nearly all.
 MANY = 8
-LARGE = 256  # rows above which chunks of the batch are: as many as ChunkBatch takes by default
 _CPU = re.compile(r"DefaultCPUAllocator.*?(?:allocate (\d+) bytes|$)|Storage size calculation overflowed")
 _DEVICE = re.compile(r"[Tt]ried to allocate ([\d.]+ [KMGTP]?i?B)")
 
@@ -117,7 +117,7 @@ def _fix(graph: PropagationGraph, node: Node, runs: int) -> str:
     if runs >= MANY and torch.is_grad_enabled():
         more = "more blocks= in " if graph.schedule.blocks else ""
         ways.append(f"{more}passes=[propc.passes.Checkpoint()], which keeps less of {runs} steps for the reverse pass")
-    if isinstance(node, Segment) and not node.plates and (graph.batch or 0) > LARGE:
+    if isinstance(node, Segment) and not node.plates and (graph.batch or 0) > ROWS:
         less = "fewer rows= in " if node.rows else ""
         ways.append(f"{less}passes=[propc.passes.ChunkBatch()], by which segments take a few rows of the batch at once")
     ways.append("a smaller batch")

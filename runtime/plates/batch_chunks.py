@@ -15,6 +15,7 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.segment import Segment
 from propc.runtime.autograd.recompute import checkpointed
 from propc.runtime.checks.out_of_memory import is_shortage
+from propc.util.rounding import agree
 from propc.util.torch_private import pytree
 
 Run = Callable[..., Sequence[Tensor]]
@@ -109,4 +110,4 @@ def _same(one: Tensor, two: Tensor) -> bool:
         return False
     if not one.dtype.is_floating_point:
         return bool(torch.equal(one, two))
-    return bool(torch.allclose(one, two, rtol=1e-4, atol=1e-6, equal_nan=True))
+    return agree(one, two)

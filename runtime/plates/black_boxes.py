@@ -14,6 +14,7 @@ from propc.frontend.recorder import tensor_type
 from propc.ir.graph import PropagationGraph
 from propc.ir.named_dims import aligned
 from propc.ir.nodes.opaque import Opaque
+from propc.util.rounding import agree
 from propc.util.torch_private import pytree
 from propc.util.torch_rng import same_random, set_state, state_of
 
@@ -145,7 +146,7 @@ class OpaqueCall:
 def same(one: Sequence[Tensor], two: Sequence[Tensor]) -> bool:
     """Whether values agree to rounding."""
     pairs = zip(one, two, strict=True)
-    return all(a.shape == b.shape and torch.allclose(_number(a), _number(b), 1e-4, 1e-6, True) for a, b in pairs)
+    return all(a.shape == b.shape and agree(_number(a), _number(b)) for a, b in pairs)
 
 
 def _number(value: Tensor) -> Tensor:

@@ -238,7 +238,7 @@ def _with_past(mixing: Mixing, now: list[Tensor], measure: WeightMeasure, past: 
     known = fitting(past, now)
     if known is not None:
         return known
-    if measure.grads[0].shape[1] < 4:
+    if measure.grads[0].shape[1] < 4:  # in two groups of one row nothing varies
         return [torch.ones_like(v) for v in now]
     return measure.take(2)
 

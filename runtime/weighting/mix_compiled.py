@@ -13,8 +13,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-WIDE = 64  # elements that a sum over rows takes at a time
-SMALL = 2**15  # elements; of so many all parts are put together, since each sum has a price of its own
+from propc.util.rounding import spare
+
+# Elements that a sum over rows takes at a time. Measured on 1000 rows, over row by row: 0.8 of the time at two columns,
+# with 16, 64 or 256 alike; at eight columns no less.
+WIDE = 64
+# Elements; of so many all parts are put together, since each sum has a price of its own. Measured as steps of five
+# compiled sites, over parts apart: 0.96 of the time at 4,000 and 16,000, 1.04 at 32,000.
+SMALL = 2**15
 
 _on = [False]  # not a context variable: the reverse pass on a device has threads of its own
 
@@ -71,8 +77,7 @@ def _spread(rows: Tensor) -> Tensor:
     groups, count, width = rows.shape
     fold = max(n for n in range(1, max(2, WIDE // width)) if count % n == 0)
     sums = rows.reshape(groups, count // fold, fold * width).sum(1).view(groups, fold, width).sum(1)
-    rounding = 1 + 4 * torch.finfo(rows.dtype).eps
-    return rows.reshape(groups, -1).square().sum(1) - sums.square().sum(1) * (rounding**2 / count)
+    return rows.reshape(groups, -1).square().sum(1) - sums.square().sum(1) * (spare(rows.dtype) ** 2 / count)
 
 
 def _weights(variances: Tensor) -> Tensor:

@@ -17,12 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from propc.util.rounding import spare
+
 Grads = Sequence[tuple[Tensor, ...]]
 Look = Callable[[list[Tensor]], "list[float] | None"]
 
 _CODES: dict[torch.dtype, Literal["f", "d"]] = {torch.float32: "f", torch.float64: "d"}
 _norm = torch.linalg.vector_norm
-FEW = 16  # numbers in a row that Python takes the norm of sooner than torch
+# Numbers in a row that Python takes the norm of sooner than torch. Measured for four rows (two parts, two groups): 0.4
+# of torch's time at 2, 0.7 at 16, 1.2 at 32.
+FEW = 16
 
 
 def mix_two(grads: Grads, groups: int, variances: Look | None = None) -> list[Tensor] | None:
@@ -151,5 +155,4 @@ def _tensor_of(weights: Sequence[float], dtype: torch.dtype) -> Tensor:
 @cache
 def _limits(dtype: torch.dtype, size: int) -> tuple[float, float]:
     """By what a squared sum over `size` rows counts, with what it may have gained by rounding; the least variance."""
-    known = torch.finfo(dtype)
-    return (1 + 4 * known.eps) ** 2 / size, known.tiny
+    return spare(dtype) ** 2 / size, torch.finfo(dtype).tiny

@@ -15,6 +15,8 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from propc.util.rounding import spare
+
 ROWS, PRODUCT, LAYER = "rows", "product", "layer"  # what a reverse traversal gives for a target
 
 
@@ -132,5 +134,5 @@ def deviation(size: Tensor, total: Tensor, rows: int) -> Tensor:
 
     Where that matters the parts hardly vary, and any weights do. Cotangents whose squares overflow count as not finite.
     """
-    mean = total * (rows**-0.5 * (1 + 4 * torch.finfo(size.dtype).eps))
+    mean = total * (rows**-0.5 * spare(size.dtype))
     return torch.addcmul(size * size, mean, mean, value=-1.0)

@@ -34,7 +34,7 @@ class Weighting(Configurable):
     weights: str = "crossfit"
     folds: int = 2
     k_interval: int = 1
-    decay: float = 0.9
+    decay: float = 0.9  # a choice: moments of the last ten batches or so
 
     def __post_init__(self) -> None:
         one_of("weights", self.weights, ("same", "past", "crossfit", REHEARSED))

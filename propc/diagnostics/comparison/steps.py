@@ -24,7 +24,9 @@ from propc.ir.records import LOG_MEAN_EXP
 from propc.util.torch_private import pytree, version
 from propc.util.torch_rng import random_states, restore_random
 
-WARMUP = 5  # steps before any is counted: compiling, first checks, memories of estimators
+# Steps before any is counted: compiling, first checks, memories of estimators. Times settle after three
+# (`propc.diagnostics.profile.bench`); two more are a choice, so that what is kept from step to step rests on some.
+WARMUP = 5
 
 
 @dataclass(frozen=True)

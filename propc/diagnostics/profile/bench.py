@@ -17,7 +17,9 @@ from propc.diagnostics.profile.timers import Clock, Interval, Timer, cost_of_a_r
 from propc.ir.adjacency import BACKWARD
 from propc.runtime.observe.watcher import watched_by
 
-WARMUP = 3  # steps before any is counted: first checks, and what torch prepares when it first runs an operation
+# Steps before any is counted: first checks, and what torch prepares when it first runs an operation. Measured on eager,
+# over the median of later steps: the second takes about twice, the third 1.1 times, the fourth once as long.
+WARMUP = 3
 Place = tuple[str, str]  # the name of a node's step, and a direction
 
 

@@ -123,6 +123,8 @@ def _add(found: list[Interval], piece: Interval) -> None:
         found.append(piece)
 
 
+# Functions in a chain, and chains of which the quickest counts. Measured on a busy machine, where a reading costs 3 μs:
+# one try gives 0 to 28, three 0 to 8, seven 1 to 7, in 50 ms.
 CHAIN, TRIES = 200, 7
 
 

@@ -11,6 +11,10 @@ from propc.ir.nodes.look import BLUE, Look, Words
 from propc.ir.nodes.node import Graph, Kind, Node, listed
 from propc.ir.reach import Reach, together
 
+# What is added to variances where nothing is said, as Pyro's Gaussian processes have it: nothing beside variances about
+# one, and enough for float32 where an element does not vary.
+JITTER = 1e-6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resample(Node):
@@ -32,7 +36,7 @@ class Resample(Node):
 
     sites: tuple[str, ...] = ()
     shrinkage: float = 0.0
-    jitter: float = 1e-6
+    jitter: float = JITTER
 
     @property
     def width(self) -> int:

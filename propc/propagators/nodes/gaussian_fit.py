@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeGuard
 
 from propc.errors import PropcTypeError, PropcValueError, message
+from propc.ir.nodes.resample import JITTER
 from propc.ir.pass_request import PassRequest
 from propc.propagators.propagator import Propagator
 from propc.propagators.registry import register_propagator
@@ -28,7 +29,7 @@ class GaussianFit(Propagator):
     sites: str | Sequence[str] | None = None
     costs: str | Sequence[str] | None = None
     shrinkage: float | None = None
-    jitter: float = 1e-6
+    jitter: float = JITTER
 
     def __post_init__(self) -> None:
         check_refit(self.shrinkage, self.jitter, sites=self.sites, costs=self.costs)

@@ -28,7 +28,8 @@ from propc.runtime.plan.liveness import block
 from propc.runtime.plan.step import Plan, Step, Values
 from propc.runtime.planned_graph import PlannedGraph
 
-PATIENCE = 2.0  # seconds of compiling before a progress line appears
+# Seconds of compiling before a progress line appears. A choice: who waits no longer needs no reason for it.
+PATIENCE = 2.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from torch.fx.graph import CodeGen
 from propc.util.torch_private import FakeTensorMode, partition, storage_key, trace_joint
 
 READ, NOISE, RESULT, COTANGENT, WIDE = "read", "noise", "result", "cotangent", "wide"
-NARROW = 16  # rows of fewer elements are taken together in vector registers
+# Rows of fewer elements are taken together in vector registers. Measured on 10,000 rows of float32, messages given wide
+# over messages widened by the code: 0.14 of the time at 2, 0.34 at 4, 0.6 at 15, 1.0 at 16, 1.5 at 64.
+NARROW = 16
 
 
 @dataclass(frozen=True, slots=True)
