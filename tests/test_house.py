@@ -157,3 +157,33 @@ def test_tests_mirror_the_tree() -> None:
     package = {by_name(folder).removeprefix("propc/") for folder in folders()}
     mine = {str(path.parent.relative_to(TESTS)) for path in TESTS.rglob("*.py")} - {"."}
     assert {folder for folder in mine if folder.partition("/")[0] not in BESIDE} <= package
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_every_number_with_a_name_says_why(tree: str) -> None:
+    """A constant that is a number has a comment on its line or above, or a docstring behind."""
+
+    def silent(path: Path) -> Iterator[str]:
+        text = path.read_text(encoding="utf-8")
+        lines, body = text.splitlines(), ast.parse(text).body
+        for node, behind in zip(body, [*body[1:], None]):
+            if not isinstance(node, (ast.Assign, ast.AnnAssign)) or not _is_number(node.value):
+                continue
+            said = isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant)
+            above = lines[node.lineno - 2] if node.lineno > 1 else ""
+            if not (said or above.startswith("#") or "#" in lines[node.lineno - 1]):
+                yield f"{by_name(path)}:{node.lineno}: {lines[node.lineno - 1]}"
+
+    assert not [each for path in walk(ROOT / tree) if path.suffix == ".py" for each in silent(path)]
+
+
+def _is_number(value: ast.expr | None) -> bool:
+    """Whether it is a number, arithmetic of numbers and names, or a tuple of such, and not names alone."""
+    parts = (ast.Tuple, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Constant, ast.Name, ast.Load)
+    every = [] if value is None else list(ast.walk(value))
+    numbers = [node for node in every if isinstance(node, ast.Constant)]
+    return bool(numbers) and all(isinstance(node, parts) for node in every) and all(map(_counts, numbers))
+
+
+def _counts(node: ast.Constant) -> bool:
+    return isinstance(node.value, (int, float)) and not isinstance(node.value, bool)

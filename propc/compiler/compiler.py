@@ -55,8 +55,7 @@ _OWN = (passes.Checkpoint,)  # passes that do not tell the steps of a scan apart
 # Compiled graphs that one compiled object keeps, and at how many traces it warns of an argument that should be a
 # tensor. Choices: a loader with buckets of lengths has a dozen shapes; a number that changes at every step soon passes
 # both.
-GRAPHS_KEPT = 64
-GRAPHS_WARNED = 16
+GRAPHS_KEPT, GRAPHS_WARNED = 64, 16
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Compiled:
             assert leaf.fetch is not None
             try:
                 tensor = leaf.fetch(owner)
-            except (AttributeError, LookupError, ValueError):
+            except (AttributeError, LookupError, ValueError):  # deleted since, or a cell is empty
                 return None
             kind = leaf.type
             if (

@@ -59,21 +59,21 @@ class Options:
         """The default passes with the user's among them."""
         return Pipeline(
             (
-                SplitCosts(),
-                FindInfluence(),
-                PrepareEstimators(self.estimator),
-                AssignPropagators(self.estimator),
-                IntroducePlates(self.chunk),
-                MergePlates(),
+                SplitCosts(),  # first, as it cuts the program again, and users' passes name the costs that it makes
+                FindInfluence(),  # before a refit, behind which a site would seem to reach nothing returned
+                PrepareEstimators(self.estimator),  # before rules are chosen, which a refit gives other paths
+                AssignPropagators(self.estimator),  # whose rules ask for plates
+                IntroducePlates(self.chunk),  # at sites alone; the rest of the program gets plates when
+                MergePlates(),  # it is known which are one
                 ReducePlates(),
-                ExpandTargets(),
+                ExpandTargets(),  # refuses sites in plates, which are known now; could as well stand behind the next
                 RouteMessages(),
-                Prune(),
-                ExploreAlternatives(self.chunk),
-                DeduplicateStages(),
-                Fuse(),
-                RollScans(),
-                Schedule(),
+                Prune(),  # by routes: without any, sites would only draw, of which no copies are to be made
+                ExploreAlternatives(self.chunk),  # whose copies are segments too, and get their stages from
+                DeduplicateStages(),  # this one, which could as well stand behind the next
+                Fuse(),  # before steps are rolled, whose tokens are sums of its joins
+                RollScans(),  # behind all that treats the steps as those of an unrolled loop
+                Schedule(),  # of the nodes that there are in the end
             )
         ).with_passes(self.passes)
 

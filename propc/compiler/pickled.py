@@ -12,7 +12,7 @@ def reference(fn: Any) -> Any:
     module, path = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "")
     try:
         named = _named(str(module), path)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError):  # inside another function, a lambda, or made while running
         return fn
     return (module, path) if named is not fn and _plain(named) is fn else fn
 

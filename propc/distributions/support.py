@@ -34,7 +34,7 @@ def values_of(spec: DistributionSpec, phi: Sequence[TensorType]) -> int | None:
         return None
     try:
         return len(base_of(of_ones(spec, phi)).enumerate_support(expand=False))
-    except (NotImplementedError, ValueError, RuntimeError):
+    except (NotImplementedError, ValueError, RuntimeError):  # a law that only says it can, or takes no ones
         return None
 
 
@@ -79,7 +79,7 @@ def configurations(values: int, places: int, device: torch.device) -> Tensor:
     return _configurations(values, places, str(device))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=16)  # tables may be large, and a program has few
 def _configurations(values: int, places: int, device: str) -> Tensor:
     with torch.inference_mode(False):
         digits = [torch.arange(values, device=device)] * places

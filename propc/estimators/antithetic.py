@@ -34,7 +34,7 @@ class Antithetic(Repeated):
     def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
         try:
             return self.propagator(site)[0]
-        except PropcValueError:
+        except PropcValueError:  # what it has no rule for can still be drawn
             return propagators.Plain()
 
 

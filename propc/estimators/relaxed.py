@@ -130,7 +130,7 @@ class GumbelSoftmax(Tempered):
         free = replace(site, blocked=(), rough=())  # no gradient has to come through
         try:
             return propagators.plain(self.propagator(free)[0])
-        except EstimatorError:
+        except EstimatorError:  # what it has no rule for can still be drawn
             return propagators.Plain()
 
 

@@ -71,6 +71,7 @@ _DROPOUT = {  # places of the probability (with its name) and of `training`
 }
 
 
+# More than a program has of torch; bounded for functions that are made anew at every call.
 @lru_cache(maxsize=4096)
 def name_of(func: Any) -> str:
     """The plain name of a torch function, method or property."""

@@ -47,7 +47,7 @@ def _key(value: Any, number: dict[torch.fx.Node, int]) -> Hashable:
         return "slice", _key((value.start, value.stop, value.step), number)
     try:
         hash(value)
-    except TypeError:
+    except TypeError:  # an argument without a hash
         return "object", id(value)
     return type(value).__name__, value
 

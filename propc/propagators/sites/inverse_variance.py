@@ -177,7 +177,7 @@ def _per_sample(spec: DistributionSpec, index: int, phi: Tensor) -> Tensor:
     for shape in (spec.batch_shape + tuple(event), spec.sample_shape, spec.batch_shape[:1] + tuple(phi.shape)):
         try:
             expanded = torch.broadcast_to(phi, shape)
-        except RuntimeError:
+        except RuntimeError:  # φ does not expand to this shape; to another it may
             continue
         if expanded.shape[0] == spec.sample_shape[0]:
             return expanded
