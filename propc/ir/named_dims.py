@@ -17,6 +17,12 @@ def aligned(value: Tensor, have: Names, want: Names) -> Tensor:
     return value
 
 
+def closed(value: Tensor, have: Names, want: Names) -> Tensor:
+    """The same in the plates `have` alone: the opposite of `aligned`."""
+    gone = [dim for dim, name in enumerate(want[want.index(have[0]) :]) if name not in have] if have else []
+    return value.squeeze(gone) if gone else value
+
+
 def fitted(value: Tensor, have: Names, want: Names, apart: Names, sizes: tuple[int, ...]) -> Tensor:
     """A token for a cost: summed over the dimensions that the cost has not, spread over those that only it has.
 

@@ -28,6 +28,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._compile import _disable_dynamo as disable_dynamo
 from torch._functorch import apis, eager_transforms
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -39,7 +40,9 @@ from torch.autograd import _profiler_enabled as profiler_enabled  # type: ignore
 from torch.autograd.function import _SingleLevelFunction
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform, _InverseTransform
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
+from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
 
 __all__ = [
     "ARGUMENT_CHECKS",
@@ -61,10 +64,14 @@ __all__ = [
     "DynamicOutputShapeException",
     "FakeTensor",
     "FakeTensorMode",
+    "OpOverload",
     "StateDictModule",
+    "StopRecomputation",
+    "TorchDispatchMode",
     "be_parameter",
     "before_loading",
     "breaks_graph",
+    "builtin_of",
     "compile_graph",
     "count_function_modes",
     "disable_current_modes",
@@ -73,6 +80,7 @@ __all__ = [
     "first_node",
     "get_eval_frame_callback",
     "has_cpp_compiler",
+    "has_effect",
     "has_triton",
     "inductor_decompositions",
     "inverted",
@@ -134,6 +142,18 @@ def unknown_on_fakes(error: RuntimeError) -> bool:
 def first_node(graph: torch.fx.Graph) -> torch.fx.Node:
     """The node that stands before all others, and after the last."""
     return graph._root
+
+
+def builtin_of(operation: OpOverload) -> Callable[..., Any]:
+    """What an operation of aten calls in the end, 1 µs earlier."""
+    builtin: Callable[..., Any] = getattr(operation, "_op", operation)
+    return builtin
+
+
+def has_effect(operation: OpOverload) -> bool:
+    """Whether an operation of aten writes into an argument, or gives nothing, as one that checks and raises does."""
+    schema = operation._schema
+    return bool(schema.is_mutable or not schema.returns)
 
 
 TO_COPY = torch.ops.aten._to_copy.default

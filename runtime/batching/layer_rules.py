@@ -1,4 +1,4 @@
-"""How whole layers act on values in plates: those that know their batch get the plates folded into it."""
+"""Layers that know their batch get the plates folded into it, where `torch.vmap` fails, or takes much longer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ rule = rules_into(RULES)
     "conv_transpose3d max_pool1d max_pool2d max_pool3d"
 )
 def _by_row(step: BatchedOperation) -> Node | None:
-    """Acts on each row of a batch: the plates are folded into it."""
+    """Acts on each row of a batch: the plates are folded into it.
+
+    Kept: autocast does not reach convolutions under vmap; and 1.0 (64 images) to 1.3 times (3) as fast as recorded.
+    """
     value = step.args[0] if step.args else None
     dims = int(step.name[-2])
     if value is None or not step.first_leads or rank(value) != dims + 2 or step.kind is None:
@@ -31,7 +34,7 @@ def _by_row(step: BatchedOperation) -> Node | None:
 
 @rule("gru lstm rnn_relu rnn_tanh")
 def _recurred(step: BatchedOperation) -> Node | None:
-    """Recurrent networks: the plates of input and state are folded into the batch."""
+    """Recurrent networks: the plates of input and state are folded into the batch. Kept: vmap has no rule for them."""
     if len(step.args) != 9 or not isinstance(step.args[2], (list, tuple)) or (step.args[5] and step.args[6]):
         return None  # packed sequences, dropout
     value, state, *more = step.args
@@ -45,7 +48,7 @@ def _recurred(step: BatchedOperation) -> Node | None:
 
 @rule("lstm_cell")
 def _cell(step: BatchedOperation) -> Node | None:
-    """One step of a recurrent network on rows of the batch."""
+    """One step of a recurrent network on rows of the batch. Kept: vmap has no rule for it."""
     if len(step.args) < 2 or step.kwargs:
         return None
     value, state, *weights = step.args
@@ -57,7 +60,10 @@ def _cell(step: BatchedOperation) -> Node | None:
 
 @rule("multi_head_attention_forward")
 def _attended(step: BatchedOperation) -> Node | None:
-    """Attention of several heads, without masks of each row: the plates of its arguments are folded into the batch."""
+    """Attention of several heads, without masks of each row: the plates of its arguments are folded into the batch.
+
+    Kept: vmap takes attention apart, element by element, with a warning.
+    """
     if len(step.args) < 3:
         return None
     query, key, value, *more = step.args
@@ -74,7 +80,7 @@ def _attended(step: BatchedOperation) -> Node | None:
 
 @rule("scaled_dot_product_attention")
 def _scaled(step: BatchedOperation) -> Node | None:
-    """Attention on rows of the batch; a mask is the same for all rows."""
+    """Attention on rows of the batch; a mask is the same for all rows. Kept: 1.3 to 2.7 times as fast as recorded."""
     if len(step.args) < 3:
         return None
     query, key, value, *more = step.args
@@ -86,17 +92,7 @@ def _scaled(step: BatchedOperation) -> Node | None:
     return step.call(_unfolded, step.written((*rows, *more)), spread[0], step.lead)
 
 
-@rule("alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout")
-def _dropped(step: BatchedOperation) -> Node | None:
-    """Dropout that is switched off; what is on draws random numbers, and has no rule."""
-    return step.call(_unchanged, step.args[0]) if step.single else None
-
-
 # -- functions that the new code calls --------------------------------------------------
-
-
-def _unchanged(value: Tensor) -> Tensor:
-    return value
 
 
 def _unfolded(rows: Tensor, like: Tensor, lead: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 A value of the program's shape [batch, ...] has the shape [*plates, batch, ...] at run time. Most operations look at
 trailing dimensions, or can be told to, and then need no `torch.vmap`. A rule writes the operation anew, or says by
-None that it does not hold here; an operation without a rule has none. All are in `propc.runtime.batching.table`.
+None that it does not hold here, and then `torch.vmap` stands in for it. All are in `propc.runtime.batching.table`.
 """
 
 from __future__ import annotations

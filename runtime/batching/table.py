@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,25 +16,28 @@ from propc.util.torch_private import native_nn
 RULES: dict[str, Rule] = {**operation_rules.RULES, **layer_rules.RULES}
 _TORCH = frozenset(
     value
-    for module in (torch, F, torch.Tensor, torch.special, native_nn, torch.linalg, operator)
+    for module in (torch, F, torch.Tensor, torch.special, native_nn, torch.linalg, torch.fft, operator)
     for value in vars(module).values()
     if callable(value) and getattr(value, "__hash__", None)
 )
+
+
+def is_of_torch(target: Any) -> bool:
+    """Whether what is called is torch's own, so that what it does depends on its arguments alone."""
+    return isinstance(target, (str, Property)) or target in _TORCH
 
 
 def is_by_element(node: torch.fx.Node) -> bool:
     """Whether an operation acts on each element alone, with broadcasting."""
     target = node.target
     name = target if isinstance(target, str) else name_of(target)
-    known = isinstance(target, (str, Property)) or target in _TORCH
-    return known and RULES.get(name.removeprefix("__").removesuffix("__")) is operation_rules.by_element
+    return is_of_torch(target) and RULES.get(name.removeprefix("__").removesuffix("__")) is operation_rules.by_element
 
 
 def write(step: BatchedOperation) -> Node | None:
     """The operation for values in plates; None where there is no rule for it."""
     target = step.node.target
-    if not step.args or (not isinstance(target, (str, Property)) and target not in _TORCH):
+    if not step.args or not is_of_torch(target):
         return None
     found = RULES.get(step.name.removeprefix("__").removesuffix("__"))
-    known = all(n.meta["type"] is not None for n in step.tensors) or target is operator.getitem
-    return found(step) if found is not None and known and step.kwargs.get("out") is None else None
+    return found(step) if found is not None and step.kwargs.get("out") is None else None

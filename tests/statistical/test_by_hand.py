@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 import propc
-from propc.runtime.plates import segments
+from propc.runtime.batching.vmapped import VmappedOperation
 
 pytestmark = pytest.mark.statistical
 
@@ -158,14 +158,16 @@ def test_chains(side: str) -> None:
 
 
 @pytest.mark.parametrize("workload", workloads.small(), ids=str)
-def test_no_program_falls_back_on_vmap(workload: workloads.Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_program_goes_through_vmap_twice(workload: workloads.Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which would cost more than all else that propc does."""
 
     def refuse(*args: Any) -> None:
-        raise AssertionError("a segment went through vmap")
+        raise AssertionError("an operation went through vmap")
 
-    monkeypatch.setattr(segments, "vmapping", refuse)
     program, name, options = discrete.PROGRAMS[workload.kind]
     model = workload.model()
-    by_propc(program, name, **options)(model, workload.inputs().double()).mean().backward()
+    step = propc.compile(partial(program, model), estimator=propc.estimator(name, **options))
+    step(workload.inputs().double())
+    monkeypatch.setattr(VmappedOperation, "__call__", refuse)
+    step(workload.inputs().double()).mean().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -140,7 +140,7 @@ def test_score_function_samples_equal_a_loop(name: str, chunk: int | None) -> No
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_rewritten_code_equals_vmap(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_equal_recorded_vmap(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network, theta = NETWORKS[name](), torch.linspace(-1, 1, WIDTH).requires_grad_()
     estimator = {"x": "rp", "y": propc.estimator("lr", samples=SAMPLES)}
 
@@ -152,7 +152,7 @@ def test_rewritten_code_equals_vmap(name: str, monkeypatch: pytest.MonkeyPatch) 
     first = run()
     if name in ("recurrent", "attention"):  # which vmap cannot run, or only element by element, with a warning
         return
-    monkeypatch.setattr("propc.runtime.plates.segments.rewritten", lambda *args: None)
+    monkeypatch.setattr("propc.runtime.batching.lifted_code.write", lambda step: None)
     torch.testing.assert_close(run(), first)
 
 
