@@ -40,6 +40,7 @@ from propc.ir.nodes.scan import Scan
 from propc.passes.pipeline import Record, is_change, make_pass
 from propc.passes.scan.roll_scans import check_steady
 from propc.runtime.backends import Report, backend
+from propc.runtime.checks.paths import cut_false_paths
 from propc.runtime.messaging.messenger import Messenger
 from propc.runtime.messaging.propagation import Propagation, check_call
 from propc.runtime.observe.cotangent_probe import Probe
@@ -292,7 +293,10 @@ class Compiler:
             self._warn_of(counters(around.places))
             self.attention.written |= written
             self.watched = None
-            return simplify(program)
+        program = simplify(program)
+        if torch.is_grad_enabled():
+            cut_false_paths(program, _leaves_of(program, call))
+        return program
 
     def _warn_of(self, counters: list[tuple[str, Any]]) -> None:
         """Python code runs when it is traced, and not at later calls."""
@@ -367,6 +371,12 @@ class Compiler:
 
     def __reduce__(self) -> Any:
         return _restore, (reference(self.fn), self.options, self.name, self.state)
+
+
+def _leaves_of(program: Program, call: CallKey) -> list[Tensor]:
+    """The tensors of a call, and those that its program holds, in the order of its leaves."""
+    given = iter(call.tensors)
+    return [next(given) if leaf.fetch is None else leaf.fetch(call.owner) for leaf in program.leaves]
 
 
 def _with_room(attempt: Callable[[int], R]) -> R:

@@ -46,8 +46,10 @@ def require_path(name: str, site: SiteView) -> None:
         EstimatorError: the distribution has no `rsample`, or a cost cannot be reached.
     """
     if not site.spec.has_rsample:
+        says = getattr(site.spec.innermost.type, "has_rsample", False) is True
+        lacks = "the draw of its rsample does not lead back to its parameters" if says else "has no rsample"
         raise site.error(
-            f"estimator {name!r} needs a reparameterizable distribution; {site.spec} has no rsample",
+            f"estimator {name!r} needs a reparameterizable distribution; {'of ' * says}{site.spec} {lacks}",
             "Try estimator='lr'.",
         )
     _require_no_block(name, site, "a differentiable path")

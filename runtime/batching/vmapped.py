@@ -10,6 +10,7 @@ import torch.fx
 from torch import Tensor
 
 from propc.fx.operations import is_random
+from propc.fx.run_step import run_step
 from propc.ir.named_dims import Names, aligned, closed
 from propc.util.torch_private import StopRecomputation, pytree
 from propc.util.torch_rng import same_random
@@ -79,11 +80,7 @@ class VmappedOperation:
 
     def plain(self, values: Sequence[Tensor]) -> Any:
         """The operation as it was written."""
-        given = dict(zip(tensors_in(self.node), values))
-        args, kwargs = torch.fx.node.map_arg((self.node.args, self.node.kwargs), given.__getitem__)
-        if self.node.op == "call_method":
-            return getattr(args[0], str(self.node.target))(*args[1:], **kwargs)
-        return self.node.target(*args, **kwargs)  # type: ignore[operator]
+        return run_step(self.node, dict(zip(tensors_in(self.node), values)))
 
     def _fails_alone(self, own: Sequence[Tensor]) -> bool:
         """Whether it fails on a single element too."""
