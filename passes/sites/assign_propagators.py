@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from propc.errors import PropcError, PropcTypeError, PropcValueError, PropcWarning, message, nearest
@@ -12,13 +12,17 @@ from propc.estimators import Estimator, SiteView, known_estimators, resolve
 from propc.estimators.estimator import at_site
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.opaque import Opaque
 from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.site import Site
-from propc.ir.records import LOG_MEAN_EXP
+from propc.ir.records import LOG_MEAN_EXP, Jump
 from propc.passes.pipeline import Pass, register
 from propc.passes.sites.check_support import refuse_moving_support
 from propc.propagators import Plain, Propagator, SitePropagator
 from propc.util.patterns import matches, same_for_all
+
+JumpProbe = Callable[[Mapping[str, bool], int | None], Sequence[Jump]]
+"""The jumps that sites reach, given which pass their paths on, in program order, and the rows of the costs."""
 
 
 @register("assign-propagators")
@@ -29,11 +33,15 @@ class AssignPropagators(Pass):
     A site's own request (``propc.sample(..., estimator=)``, or a pass's) comes first, then
     `estimator`: a name, an `Estimator`, a mapping from site-name patterns to either (the first
     that matches; others get `infer`), or a function of the `SiteView` that gives one or None.
+
+    Where gradients would go along paths, `jumps` looks for selections at which the cost jumps; sites before one choose
+    again, knowing of it.
     """
 
     name: ClassVar[str] = "assign-propagators"
     needed: ClassVar[bool] = True
     estimator: Any = "infer"
+    jumps: JumpProbe | None = field(default=None, repr=False, compare=False)
 
     def apply(self, graph: PropagationGraph) -> PropagationGraph:
         views = site_views(graph)
@@ -41,9 +49,43 @@ class AssignPropagators(Pass):
         if not chosen:
             return graph.with_nodes(*_only_values(graph, self.estimator, views))
         sites = [self._assigned(graph, site, views[site.name], chosen.get(site.name)) for site in graph.sites]
+        sites = self._knowing_jumps(graph, sites, views, chosen)
+        for site in sites:
+            self._warn(graph, site, views[site.name])
         assigned = graph.with_nodes(*_with_donors(sites))
         refuse_moving_support(assigned)
         return assigned
+
+    def _knowing_jumps(
+        self, graph: PropagationGraph, sites: list[Site], views: dict[str, SiteView], chosen: Mapping[str, Estimator]
+    ) -> list[Site]:
+        """The sites with the jumps that their draws reach, and what they choose then.
+
+        Those that reach one directly choose first: where they no longer pass a path on, no site before them reaches it.
+        """
+        known: dict[str, tuple[Jump, ...]] = {}
+        directly = True
+        while self.jumps is not None and any(map(_passes_path, sites)):
+            found = self.jumps({site.name: _passes_path(site) for site in sites}, graph.batch)
+            before = known
+            known = {site.name: _reached(site, known.get(site.name, ()), found, directly) for site in sites}
+            if known == before or not any(known.values()):
+                break
+            directly = False
+            for i, site in enumerate(sites):
+                if known[site.name] != before.get(site.name, ()):
+                    views[site.name] = view = replace(views[site.name], jumps=known[site.name])
+                    sites[i] = self._assigned(graph, graph.sites[i], view, chosen.get(site.name))
+        return sites
+
+    def _warn(self, graph: PropagationGraph, site: Site, view: SiteView) -> None:
+        """What a pathwise gradient does not know of."""
+        if not _passes_path(site) or _refused_behind(graph, view):
+            return
+        if view.jumps:
+            _warn_jumps(view)
+        elif view.rough and (self.jumps is None or graph.of(Opaque)):
+            _warn_rough(view)
 
     def _assigned(self, graph: PropagationGraph, site: Site, view: SiteView, choice: Estimator | None) -> Site:
         if choice is None:
@@ -55,9 +97,7 @@ class AssignPropagators(Pass):
                 return _without_cost(graph, site, rule)
         given, reason = _asked(choice, view)
         rule = at_site(given, view)
-        if rule.passes_path and view.rough:
-            _warn_rough(view)
-        return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason)
+        return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason, jumps=view.jumps)
 
     def _plain(self, site: Site, view: SiteView) -> Site:
         """A site that only draws, once; relaxed, if that is what its estimator does."""
@@ -209,6 +249,43 @@ def _without_cost(graph: PropagationGraph, site: Site, rule: SitePropagator) -> 
             PropcValueError,
         )
     return replace(site, rule=Plain(), estimator="plain", reason="no cost after it")
+
+
+def _passes_path(site: Site) -> bool:
+    return site.rule is not None and site.rule.passes_path
+
+
+def _refused_behind(graph: PropagationGraph, view: SiteView) -> bool:
+    """Whether a cost has no path from a resample node behind the site, which says so itself."""
+    influence = graph.influence
+    nodes = sum(1 << influence.index[name] for name in view.costs if isinstance(graph[name], Resample))
+    return any((reach := influence.at(cost)).any & ~reach.smooth & nodes for cost in graph.costs)
+
+
+def _reached(site: Site, known: tuple[Jump, ...], found: Iterable[Jump], directly: bool) -> tuple[Jump, ...]:
+    """The jumps that a site is known to reach, and those found that it reaches, `directly` or at all."""
+    places = [jump.where for jump in known]
+    more = (jump for jump in found if site.name in (jump.near if directly else jump.far))
+    return (*known, *(jump for jump in more if jump.where not in places))
+
+
+def _warn_jumps(view: SiteView) -> None:
+    jump = max(view.jumps, key=lambda jump: jump.size)
+    by = f" by {jump.size:.3g}" if jump.size else ""
+    others = f", and at {len(view.jumps) - 1} other lines" if len(view.jumps) > 1 else ""
+    warnings.warn(
+        message(
+            f"it also reaches {', '.join(map(repr, view.costs))} through a comparison, rounding or an integer "
+            f"({jump.operation!r}, {jump.where}) where what follows jumps{by}{others}; a pathwise gradient knows "
+            "nothing of jumps",
+            "Use 'lr' there, as 'infer' does, or smooth the condition: torch.sigmoid((x - limit) / width) in place of "
+            "x > limit.",
+            at=f"site {view.name!r}",
+            where=view.where,
+        ),
+        PropcWarning,
+        stacklevel=2,
+    )
 
 
 def _warn_rough(view: SiteView) -> None:

@@ -40,6 +40,7 @@ from propc.ir.nodes.scan import Scan
 from propc.passes.pipeline import Record, is_change, make_pass
 from propc.passes.scan.roll_scans import check_steady
 from propc.runtime.backends import Report, backend
+from propc.runtime.checks.continuity import Continuity
 from propc.runtime.checks.paths import cut_false_paths
 from propc.runtime.messaging.messenger import Messenger
 from propc.runtime.messaging.propagation import Propagation, check_call
@@ -69,6 +70,7 @@ class Compiled:
     held: tuple[Leaf, ...]
     keep: tuple[Any, ...]  # static arguments compared by identity must not be freed
     seconds: Seconds  # that tracing, each pass and what else compiling is took
+    continuity: Continuity | None = None  # looks at further calls for selections at which costs jump
 
     @cached_property
     def messenger(self) -> Messenger:
@@ -114,6 +116,7 @@ class Compiler:
         self.attention = Attention()
         self.watched: tuple[Callable[[], Any], list[Any], Watch] | None = None  # of the last call
         self.traces = 0
+        self.jumps: dict[Any, float] = {}  # that calls have found, by line and operation
         self.probe: Probe | None = None
 
     @breaks_graph
@@ -123,6 +126,8 @@ class Compiler:
     def _call(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.take_apart(owner, args, kwargs)
         compiled, held = self._find(call)
+        if compiled.continuity is not None and compiled.continuity.due():
+            compiled = self._looked_at(call, compiled, held)
         return compiled.program.assemble(compiled.executable.run(call.tensors, held))
 
     def propagate(
@@ -155,11 +160,12 @@ class Compiler:
         self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[PropagationGraph, list[Record]]:
         """The graph before all passes, and what the pipeline saw of each."""
-        call, pipeline = self.take_apart(owner, args, kwargs), self.options.pipeline()
+        call = self.take_apart(owner, args, kwargs)
 
         def attempt(room: int) -> tuple[PropagationGraph, list[Record]]:
-            first = self._first(self._trace(call, room))
-            return first, pipeline.records(first)
+            program = self._trace(call, room)
+            first = self._first(program)
+            return first, self.options.pipeline(self._continuity(call, program).jumps).records(first)
 
         with without_collection():
             return _with_room(attempt)
@@ -174,7 +180,7 @@ class Compiler:
         compiled, _ = self._find(call)
         new = Compiler(self.fn, self.options, self.name)
         new.attention, new.state = self.attention, copy.deepcopy(self.state)
-        new._keep(call, replace(compiled, executable=new._build(compiled.graph)))
+        new._keep(call, replace(compiled, executable=new._build(compiled.graph), continuity=None))
         return new
 
     def take_apart(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallKey:
@@ -248,29 +254,50 @@ class Compiler:
     def _compile(self, call: CallKey) -> Compiled:
         self._count()
         with without_collection():
-            laps, program, graph = _with_room(lambda room: self._passed(call, room))
+            laps, program, graph, continuity = _with_room(lambda room: self._passed(call, room))
             executable = self._build(graph)
             laps.lap("building")
         held = tuple(leaf for leaf in program.leaves if leaf.fetch is not None)
         keep = tuple(leaf for leaf in call.leaves if not isinstance(leaf, Tensor))
-        return Compiled(program, graph, executable, held, keep, laps.seconds)
+        return Compiled(program, graph, executable, held, keep, laps.seconds, continuity if continuity.open else None)
+
+    def _continuity(self, call: CallKey, program: Program) -> Continuity:
+        """What looks for selections at which the costs of a call jump."""
+        return Continuity(program, _leaves_of(program, call), self.jumps)
+
+    def _looked_at(self, call: CallKey, compiled: Compiled, held: list[Tensor]) -> Compiled:
+        """What a call runs, after a look at its selections: where one is found to jump, compiled anew."""
+        assert compiled.continuity is not None
+        with TRACING, without_collection():
+            found = compiled.continuity.look(_leaves_of(compiled.program, call))
+            new = replace(compiled, continuity=compiled.continuity if compiled.continuity.open else None)
+            if found:
+                first, kept = self._first(compiled.program), compiled.continuity.jumps
+                graph = self.options.pipeline(kept).records(first)[-1].graph
+                new = replace(new, graph=graph, executable=self._build(graph))
+            for others in self.cache.values():
+                others[:] = [new if other is compiled else other for other in others]
+        return new
 
     def _build(self, graph: PropagationGraph) -> Runnable:
         return runnable(graph, self.state, self.options.validate, self.probe, backend(self.options.backend))
 
-    def _passed(self, call: CallKey, room: int) -> tuple[Laps, Program, PropagationGraph]:
+    def _passed(self, call: CallKey, room: int) -> tuple[Laps, Program, PropagationGraph, Continuity]:
         """The program of a call and its graph after all passes, with the seconds that these took."""
         laps = Laps()
         program = self._trace(call, room)
         laps.lap("tracing")
         first = self._first(program)
         laps.lap("cutting")
-        records = self.options.pipeline().records(first)
+        continuity = self._continuity(call, program)
+        records = self.options.pipeline(continuity.jumps).records(first)
         laps.parts((record.name, record.seconds) for record in records)
         graph = records[-1].graph
         if graph.of(Scan) and any(is_change(p) or not isinstance(make_pass(p), _OWN) for p in self.options.passes):
-            check_steady(graph, self.options.pipeline().run(self._first(self._trace(call, 2 * ROOMS[-1]))))
-        return laps, program, graph
+            longer = self._trace(call, 2 * ROOMS[-1])
+            jumps = self._continuity(call, longer).jumps
+            check_steady(graph, self.options.pipeline(jumps).run(self._first(longer)))
+        return laps, program, graph, continuity
 
     def _trace(self, call: CallKey, room: int) -> Program:
         paths = self._paths(call)

@@ -27,6 +27,7 @@ from propc.passes import (
     Schedule,
     SplitCosts,
 )
+from propc.passes.sites.assign_propagators import JumpProbe
 from propc.propagators.sites.samples import positive
 from propc.runtime.backends import check_backend
 
@@ -55,14 +56,14 @@ class Options:
         _check_estimator(self.estimator)
         self.pipeline()
 
-    def pipeline(self) -> Pipeline:
-        """The default passes with the user's among them."""
+    def pipeline(self, jumps: JumpProbe | None = None) -> Pipeline:
+        """The default passes with the user's among them; `jumps` looks for selections at which costs jump."""
         return Pipeline(
             (
                 SplitCosts(),  # first, as it cuts the program again, and users' passes name the costs that it makes
                 FindInfluence(),  # before a refit, behind which a site would seem to reach nothing returned
                 PrepareEstimators(self.estimator),  # before rules are chosen, which a refit gives other paths
-                AssignPropagators(self.estimator),  # whose rules ask for plates
+                AssignPropagators(self.estimator, jumps),  # whose rules ask for plates
                 IntroducePlates(self.chunk),  # at sites alone; the rest of the program gets plates when
                 MergePlates(),  # it is known which are one
                 ReducePlates(),

@@ -32,6 +32,7 @@ HEADERS = (
 )
 RATIO = "signal/noise"
 AGAIN = "run again"
+JUMPS = "jumps"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Explanation:
         messages out: the distribution's tensors that it sends cotangents to.
         fused call: in which call of the autograd engine; empty where the site only draws, or where nodes are
             visited one by one.
+        jumps: only where a cost is known to jump along the path of a draw, by how much and at which line.
         run again: only under `propc.passes.Checkpoint`, the block in which the reverse pass runs the site again; empty
             where it is kept.
         signal/noise: only where it was measured (`propc.signal_to_noise`), beside the estimator.
@@ -70,7 +72,8 @@ class Explanation:
         beside = HEADERS.index("estimator") + 1
         measured = () if self.snr is None else (RATIO,)
         again = (AGAIN,) if self.graph.schedule.blocks else ()
-        return (*HEADERS[:beside], *measured, *HEADERS[beside:-1], *again, HEADERS[-1])
+        jumps = (JUMPS,) if any(site.jumps for site in self.graph.sites) else ()
+        return (*HEADERS[:beside], *measured, *HEADERS[beside:-1], *jumps, *again, HEADERS[-1])
 
     @property
     def rows(self) -> list[dict[str, str]]:
@@ -106,6 +109,7 @@ class Explanation:
         row = dict(zip(HEADERS, values))
         if self.snr is not None:
             row[RATIO] = ratio(self.snr[site.name]) if site.name in self.snr else ""
+        row[JUMPS] = ", ".join(map(str, site.jumps))
         if AGAIN in self.headers:
             row[AGAIN] = self._again(site)
         return {header: row[header] for header in self.headers}

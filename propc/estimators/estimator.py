@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from propc.errors import PropcTypeError, PropcValueError, message, nearest
+from propc.ir.records import Jump
 from propc.ir.site_record import SiteRecord
 from propc.propagators.baselines import NoBaseline
 from propc.propagators.gated import Gated
@@ -35,6 +36,7 @@ class SiteView(SiteRecord):
         phi: types of the distribution's tensors.
         alone: whether no other site lies before it or behind it.
         bounds: those of the costs that are multi-sample bounds.
+        jumps: where what comes after it jumps along its path, as far as that is known.
     """
 
     costs: tuple[str, ...]
@@ -43,6 +45,7 @@ class SiteView(SiteRecord):
     phi: tuple[TensorType, ...] = ()
     alone: bool = True
     bounds: tuple[str, ...] = ()
+    jumps: tuple[Jump, ...] = ()
 
     @property
     def elsewhere(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from propc.distributions.families import family
-from propc.distributions.support import places, values_of
+from propc.distributions.support import moving_ends, places, values_of
 from propc.estimators.antithetic import DisArm
 from propc.estimators.enumerate import Enumerate
 from propc.estimators.estimator import Estimator, SiteView, register_estimator
@@ -23,8 +23,9 @@ from propc.propagators.sites.samples import positive
 class Infer(Estimator):
     r"""Chooses for each site: `rp` where it works, else the score-function estimator of least variance in its budget.
 
-    `rp` where the distribution has `rsample` and a differentiable path leads to every cost that the site
-    influences. Elsewhere, if the program behind the site may run `budget` times:
+    `rp` where the distribution has `rsample`, a differentiable path leads to every cost that the site influences, and
+    none is known to jump (the first calls look for it). Elsewhere, if the program behind the site may run `budget`
+    times:
 
     1. `enumerate`, where the site has no more configurations and no other site before it or behind it
        (enumerations multiply);
@@ -49,10 +50,14 @@ class Infer(Estimator):
         positive("budget", self.budget)
 
     def propagator(self, site: SiteView) -> tuple[Propagator, str]:
-        if site.spec.has_rsample and not site.blocked:
+        path = site.spec.has_rsample and not site.blocked
+        if path and (not site.jumps or moving_ends(site.spec, site.phi)):  # no score sees ends that move
             return Pathwise().propagator(site)[0], "rsample, and a differentiable path to every cost"
         chosen, why = self._by_score(site)
-        lacks = f"no differentiable path to {', '.join(site.blocked)}" if site.spec.has_rsample else "no rsample"
+        if path:
+            lacks = f"a jump {site.jumps[0]}"
+        else:
+            lacks = f"no differentiable path to {', '.join(site.blocked)}" if site.spec.has_rsample else "no rsample"
         return chosen.propagator(site)[0], f"{lacks}; {why}" if why else lacks
 
     def _by_score(self, site: SiteView) -> tuple[Estimator, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,14 +54,20 @@ def _key(value: Any, number: dict[torch.fx.Node, int]) -> Hashable:
 
 
 def build(
-    name: str, body: Sequence[torch.fx.Node], arguments: Sequence[torch.fx.Node], results: Sequence[torch.fx.Node]
+    name: str,
+    body: Sequence[torch.fx.Node],
+    arguments: Sequence[torch.fx.Node],
+    results: Sequence[torch.fx.Node],
+    instead: Mapping[torch.fx.Node, Callable[..., Any]] = MappingProxyType({}),
 ) -> torch.fx.GraphModule:
-    """A module that runs `body` on `arguments` and returns a tuple of `results`."""
+    """A module that runs `body` on `arguments` and returns a tuple of `results`; some steps call a function instead."""
     graph = torch.fx.Graph()
     copies = {node: graph.placeholder(f"a{i}") for i, node in enumerate(arguments)}
     held: dict[str, Any] = {}
     for node in body:
         copy = graph.node_copy(node, lambda n: copies[n])
+        if node in instead:
+            copy.op, copy.target = "call_function", _callable(instead[node])
         copy.args, copy.kwargs = _hold_objects((copy.args, copy.kwargs), graph, held, copy)
         if node.meta.get("context") is not None:
             _in_region(copy, node.meta["context"])
@@ -95,6 +102,17 @@ def _in_region(node: torch.fx.Node, region: Region) -> None:
     else:
         call = target  # type: ignore[assignment]
     node.op, node.target = "call_function", _inside(region, call)
+
+
+def _callable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function with a name that code can use."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    run.__name__ = run.__qualname__ = "instead"
+    run.__module__ = __name__
+    return run
 
 
 def _inside(region: Region, call: Callable[..., Any]) -> Callable[..., Any]:

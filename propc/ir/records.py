@@ -110,3 +110,25 @@ class Order:
     reverse: tuple[str, ...] = ()
     engine_calls: int = 1
     blocks: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """A selection at which what comes after it jumps.
+
+    Attributes:
+        where: the user's line of it.
+        operation: its name.
+        size: by how much, at the first that was found; 0 where it is known from another call.
+        near: sites whose draws reach it along paths that meet no other site.
+        far: sites that reach it also through others that pass their paths on.
+    """
+
+    where: Source
+    operation: str
+    size: float
+    near: tuple[str, ...] = ()
+    far: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.size:.3g} at {self.where}" if self.size else f"at {self.where}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from propc.ir.nodes.look import Look, Words, colours_of
 from propc.ir.nodes.node import Equal, Graph, Kind, Node, Plates, listed, shown
 from propc.ir.reach import Reach, together
-from propc.ir.records import Ref
+from propc.ir.records import Jump, Ref
 from propc.ir.rules import NodeRule, SiteRule
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ class Site(Node):
     `reason` are set by assign-propagators, `tangents` by expand-targets (for each φ one or None, and
     behind them what else the node gives), `plate`, the name of the one in which it draws several times, by
     introduce-plates, `alternatives`, that of the one of values that it might have taken instead, by
-    explore-alternatives. The second output, if any, are the weights of the first or the values in the second.
+    explore-alternatives. `jumps` are those that its draw reaches, as far as they are known. The second output, if any,
+    are the weights of the first or the values in the second.
     """
 
     kind: ClassVar[Kind] = Kind.SITE
@@ -41,6 +42,7 @@ class Site(Node):
     tangents: tuple[Ref | None, ...] = ()
     plate: str = ""
     alternatives: str = ""
+    jumps: tuple[Jump, ...] = ()
 
     @property
     def propagator(self) -> NodeRule | None:

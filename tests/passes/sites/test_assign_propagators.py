@@ -192,7 +192,7 @@ def test_a_site_whose_cost_is_an_integer_is_refused(kind: torch.dtype, shown: st
 
 
 ROUGH: dict[str, Callable[[Tensor], Tensor]] = {
-    "converted": lambda x: x.square() * (x > 0).to(x.dtype),
+    "converted": lambda x: x.square() * (x > 0.5).to(x.dtype),
     "a factor": lambda x: x.square() * (x > 0.5),
     "in front": lambda x: (x > 0.5) * x.square(),
     "in place": lambda x: x.square().mul_(x > 0.5),
