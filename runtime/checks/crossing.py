@@ -21,7 +21,7 @@ from propc.runtime.checks.selection_run import Force, SelectionRun
 # is none. One that shrinks as a square root does shrinks to a quarter; a jump is seen if it is larger than what the
 # branches differ by within 1/512 of the way.
 HALVINGS, AWAY = 13, 0.5**9
-KEPT = 0.5
+KEPT = 0.5  # of the gap farther away, which a jump keeps
 ROUNDING = 64.0  # in units of the last place of a result: gaps below come from rounding
 ROWS = 64  # of one selection in one walk: more add time and no knowledge
 SEVERAL = 12  # selections in one walk where results do not belong to rows, and each is looked at by itself
