@@ -116,6 +116,7 @@ def test_estimators_along_paths_refuse_it(name: str, estimator: str) -> None:
         compiled(torch.tensor(LOC, requires_grad=True), 16)
 
 
+@pytest.mark.filterwarnings("ignore:.*jumps by:propc.PropcWarning")  # frac does, and has a path between its jumps
 @pytest.mark.parametrize("rows", [1, 16, 1000])
 @pytest.mark.parametrize("name", KEEPS)
 def test_no_false_alarm(name: str, rows: int) -> None:
