@@ -66,7 +66,7 @@ class MissingFieldError(MessageError, AttributeError):
 
 
 class NonFiniteError(PropcValueError):
-    """A NaN or infinite cost, or a distribution parameter outside its support."""
+    """A NaN or infinite cost, a parameter of a distribution that it does not allow, a value outside of its support."""
 
 
 class OutOfMemoryError(PropcError, torch.OutOfMemoryError, MemoryError):

@@ -266,7 +266,7 @@ def compile(
     estimator: EstimatorChoice = ...,
     passes: Iterable[PassChoice | PipelineChange] = ...,
     backend: str = ...,
-    validate: bool = ...,
+    validate: bool | None = ...,
     chunk: int | None = ...,
 ) -> Decorator: ...
 @overload
@@ -276,7 +276,7 @@ def compile(  # type: ignore[overload-overlap]
     estimator: EstimatorChoice = ...,
     passes: Iterable[PassChoice | PipelineChange] = ...,
     backend: str = ...,
-    validate: bool = ...,
+    validate: bool | None = ...,
     chunk: int | None = ...,
 ) -> type[M]: ...
 @overload
@@ -286,7 +286,7 @@ def compile(
     estimator: EstimatorChoice = ...,
     passes: Iterable[PassChoice | PipelineChange] = ...,
     backend: str = ...,
-    validate: bool = ...,
+    validate: bool | None = ...,
     chunk: int | None = ...,
 ) -> CompiledFunction[P, R]: ...
 @overload
@@ -296,7 +296,7 @@ def compile(
     estimator: EstimatorChoice = ...,
     passes: Iterable[PassChoice | PipelineChange] = ...,
     backend: str = ...,
-    validate: bool = ...,
+    validate: bool | None = ...,
     chunk: int | None = ...,
 ) -> Any: ...
 @overload
@@ -306,7 +306,7 @@ def compile(
     estimator: EstimatorChoice = ...,
     passes: Iterable[PassChoice | PipelineChange] = ...,
     backend: str = ...,
-    validate: bool = ...,
+    validate: bool | None = ...,
     chunk: int | None = ...,
 ) -> CompiledFunction[P, R]: ...
 def compile(
@@ -315,7 +315,7 @@ def compile(
     estimator: EstimatorChoice = "infer",
     passes: Iterable[PassChoice | PipelineChange] = (),
     backend: str = "eager",
-    validate: bool = True,
+    validate: bool | None = None,
     chunk: int | None = None,
 ) -> Any:
     """Compile a function, an `nn.Module` class or an `nn.Module` so that gradients pass its random choices.
@@ -337,7 +337,9 @@ def compile(
             the same numbers from the same noise. Or a name that `propc.register_backend` has made known.
         validate: check distribution parameters and costs at every call on the CPU (at the first on a
             GPU, where a check would wait for the device), and at the first call that rows of the batch
-            stay apart.
+            stay apart, and what torch checks of distributions that are no sites: their parameters, and values
+            given to `log_prob`. With True the last at every call on the CPU, which runs what leads to them once
+            more; with False nothing is checked.
         chunk: how many elements of a plate (several samples, an enumeration) the program after its site holds at
             once; what autograd needs of the others is computed again in the reverse pass. None is all.
 

@@ -40,7 +40,9 @@ from propc.ir.nodes.scan import Scan
 from propc.passes.pipeline import Record, is_change, make_pass
 from propc.passes.scan.roll_scans import check_steady
 from propc.runtime.backends import Report, backend
+from propc.runtime.checks.arguments import ArgumentChecks
 from propc.runtime.checks.continuity import Continuity
+from propc.runtime.checks.out_of_memory import checking
 from propc.runtime.checks.paths import cut_false_paths
 from propc.runtime.messaging.messenger import Messenger
 from propc.runtime.messaging.propagation import Propagation, check_call
@@ -71,11 +73,18 @@ class Compiled:
     keep: tuple[Any, ...]  # static arguments compared by identity must not be freed
     seconds: Seconds  # that tracing, each pass and what else compiling is took
     continuity: Continuity | None = None  # looks at further calls for selections at which costs jump
+    checks: ArgumentChecks | None = None  # of distributions' arguments
 
     @cached_property
     def messenger(self) -> Messenger:
         """The graph ready to run by messages."""
         return by_messages(self.graph, self.executable)
+
+    def check_arguments(self, call: CallKey) -> None:
+        """Make the checks of torch on the arguments of distributions."""
+        assert self.checks is not None
+        with checking(self.graph):
+            self.checks(call.tensors, call.owner)
 
     def fetch(self, owner: Any) -> list[Tensor] | None:
         """The held tensors as they are now; None if one of them is of another type than when traced."""
@@ -126,9 +135,17 @@ class Compiler:
     def _call(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.take_apart(owner, args, kwargs)
         compiled, held = self._find(call)
+        if compiled.checks is not None and not compiled.checks.idle:
+            compiled.check_arguments(call)
         if compiled.continuity is not None and compiled.continuity.due():
             compiled = self._looked_at(call, compiled, held)
-        return compiled.program.assemble(compiled.executable.run(call.tensors, held))
+        try:
+            returned = compiled.executable.run(call.tensors, held)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            if compiled.checks is not None:
+                compiled.check_arguments(call)  # it may be a distribution's matrix: says whose
+            raise
+        return compiled.program.assemble(returned)
 
     def propagate(
         self,
@@ -142,6 +159,8 @@ class Compiler:
         check_call(direction, sent)
         call = self.take_apart(owner, args, kwargs)
         compiled, held = self._find(call)
+        if compiled.checks is not None and not compiled.checks.idle:
+            compiled.check_arguments(call)
         found = compiled.messenger.propagation(direction, sent, call.tensors, held)
         return replace(found, value=compiled.program.assemble(found.value))
 
@@ -259,7 +278,10 @@ class Compiler:
             laps.lap("building")
         held = tuple(leaf for leaf in program.leaves if leaf.fetch is not None)
         keep = tuple(leaf for leaf in call.leaves if not isinstance(leaf, Tensor))
-        return Compiled(program, graph, executable, held, keep, laps.seconds, continuity if continuity.open else None)
+        validate, checked = self.options.validate, program.checked
+        checks = None if checked is None or validate is False else ArgumentChecks(checked, always=validate is True)
+        watching = continuity if continuity.open else None
+        return Compiled(program, graph, executable, held, keep, laps.seconds, watching, checks)
 
     def _continuity(self, call: CallKey, program: Program) -> Continuity:
         """What looks for selections at which the costs of a call jump."""
@@ -280,7 +302,8 @@ class Compiler:
         return new
 
     def _build(self, graph: PropagationGraph) -> Runnable:
-        return runnable(graph, self.state, self.options.validate, self.probe, backend(self.options.backend))
+        validate = self.options.validate is not False
+        return runnable(graph, self.state, validate, self.probe, backend(self.options.backend))
 
     def _passed(self, call: CallKey, room: int) -> tuple[Laps, Program, PropagationGraph, Continuity]:
         """The program of a call and its graph after all passes, with the seconds that these took."""

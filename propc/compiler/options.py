@@ -39,7 +39,7 @@ class Options:
     estimator: Any = "infer"
     passes: Iterable[PassChoice | PipelineChange] = ()
     backend: str = "eager"
-    validate: bool = True
+    validate: bool | None = None
     chunk: int | None = None
 
     def __post_init__(self) -> None:
@@ -48,8 +48,8 @@ class Options:
             fix = f"Write passes=[{given}]." if self.passes is not None else "Write passes=[] for none."
             raise PropcTypeError(message(f"passes= takes a list of passes; got {given}", fix))
         object.__setattr__(self, "passes", tuple(self.passes))
-        if not isinstance(self.validate, bool):
-            raise PropcTypeError(message(f"option validate={self.validate!r} must be True or False"))
+        if not (self.validate is None or isinstance(self.validate, bool)):
+            raise PropcTypeError(message(f"option validate={self.validate!r} must be True or False, or None"))
         check_backend(self.backend)
         if self.chunk is not None:
             positive("chunk", self.chunk)

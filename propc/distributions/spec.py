@@ -190,12 +190,14 @@ def take_apart(dist: Distribution) -> tuple[DistributionSpec, list[Tensor]]:
     index = {id(t): i for i, t in enumerate(tensors)}
     checks: list[tuple[int, constraints.Constraint | Relative]] = []
     event_dims = [0] * len(tensors)
-    for inner in _nested(dist):
+    wanted = not _lets_all_through(dist)
+    for inner in nested(dist):
         for name, constraint in inner.arg_constraints.items():
             value = vars(inner).get(name)
             if isinstance(value, Tensor) and not constraints.is_dependent(constraint):
                 event_dims[index[id(value)]] = constraint.event_dim
-                checks.append((index[id(value)], _relative(constraint, index)))
+                if wanted:
+                    checks.append((index[id(value)], _relative(constraint, index)))
     event_dims = [2 if "tril" in name else dims for name, dims in zip(names, event_dims)]
     spec = DistributionSpec(
         skeleton=skeleton,
@@ -204,7 +206,7 @@ def take_apart(dist: Distribution) -> tuple[DistributionSpec, list[Tensor]]:
         batch_shape=tuple(dist.batch_shape),
         event_shape=tuple(dist.event_shape),
         has_rsample=bool(dist.has_rsample),
-        text=_describe(dist),
+        text=describe(dist),
         checks=tuple(checks),
     )
     return spec, tensors
@@ -327,16 +329,25 @@ def _resized(skeleton: Any, resize: Callable[[tuple[int, ...]], tuple[int, ...]]
     return Skeleton(skeleton.type, tuple(items))
 
 
-def _nested(dist: Distribution) -> Iterator[Distribution]:
+def nested(dist: Distribution) -> Iterator[Distribution]:
+    """A distribution and all that are inside it."""
     yield dist
     for value in vars(dist).values():
         for part in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(part, Distribution):
-                yield from _nested(part)
+                yield from nested(part)
 
 
-def _describe(dist: Distribution) -> str:
-    inner = [_describe(v) for v in vars(dist).values() if isinstance(v, Distribution)]
+def _lets_all_through(dist: Distribution) -> bool:
+    """Whether the user has given validate_args=False, inside of Independent too."""
+    if vars(dist).get(VALIDATE_ARGS) is False:
+        return True
+    return isinstance(dist, Independent) and _lets_all_through(dist.base_dist)
+
+
+def describe(dist: Distribution) -> str:
+    """A distribution in words, such as ``Normal(loc, scale)``."""
+    inner = [describe(v) for v in vars(dist).values() if isinstance(v, Distribution)]
     if isinstance(dist, Independent):
         inner.append(str(dist.reinterpreted_batch_ndims))
     if not inner:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
+from propc.distributions.argument_check import PARAMETER_FIX, ArgumentCheck, must_hold
 from propc.errors import TraceError, message
 from propc.frontend import data_dependence, func_transforms
 from propc.frontend.data_plates import Declared
@@ -82,6 +83,7 @@ class Recorder(torch.fx.Tracer):
         self.plates = Declared()
         self._mutates = False
         self._steps = 0
+        self.checks: list[tuple[torch.fx.Node, object]] = []  # of torch, each with the distribution it looks at
         self._inside = False  # a torch call, whose parts are not recorded
         self.captured: dict[int, tuple[Tensor, Any]] | None = None  # by the transform that runs: the tensor, its twin
 
@@ -266,6 +268,17 @@ class Recorder(torch.fx.Tracer):
             return slice(self._nodes(value.start), self._nodes(value.stop), self._nodes(value.step))
         return value
 
+    # -- checks ---------------------------------------------------------------------
+
+    def argument_check(self, check: ArgumentCheck, values: Sequence[Tensor], of: object) -> None:
+        """Record a check of torch on values; what happens inside of one recorded call is not seen."""
+        if self._inside or self.captured is not None:
+            return
+        with DisableTorchFunction():
+            node = self.graph.call_function(check, tuple(self._node(self._lift(value)) for value in values))
+            node.meta.update(where=check.where, type=None, context=None, rough=False)
+            self.checks.append((node, of))
+
     # -- leaves ---------------------------------------------------------------------
 
     def _placeholder(self, tensor: Tensor, path: str, fetch: Callable[[Any], Tensor] | None = None) -> Any:
@@ -311,8 +324,12 @@ class Recorder(torch.fx.Tracer):
         return self._held[id(tensor)][1]
 
     def _data_dependent(self, func: Any, args: Any, error: Exception) -> Any:
-        if operations.name_of(func) == "__bool__" and operations.in_argument_check():
-            return args[0]._propc_node.target != "any"  # all are valid, none is not: ours runs later
+        checking = operations.in_argument_check() if operations.name_of(func) == "__bool__" else None
+        if checking is not None:
+            expected = args[0]._propc_node.target != "any"  # all are valid, none is not
+            judge = must_hold(f"arguments of {type(checking).__name__}", expected)
+            self.argument_check(ArgumentCheck(judge, PARAMETER_FIX, user_source()), args, checking)
+            return expected
         raise self._needs_value(func, args) from error
 
     def _needs_value(self, func: Any, args: Any) -> TraceError:

@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 from propc.distributions.spec import DistributionSpec, hidden_tensors, take_apart
 from propc.errors import PropcTypeError, PropcValueError, message
 from propc.frontend import data_dependence
+from propc.frontend.argument_checks import at_site, recorded_checks, taken_out
 from propc.frontend.environment.collect import Surroundings
 from propc.frontend.environment.isolation import isolated
 from propc.frontend.environment.writes import kept
@@ -76,6 +77,7 @@ class Tracer(Recorder):
         with ExitStack() as stack:
             stack.enter_context(isolated(self._surroundings, _recorded_apply, where))
             stack.enter_context(recorded_transforms(_recorded_transform))
+            stack.enter_context(recorded_checks(active_tracer))
             with DisableTorchFunction():
                 values = [
                     self._placeholder(leaf, path) if isinstance(leaf, Tensor) else leaf
@@ -104,6 +106,7 @@ class Tracer(Recorder):
                         where=user_source(),
                     )
                 )
+            self.checks = at_site(self.checks, dist, label)
             phi = tuple(self._lift(t) for t in tensors)
             if not torch.is_grad_enabled():
                 phi = tuple(self.record(Tensor.detach, (t,), {}) if t.requires_grad else t for t in phi)
@@ -240,6 +243,7 @@ class Tracer(Recorder):
             outputs += [self._node(self._lift(part)) for part in parts]
             paths += fields
             pieces.append((len(parts), build))
+        checked = taken_out(self.graph, self._leaves, [node for node, _ in self.checks])
         self.graph.output(tuple(outputs))
         return Program(
             name=name,
@@ -253,6 +257,7 @@ class Tracer(Recorder):
             where=where,
             plates=self.plates.plates(),
             returned_memory=frozenset(node.meta["memory"] for node in outputs),
+            checked=checked,
         )
 
 

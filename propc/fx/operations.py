@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor
+from torch.distributions import Distribution
 
 from propc.errors import PropcError, TraceError, message
 from propc.types import Source
@@ -20,12 +21,14 @@ from propc.util.torch_private import (
     ARGUMENT_CHECKS,
     DRAWS,
     SETS_MODE,
+    VALIDATE_ARGS,
     FakeTensorMode,
     count_function_modes,
     disable_current_modes,
     plain_apply,
     pytree,
     transforms_active,
+    without_validation,
 )
 from propc.util.torch_rng import random_states, restore_random
 
@@ -251,13 +254,20 @@ def autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
     )
 
 
-def in_argument_check() -> bool:
-    """Whether the innermost Python frame outside propc is an argument check of torch.distributions."""
+def in_argument_check() -> Any:
+    """The distribution or constraint whose argument check the innermost Python frame outside propc is, or None.
+
+    Of a user's distribution a method is one that asks for `validate_args` by itself.
+    """
     frame = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("propc."):
         frame = frame.f_back  # type: ignore[assignment]
-    checks = frame is not None and frame.f_code.co_name in ARGUMENT_CHECKS
-    return checks and frame.f_globals.get("__name__", "").startswith("torch.distributions")
+    if frame is None:
+        return None
+    code, owner = frame.f_code, frame.f_locals.get("self")
+    if frame.f_globals.get("__name__", "").startswith("torch.distributions"):
+        return owner if code.co_name in ARGUMENT_CHECKS else None
+    return owner if isinstance(owner, Distribution) and VALIDATE_ARGS in code.co_names else None
 
 
 def run_on_zeros(fn: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
@@ -265,7 +275,7 @@ def run_on_zeros(fn: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTenso
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     cards = {t.device.index for t in tensors if t.device.type == "cuda"}
     states = random_states()
-    with disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=cards):
+    with disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=cards), without_validation():
         real = pytree.tree_map_only(
             Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), (args, kwargs)
         )

@@ -46,6 +46,19 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class CheckedProgram:
+    """Those operations of a trace that checks of torch on arguments need, and the checks, in program order.
+
+    Attributes:
+        graph: its checks are calls of an `ArgumentCheck`; `meta` is that of the trace.
+        leaves: with the placeholder of each here.
+    """
+
+    graph: torch.fx.Graph
+    leaves: tuple[tuple[Leaf, torch.fx.Node], ...]
+
+
+@dataclass(frozen=True)
 class Program:
     """A traced call.
 
@@ -62,6 +75,7 @@ class Program:
         where: the function's own file and line.
         plates: those that the user has declared.
         returned_memory: identity of the memory behind the returned tensors, as in ``meta["memory"]``.
+        checked: what torch would have checked; None where that is nothing.
     """
 
     name: str
@@ -75,6 +89,7 @@ class Program:
     where: Source
     plates: tuple[Plate, ...] = ()
     returned_memory: frozenset[int] = frozenset()
+    checked: CheckedProgram | None = None
 
 
 def mark_of(node: torch.fx.Node) -> Mark | None:

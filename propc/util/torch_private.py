@@ -174,6 +174,17 @@ def validates_args() -> bool:
     return Distribution._validate_args
 
 
+@contextmanager
+def without_validation() -> Iterator[None]:
+    """Let distributions that are not told to check their arguments take all."""
+    before = validates_args()
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
 def inverted(transform: Transform) -> Transform | None:
     """What a transform is the inverse of, where it is torch's own inverse of another."""
     return transform._inv if isinstance(transform, _InverseTransform) else None

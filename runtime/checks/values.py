@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from propc.distributions.argument_check import PARAMETER_FIX, must_satisfy
 from propc.distributions.spec import Relative
 from propc.errors import NonFiniteError, message
 from propc.ir.graph import PropagationGraph
@@ -156,11 +157,5 @@ def finite_alternatives(node: CompareAlternatives, site: Site, costs: Tensor) ->
 
 
 def _invalid(site: Site, index: int, constraint: constraints.Constraint, value: Tensor) -> NonFiniteError:
-    valid = constraint.check(value)
-    bad = value.detach()[~valid].flatten()
-    return site.error(
-        f"parameter {site.spec.fields[index]!r} of {site.spec} must satisfy {constraint}; {int((~valid).sum())} of "
-        f"{valid.numel()} do not, such as {bad[0].item():g}",
-        "Constrain it (softplus, exp, sigmoid, softmax), or look for NaN before it.",
-        NonFiniteError,
-    )
+    judge = must_satisfy(f"parameter {site.spec.fields[index]!r} of {site.spec}", lambda _: constraint)
+    return site.error(judge(value), PARAMETER_FIX, NonFiniteError)

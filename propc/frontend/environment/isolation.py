@@ -41,7 +41,7 @@ def without_collection() -> Iterator[None]:
 
 @contextmanager
 def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterator[None]:
-    """Run a trace with validation off and custom autograd functions visible; restore everything after.
+    """Run a trace with custom autograd functions visible; restore everything after.
 
     Args:
         around: what the program reaches, where it could write.
@@ -58,7 +58,6 @@ def isolated(around: Surroundings, recorded_apply: Any, where: Source) -> Iterat
         states, silent, before = random_states(), FAKE_TENSOR_LOG.disabled, runs()
         held = [(path, generator, generator_state(generator)) for path, generator in around.generators]
         FAKE_TENSOR_LOG.disabled = True
-        Distribution.set_default_validate_args(False)
         try:
             with patched_apply(recorded_apply), dynamo_asleep():
                 yield
