@@ -21,7 +21,7 @@ from propc.util.torch_rng import same_random
 
 MET = 8  # rows in which branches have met, after which a selection is no longer looked at
 PAIRS = 256  # of draws in the first call, in as many walks as the batch needs for them
-WALKS = 4  # at most: a batch of 16 sees a selection that changes in 2 of 100 draws with a probability of 0.9
+WALKS = 2  # at most: a batch of 16 sees a selection that changes in 7 of 100 draws with a probability of 0.9
 LAST_CALL = 2**20  # later calls are looked at if their number is a power of two
 LAST_ELSEWHERE = 8  # than on a CPU: there a look waits for the device
 

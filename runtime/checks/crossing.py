@@ -19,8 +19,8 @@ from propc.runtime.checks.selection_run import Force, SelectionRun
 
 # A gap is taken where so many halvings lead, and so much farther away: one that has shrunk to less than half of itself
 # is none. One that shrinks as a square root does shrinks to a quarter; a jump is seen if it is larger than what the
-# branches differ by within 1/512 of the way.
-HALVINGS, AWAY = 13, 0.5**9
+# branches differ by within 1/128 of the way.
+HALVINGS, AWAY = 11, 0.5**7
 KEPT = 0.5  # of the gap farther away, which a jump keeps
 ROUNDING = 64.0  # in units of the last place of a result: gaps below come from rounding
 ROWS = 64  # of one selection in one walk: more add time and no knowledge
@@ -98,6 +98,15 @@ class _Crossing:
         return seen.reshape(rows, -1)[self.rows].gather(1, self.element[:, None])[:, 0] != self.value
 
 
+@dataclass(frozen=True)
+class _Side:
+    """Where rows stand on one side of the changes: their places, the results and the selections there."""
+
+    t: Tensor
+    results: list[Tensor]
+    seen: list[Any]
+
+
 class _Rows:
     """Rows that walk beside each other, each to a change of one selection."""
 
@@ -107,11 +116,11 @@ class _Rows:
         self.low = torch.zeros(rows, dtype=torch.float64, device=device)
         self.high = torch.ones_like(self.low)
         self.owner = torch.full((rows,), -1, device=device)
-        self.ends = self.select(self.low), self.select(self.high)
+        self.ends = self.side(self.low), self.side(self.high)
 
     def changed(self, wanted: Sequence[int] | set[int]) -> dict[int, Tensor]:
         """The rows in which selections change, of those that have rows."""
-        before, after = self.ends
+        before, after = (end.seen for end in self.ends)
         return {
             i: (before[i] != after[i]).reshape(self.rows, -1).any(1)
             for i in wanted
@@ -120,13 +129,12 @@ class _Rows:
 
     def findings(self, changed: dict[int, Tensor]) -> dict[int, Finding]:
         """What is seen of selections, each in some of the rows in which it changes; the rarest come first."""
-        apart = self.walk.batch == self.rows and any(map(self.owned, self.results(self.low)))
+        apart = self.walk.batch == self.rows and any(map(self.owned, self.ends[0].results))
         rarest = sorted(changed, key=lambda i: int(changed[i].sum()))[: None if apart else SEVERAL]
         targets = {i: self.target(i, changed[i], len(rarest), apart) for i in rarest}
         self.high = torch.where(self.owner >= 0, self.high, self.low)
         self.halve({i: target for i, target in targets.items() if len(target.rows)})
-        before, after = self.select(self.low), self.select(self.high)
-        sides = before, after
+        sides = self.side(self.low), self.side(self.high)
         if apart:
             near, far, noise = self.gaps(sides, self.owner >= 0, True)
             judged = {
@@ -136,7 +144,7 @@ class _Rows:
             judged = {i: _judge(*self.gaps(sides, self.owner == i, False)) for i in targets}
         found = {i: finding for i, finding in judged.items() if finding is not None}
         jumping = {i: targets[i] for i, finding in found.items() if finding.sizes}
-        if jumping:
+        if jumping and len(self.walk.run.nodes) > 1:
             size = self.own(jumping, sides, apart)
             others = {i for i in jumping if size[i] <= OWN * min(found[i].sizes)}
             if len(others) < len(jumping):  # else they jump together
@@ -150,7 +158,7 @@ class _Rows:
         """
         rows = (where & (self.owner < 0)).nonzero().flatten()
         rows = rows[: max(1, min(ROWS, self.rows // many, len(rows) // min(many, 2)))]
-        first, last = (end[index].reshape(self.rows, -1)[rows] for end in self.ends)
+        first, last = (end.seen[index].reshape(self.rows, -1)[rows] for end in self.ends)
         element = (first != last).to(torch.uint8).argmax(1)
         value = first.gather(1, element[:, None])[:, 0]
         if not apart:
@@ -163,45 +171,52 @@ class _Rows:
         """Halve the way of each row, keeping the half on which its selection changes."""
         for _ in range(HALVINGS):
             middle = (self.low + self.high) / 2
-            seen = self.select(middle)
+            seen = self.side(middle).seen
             beyond = torch.zeros_like(self.owner, dtype=torch.bool)
             for index, target in targets.items():
                 beyond[target.rows] = target.changed(seen[index], self.rows)
             self.low, self.high = torch.where(beyond, self.low, middle), torch.where(beyond, middle, self.high)
 
-    def gaps(self, sides: Any, rows: Tensor, apart: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def gaps(self, sides: tuple[_Side, _Side], rows: Tensor, apart: bool) -> tuple[Tensor, Tensor, Tensor]:
         """How results differ in some rows by the selections of one side and of the other, [rows, elements].
 
         Returns:
             close to the change; farther away; and what of the first may be rounding. Each is the larger of both
             directions: in one the branches may be equal.
         """
-        near = [self.gap(t, sides, lambda _: rows, apart) for t in (self.low, self.high)]
-        far = [self.gap(t, sides, lambda _: rows, apart) for t in (self.low - AWAY, self.high + AWAY)]
+        low, high = sides
+        near = [
+            self.gap(side.results, self.forced(side.t, other, lambda _: rows), apart)
+            for side, other in ((low, high), (high, low))
+        ]
+        away = [
+            self.gap(self.forced(t, low, lambda _: rows), self.forced(t, high, lambda _: rows), apart)[0]
+            for t in (low.t - AWAY, high.t + AWAY)
+        ]
         (a, noise), (b, other) = near
-        return torch.maximum(a, b), torch.maximum(*(gap for gap, _ in far)), torch.maximum(noise, other)
+        return torch.maximum(a, b), torch.maximum(*away), torch.maximum(noise, other)
 
-    def gap(self, t: Tensor, sides: Any, rows: RowsOf, apart: bool) -> tuple[Tensor, Tensor]:
-        here, there = (self.results(t, self.forced(seen, rows)) for seen in sides)
+    def gap(self, here: Sequence[Tensor], there: Sequence[Tensor], apart: bool) -> tuple[Tensor, Tensor]:
         pairs = [pair for pair in zip(here, there) if not apart or self.owned(pair[0])]
         return _gap(pairs, self.rows if apart else 1)
 
-    def own(self, targets: dict[int, _Crossing], sides: Any, apart: bool) -> dict[int, float]:
+    def own(self, targets: dict[int, _Crossing], sides: tuple[_Side, _Side], apart: bool) -> dict[int, float]:
         """By how much results jump with each selection alone: at a place where another changes too, that may be its."""
+        low, high = sides
         if apart:
-            gap, _ = self.gap(self.high, sides, lambda i: self.owner == i, True)
+            gap, _ = self.gap(high.results, self.forced(high.t, low, lambda i: self.owner == i), True)
             return {i: float(gap[target.rows].max()) for i, target in targets.items()}
         nobody = torch.zeros_like(self.owner, dtype=torch.bool)
         alone = ((i, lambda j, i=i: self.owner == i if i == j else nobody) for i in targets)
-        return {i: float(self.gap(self.high, sides, rows, False)[0].max()) for i, rows in alone}
+        return {i: float(self.gap(high.results, self.forced(high.t, low, rows), False)[0].max()) for i, rows in alone}
 
-    def forced(self, seen: Sequence[Any], rows: RowsOf) -> Force:
-        """Puts selections seen elsewhere in the place of others in some rows."""
+    def forced(self, t: Tensor, side: _Side, rows: RowsOf) -> list[Tensor]:
+        """Results with the selections of a side in some rows."""
 
         def force(index: int, value: Any) -> Any:
-            return self.put(seen[index], value, rows(index)) if isinstance(value, Tensor) else value
+            return self.put(side.seen[index], value, rows(index)) if isinstance(value, Tensor) else value
 
-        return force
+        return self.results(t, force)
 
     def put(self, seen: Tensor, value: Tensor, rows: Tensor) -> Tensor:
         return torch.where(_beside(rows, value), seen, value) if self.owned(value) else value
@@ -210,10 +225,9 @@ class _Rows:
         """Whether a value has an entry for each row."""
         return value.shape[:1] == (self.rows,)
 
-    def select(self, t: Tensor) -> list[Any]:
-        """The selections with each row at its place."""
-        self.results(t)
-        return list(self.walk.run.seen)
+    def side(self, t: Tensor) -> _Side:
+        """Results and selections with each row at its place."""
+        return _Side(t, self.results(t), list(self.walk.run.seen))
 
     def results(self, t: Tensor, force: Force | None = None) -> list[Tensor]:
         walk = self.walk
@@ -231,7 +245,7 @@ class _Whole(_Rows):
 
     def first(self, wanted: set[int]) -> dict[int, Finding]:
         """What is seen of one of the selections that change."""
-        before, after = self.ends
+        before, after = (end.seen for end in self.ends)
         for i in wanted:
             if isinstance(before[i], Tensor) and not torch.equal(before[i], after[i]):
                 if before[i].dim():
