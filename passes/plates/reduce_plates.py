@@ -17,10 +17,15 @@ from propc.ir.nodes.reduce import Reduce
 from propc.ir.nodes.site import Site
 from propc.ir.records import LOG_MEAN_EXP, Ref
 from propc.passes.pipeline import Pass, register
+from propc.propagators import EnumerateRule
 from propc.types import Plate, PlateKind
 
 # Elements of several plates together that deserve a warning: with 100 rows, 40 MB for each number a row in float32.
 WIDE = 100_000
+# Joint configurations of enumerated sites that need a budget as large, and at most so many that one is spoken of: with
+# 100 rows 400 MB, and 40 GB, for each number a row in float32.
+FEW = 1_000_000
+REACHABLE = 100_000_000
 
 
 @register("reduce-plates")
@@ -40,6 +45,7 @@ class ReducePlates(Pass):
         if all(plate.kind == PlateKind.DATA for plate in graph.plates):
             return graph
         made = replace(graph, nodes=_PlateSpread(graph).run())
+        _refuse_configurations(made)
         _warn_wide(made)
         return made
 
@@ -139,6 +145,34 @@ class _PlateSpread:
                 label = f"output{node.paths[i] if i < len(node.paths) else i}"
                 ends[ref] = self.mean(self.nodes[ref.node], ref, label, of_cost=False)
         self.nodes[node.name] = replace(node, inputs=tuple(ends.get(ref, ref) for ref in node.inputs))
+
+
+def _refuse_configurations(graph: PropagationGraph) -> None:
+    """Refuse enumerations that multiply to more than can be run.
+
+    Raises:
+        EstimatorError: it names the sites, how many configurations there are together and what they take.
+    """
+    rules = {site.plate: site.rule for site in graph.sites if isinstance(site.rule, EnumerateRule)}
+
+    def together(node: Node) -> int:
+        return math.prod(graph.sizes(name for name in node.plates if name in rules))
+
+    widest = max(graph, key=together)
+    names = [name for name in reversed(widest.plates) if name in rules]
+    count, budgets = together(widest), [rules[name].budget for name in names]
+    if len(names) < 2 or count <= max(FEW, *budgets):
+        return
+    kinds = [kind for kind in widest.outputs if kind.dtype.is_floating_point] or list(widest.outputs)
+    size = math.prod(graph.sizes(widest.plates)) * max(math.prod(k.shape) * k.dtype.itemsize for k in kinds)
+    sites = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    raise widest.error(
+        f"it runs on {count:,} joint configurations of {len(names)} enumerated sites ({sites}), and its value takes "
+        f"{size / 2**30:,.1f} GiB",
+        "Enumerate fewer sites: give the others 'rloo' with samples, or 'local'"
+        + (f"; or set budget={count} at one of them, and chunk=." if count <= REACHABLE else "."),
+        EstimatorError,
+    )
 
 
 def _warn_wide(graph: PropagationGraph) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from propc.errors import PropcError, PropcTypeError, PropcValueError, PropcWarning, message, nearest
+from propc.errors import EstimatorError, PropcError, PropcTypeError, PropcValueError, PropcWarning, message, nearest
 from propc.estimators import Estimator, SiteView, known_estimators, resolve
 from propc.estimators.estimator import at_site
 from propc.ir.graph import PropagationGraph
@@ -94,8 +94,13 @@ class AssignPropagators(Pass):
             guess = replace(view, batch=view.spec.rows())
             rule = at_site(_asked(choice, guess)[0], guess)
             if rule.per_sample:  # it says what is wrong
-                return _without_cost(graph, site, rule)
-        given, reason = _asked(choice, view)
+                return _without_cost(graph, site)
+        try:
+            given, reason = _asked(choice, view)
+        except EstimatorError:
+            if not view.costs:
+                _refuse_returned(graph, site)
+            raise
         rule = at_site(given, view)
         return replace(site, rule=rule, estimator=_label(choice, rule), reason=reason, jumps=view.jumps)
 
@@ -232,8 +237,14 @@ def is_function(choice: Any) -> bool:
     return callable(choice) and not isinstance(choice, (str, type, Estimator))
 
 
-def _without_cost(graph: PropagationGraph, site: Site, rule: SitePropagator) -> Site:
+def _without_cost(graph: PropagationGraph, site: Site) -> Site:
     """A site that needs costs and influences none: an error if it influences what is returned."""
+    _refuse_returned(graph, site)
+    return replace(site, rule=Plain(), estimator="plain", reason="no cost after it")
+
+
+def _refuse_returned(graph: PropagationGraph, site: Site) -> None:
+    """Say what is wrong with returned values that a site influences, and that are no costs."""
     returned = [ref for ref in graph.output.inputs if graph.influence.reaches(site.name, ref)]
     if returned:
         kinds = [graph[ref.node].outputs[ref.port] for ref in returned]
@@ -248,7 +259,6 @@ def _without_cost(graph: PropagationGraph, site: Site, rule: SitePropagator) -> 
             + (", or use estimator='rp'." if site.spec.has_rsample else "."),
             PropcValueError,
         )
-    return replace(site, rule=Plain(), estimator="plain", reason="no cost after it")
 
 
 def _passes_path(site: Site) -> bool:

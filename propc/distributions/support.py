@@ -82,12 +82,16 @@ def configurations(values: int, places: int, device: torch.device) -> Tensor:
 @lru_cache(maxsize=16)  # tables may be large, and a program has few
 def _configurations(values: int, places: int, device: str) -> Tensor:
     with torch.inference_mode(False):
+        if not places:  # the empty configuration is one
+            return torch.zeros(1, 0, dtype=torch.long, device=device)
         digits = [torch.arange(values, device=device)] * places
         return torch.cartesian_prod(*digits).reshape(values**places, places)
 
 
 def joint(table: Tensor) -> Tensor:
     """Sums over the places of a table, for every configuration: [values, *lead, places] → [values ** places, *lead]."""
+    if not table.shape[-1]:
+        return table.new_zeros(1, *table.shape[1:-1])
     total, *rest = table.unbind(-1)
     for column in rest:
         total = (total.unsqueeze(1) + column.unsqueeze(0)).flatten(0, 1)

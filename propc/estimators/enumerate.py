@@ -11,6 +11,9 @@ from propc.errors import PropcValueError
 from propc.estimators.estimator import Estimator, SiteView, register_estimator
 from propc.propagators.sites.samples import Samples, positive
 
+# More configurations than these nobody is told to allow: with 100 rows, 4 GB for each number a row in float32.
+_MANY = 10_000_000
+
 
 @register_estimator("enumerate")
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Enumerate(Estimator):
     messages are weighted with its probability.
 
     Args:
-        budget: the largest number of configurations for one row of the batch.
+        budget: the largest number of configurations for one row of the batch. Sites that meet multiply theirs; of a
+            million together or more they need a budget as large, at one of them.
         noise: ``"independent"``, or ``"common"`` random numbers for later sites in every configuration.
         chunk: how many configurations the program holds at once, as of `propc.compile`.
     """
@@ -56,12 +60,15 @@ class Enumerate(Estimator):
         where = places(site.spec, batched=site.batched)
         count = values**where
         if count > self.budget:
+            shown = f"{count:,}" if count <= _MANY**2 else f"{values}^{where}"
+            larger = f"Use budget={count} (and chunk= for the memory), or " if count <= _MANY else "Use 'local', or "
             raise site.error(
-                f"estimator 'enumerate' would run {count:,} configurations for one row of the batch ({values} values "
+                f"estimator 'enumerate' would run {shown} configurations for one row of the batch ({values} values "
                 f"in {where} places); the budget is {self.budget:,}",
-                f"Use budget={count} (and chunk= for the memory), or 'lr' with several samples.",
+                f"{larger}'lr' with several samples.",
             )
-        return propagators.EnumerateRule(values, where, self.noise == "common", self.chunk), "asked for"
+        rule = propagators.EnumerateRule(values, where, self.noise == "common", self.chunk, self.budget)
+        return rule, "asked for"
 
     def without_gradient(self, site: SiteView) -> propagators.SitePropagator:
         try:

@@ -32,6 +32,11 @@ def require_batch(name: str, chosen: Baseline, site: SiteView, samples: int = 1)
             f"{site.batch} samples and {site.spec} has batch shape {list(site.spec.batch_shape)}",
             f"Expand its parameters to [{site.batch}, ...], so that every sample has a draw of its own.",
         )
+    if not site.batch:
+        raise site.error(
+            f"estimator {name!r} compares the samples of a batch, and this one is empty",
+            "Leave the call out where there is no data.",
+        )
     if site.batch < 2 and isinstance(chosen, LeaveOneOut):
         raise site.error(
             f"estimator {name!r} has a leave-one-out baseline and a batch of 1",

@@ -22,6 +22,7 @@ class EnumerateRule(SitePropagator):
         values: of each independent element.
         places: how many elements there are in a row.
         common, chunk: as of `Plate`.
+        budget: how many configurations there may be, with those of other sites.
     """
 
     name: ClassVar[str] = "enumerate"
@@ -30,6 +31,7 @@ class EnumerateRule(SitePropagator):
     places: int
     common: bool = False
     chunk: int | None = None
+    budget: int = 0
 
     def plate(self, site: Site, batched: bool) -> Plate | None:
         count: int = self.values**self.places
