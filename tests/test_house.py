@@ -16,7 +16,7 @@ TREES = ("propc", "passes", "runtime")
 MOST_FILES = 20
 FEWEST_WORDS = 25
 # What tests have beside the folders of the package.
-BESIDE = {"benchmarks", "docs", "examples", "golden", "helpers", "packaging", "statistical"}
+BESIDE = {"benchmarks", "docs", "examples", "fuzz", "golden", "helpers", "packaging", "statistical"}
 # Files of one name, and classes of one name, that are still to go: only ever fewer.
 FILES_TO_RENAME = {"gaussian_shaping.py", "reduce.py", "scan.py"}
 CLASSES_TO_RENAME = {"Rewiring", "Traced"}

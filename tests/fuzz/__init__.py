@@ -1,0 +1,1 @@
+"""A campaign of random programs against exact answers: `make fuzz`, or `python -m tests.fuzz --help`."""
