@@ -6,6 +6,7 @@ PIP_ARGS ?=
 # Small tensors gain nothing from a second thread, and two test processes lose by it.
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
+SECONDS ?= 600
 # The inner loop: no estimates against exact gradients, no compiler behind torch's, no scripts, nothing that takes
 # seconds, and of a test with cases the first one.
 QUICK := $(addprefix --ignore=tests/,statistical runtime/backends docs examples benchmarks packaging) -m "not slow" --first-case
@@ -19,7 +20,7 @@ TORCH ?= $(OLDEST)
 OTHER := .venv-torch-$(TORCH)
 BACKENDS := $(addprefix tests/runtime/backends/test_,auto.py inductor.py report.py)
 
-.PHONY: demo test quick test-torch lint format types bench clean
+.PHONY: demo test quick fuzz test-torch lint format types bench clean
 
 demo: $(READY)  ## train real models under several estimators; results in runs/
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -29,6 +30,9 @@ test: $(READY)  ## all tests, on two processes
 
 quick: $(READY)  ## the tests of the inner loop, in less than 90 seconds
 	$(BIN)/pytest -n 2 $(QUICK) $(ARGS)
+
+fuzz: $(READY)  ## random programs against exact answers, for SECONDS; ARGS="--seeds 500:1000 --backend inductor"
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 test-torch: $(OTHER)/ready  ## the same, and those of the backends, with another torch: TORCH=2.11.0; else the oldest
 	$(OTHER)/bin/pytest -n 2 $(QUICK) $(ARGS)

