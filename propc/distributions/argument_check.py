@@ -70,11 +70,11 @@ def must_satisfy(what: str, build: Callable[[Sequence[Tensor]], constraints.Cons
     return judge
 
 
-def must_hold(what: str, expected: bool) -> Judge:
-    """The judge of a truth that torch, or a user's distribution, asks for by itself."""
+def must_hold(finding: str, expected: bool = True) -> Judge:
+    """The judge of a truth that a program asks for; `finding` is what is wrong where it is not as expected."""
 
     def judge(truth: Tensor) -> str:
-        return "" if bool(truth) is expected else f"{what} are outside of what its own check allows"
+        return "" if bool(truth) is expected else finding
 
     return judge
 

@@ -20,8 +20,8 @@ from torch.distributions.utils import lazy_property
 
 from propc.distributions.argument_check import PARAMETER_FIX, VALUE_FIX, ArgumentCheck, must_satisfy
 from propc.distributions.spec import describe, nested, strip
-from propc.errors import PropcValueError, message
-from propc.frontend.user_source import user_source
+from propc.errors import PropcError, PropcValueError, message
+from propc.frontend.user_source import source_of, user_source
 from propc.fx.program import CheckedProgram, Leaf
 from propc.util.torch_private import (
     BATCH_SHAPE,
@@ -128,6 +128,18 @@ class _Shapes:
     _batch_shape: torch.Size
     _event_shape: torch.Size
     support: constraints.Constraint = _Anything()  # noqa: RUF009, it has no state
+
+
+def not_constructed(error: Exception) -> PropcValueError | None:
+    """The error for arguments that a distribution's constructor refuses; None for an error from elsewhere."""
+    trace = error.__traceback__
+    while trace is not None and not isinstance(error, PropcError):
+        frame, trace = trace.tb_frame, trace.tb_next
+        made = frame.f_locals.get("self")
+        if frame.f_code.co_name == "__init__" and isinstance(made, Distribution):
+            finding = f"{type(made).__name__} cannot be made of these arguments: {str(error).rstrip('.')}"
+            return PropcValueError(message(finding, where=source_of(error)))
+    return None
 
 
 Checks = list[tuple[torch.fx.Node, object]]

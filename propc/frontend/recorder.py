@@ -97,6 +97,8 @@ class Recorder(torch.fx.Tracer):
             return func(*args, **kwargs)
         if operations.name_of(func) == "__iter__":
             return iter(self.record(Tensor.unbind, args, kwargs))
+        if operations.asserts(func, args):
+            return self._assertion(func, args)
         operations.refuse(func, user_source)
         given, args, kwargs = args, self._lift(args), self._lift(kwargs)
         if data_dependence.gathers(func, args):
@@ -279,6 +281,12 @@ class Recorder(torch.fx.Tracer):
             node.meta.update(where=check.where, type=None, context=None, rough=False)
             self.checks.append((node, of))
 
+    def _assertion(self, func: Any, args: tuple[Any, ...]) -> None:
+        """Record a truth that the program asserts."""
+        said = f": {args[1]}" if len(args) > 1 else ""
+        judge = must_hold(f"torch.{operations.name_of(func)} finds that its condition does not hold{said}")
+        self.argument_check(ArgumentCheck(judge, "", user_source()), args[:1], None)
+
     # -- leaves ---------------------------------------------------------------------
 
     def _placeholder(self, tensor: Tensor, path: str, fetch: Callable[[Any], Tensor] | None = None) -> Any:
@@ -327,7 +335,7 @@ class Recorder(torch.fx.Tracer):
         checking = operations.in_argument_check() if operations.name_of(func) == "__bool__" else None
         if checking is not None:
             expected = args[0]._propc_node.target != "any"  # all are valid, none is not
-            judge = must_hold(f"arguments of {type(checking).__name__}", expected)
+            judge = must_hold(f"its own check does not allow the arguments of {type(checking).__name__}", expected)
             self.argument_check(ArgumentCheck(judge, PARAMETER_FIX, user_source()), args, checking)
             return expected
         raise self._needs_value(func, args) from error

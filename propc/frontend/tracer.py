@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 from propc.distributions.spec import DistributionSpec, hidden_tensors, take_apart
 from propc.errors import PropcTypeError, PropcValueError, message
 from propc.frontend import data_dependence
-from propc.frontend.argument_checks import at_site, recorded_checks, taken_out
+from propc.frontend.argument_checks import at_site, not_constructed, recorded_checks, taken_out
 from propc.frontend.environment.collect import Surroundings
 from propc.frontend.environment.isolation import isolated
 from propc.frontend.environment.writes import kept
@@ -275,6 +275,11 @@ def _activated(tracer: Tracer | None) -> Iterator[None]:
 def _run(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     try:
         return fn(*args, **kwargs)
+    except (ValueError, RuntimeError) as error:
+        told = not_constructed(error)
+        if told is None:
+            raise
+        raise told from error
     except TypeError as error:
         told = data_dependence.as_number(error)
         if told is None:

@@ -254,6 +254,11 @@ def autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
     )
 
 
+def asserts(func: Any, args: Any) -> bool:
+    """Whether a call asserts a truth that a tensor holds, and gives nothing."""
+    return name_of(func) in ("_assert", "_assert_async") and bool(args) and isinstance(args[0], Tensor)
+
+
 def in_argument_check() -> Any:
     """The distribution or constraint whose argument check the innermost Python frame outside propc is, or None.
 

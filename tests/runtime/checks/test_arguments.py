@@ -343,3 +343,26 @@ def test_a_black_box_does_not_run_for_the_checks() -> None:
     before, _ = len(calls), calls.clear()
     refused(propc.NonFiniteError, run(program, 2.5 * ones(B)), "Poisson")
     assert len(calls) <= before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: td.Normal(t.expand(B), torch.ones(B + 1)),
+        lambda t: td.MultivariateNormal(t.expand(2), EYE, EYE),
+        lambda t: td.Bernoulli(t, t),
+    ],
+)
+def test_what_a_constructor_refuses_names_the_line(make: Callable[[Tensor], Distribution]) -> None:
+    error = refused(propc.PropcValueError, run(lambda t: propc.sample(make(t), "z") * t), "cannot be made")
+    assert "test_arguments.py" in str(error)
+
+
+@pytest.mark.parametrize("check", [torch._assert, torch._assert_async])
+def test_assertions_of_the_program(check: Callable[..., None]) -> None:
+    def program(theta: Tensor, value: Tensor) -> Tensor:
+        check((value > 0).all(), "all are positive")
+        return normal(theta) * value
+
+    assert run(program, ones(B))().shape == (B,)
+    refused(propc.NonFiniteError, run(program, -ones(B)), "all are positive", program=program, at="check(")
