@@ -7,7 +7,7 @@ Write the model once as an ordinary PyTorch program, mark its random choices wit
 from propc import estimators, passes, propagators
 from propc.api.compile import CompiledFunction, compile
 from propc.api.marks import bound, cost, node, opaque, sample
-from propc.api.measure import compare, signal_to_noise
+from propc.api.measure import check, compare, signal_to_noise
 from propc.api.network import Network
 from propc.api.plate import plate
 from propc.api.scan import scan
@@ -17,6 +17,7 @@ from propc.diagnostics.profile.profile import Profile
 from propc.distributions.families import register_family
 from propc.distributions.measures import register_measure
 from propc.errors import (
+    BiasError,
     EstimatorError,
     GraphError,
     MessageError,
@@ -52,6 +53,7 @@ __all__ = [
     "CHILDREN",
     "PARENTS",
     "SELF",
+    "BiasError",
     "Combine",
     "Comparison",
     "CompiledFunction",
@@ -81,6 +83,7 @@ __all__ = [
     "TotalPropagation",
     "TraceError",
     "bound",
+    "check",
     "compare",
     "compile",
     "cost",

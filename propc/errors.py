@@ -69,6 +69,16 @@ class NonFiniteError(PropcValueError):
     """A NaN or infinite cost, a parameter of a distribution that it does not allow, a value outside of its support."""
 
 
+class BiasError(PropcError, AssertionError):
+    """An estimator whose mean gradient is not that of its reference; raised by `propc.check`.
+
+    Attributes:
+        coordinates: the names of those that differ, such as ``"theta[2, 0]"``.
+    """
+
+    coordinates: tuple[str, ...] = ()
+
+
 class OutOfMemoryError(PropcError, torch.OutOfMemoryError, MemoryError):
     """A device has no memory left for a value of the program."""
 

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from propc.diagnostics.comparison.power import FALSE_PASS, LEVEL
 from propc.errors import PropcValueError, message, nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
-HEADERS = ("estimator", "gradient", "bias", "by chance", "in s.e.", "biased", "variance", "time [ms]", "efficiency")
-# How often chance alone may call any estimator of a comparison biased: the usual level of a strict test. A tenth of it
-# would raise the limit from 2.6 to 3.3 standard errors for one coordinate, from 3.9 to 4.4 for a hundred.
-LEVEL = 0.01
+HEADERS = (
+    *("estimator", "gradient", "bias", "by chance", "in s.e.", "biased", "could miss"),
+    *("variance", "time [ms]", "efficiency"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Comparison:
     Attributes:
         name: the program's.
         wrt: names of the tensors whose gradients were compared.
-        repeats: gradients that each estimator was asked for.
+        repeats: gradients that each estimator was asked for, or that it took to see a bias of the size asked for.
         reference: where the reference comes from; empty if there is none.
         gradient: the reference: a tensor, or one for each name where there are several; None if there is none.
         limit: standard errors beyond which a coordinate is called biased, so that chance does so in 1 of 100
@@ -42,10 +43,14 @@ class Comparison:
             - ``bias``: distance of the mean from the reference, and ``stderr``: how far chance alone takes it;
             - ``bias_se``: the largest difference of a coordinate in standard errors, ``worst``: which one,
               ``significant``: whether it is beyond `limit`;
+            - ``missed``: the bias of a coordinate that would be called one in 99 of 100 comparisons; smaller ones
+              could have been missed; ``missed_share``: over the largest coordinate of `gradient`;
             - ``variance``: of one gradient, summed over coordinates;
             - ``time``: seconds of a step, forward and backward, the median;
             - ``efficiency``: 1 / (variance × time);
             - ``error``: why there are no figures, or they mean little; else empty.
+        agreement: who confirms the reference, and how well, or which two disagree, so that there is none and nobody is
+            called biased. Empty where the reference was given, and where nothing is random.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Comparison:
     limit: float
     coordinates: int
     rows: list[Row] = field(repr=False)
+    agreement: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -104,22 +110,32 @@ class Comparison:
             _number(row["stderr"]),
             _number(row["bias_se"], 2),
             verdict,
+            _percent(row["missed_share"]),
             _number(row["variance"]),
             _number(1e3 * row["time"]),
             _number(row["efficiency"]),
         ]
 
     def _notes(self) -> list[str]:
-        size = "" if self.coordinates == 1 else "; of gradients and biases the length is shown"
-        where = "" if self.coordinates == 1 else "in a coordinate "
-        lines = [f"reference: {self.reference or 'none, no unbiased estimator works here'}{size}"]
+        several = self.coordinates != 1
+        lines = [self._reference()] + (["of gradients and biases the length is shown"] if several else [])
         if self.reference:
+            where, least = ("in a coordinate ", "'s largest coordinate") if several else ("", "")
             lines += [
                 f"biased: {where}beyond {self.limit:.1f} standard errors, which chance alone exceeds in 1 of "
-                f"{1 / LEVEL:.0f} comparisons"
+                f"{1 / LEVEL:.0f} comparisons",
+                f"could miss: the bias {where}that passes in 1 of {1 / FALSE_PASS:.0f} comparisons, in percent of the "
+                f"gradient{least}; smaller ones pass more often",
             ]
         lines += ["variance: of one gradient, summed; efficiency: 1 / (variance × seconds of a step)"]
         return lines + [f"{row['estimator']}: {row['error']}" for row in self.rows if row["error"]]
+
+    def _reference(self) -> str:
+        if self.reference:
+            return f"reference: {self.reference}" + (f"; {self.agreement}" if self.agreement else "")
+        if self.agreement:
+            return f"reference: none; {self.agreement}, so nobody is called biased"
+        return "reference: none, no unbiased estimator works here"
 
     def plot(self) -> Figure:
         """Bars of bias, variance, time and efficiency, a panel each.
@@ -180,3 +196,7 @@ def length(gradient: Any) -> float:
 
 def _number(value: float, digits: int = 3) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}g}"
+
+
+def _percent(share: float) -> str:
+    return _number(100 * share, 2) + ("%" if math.isfinite(share) else "")

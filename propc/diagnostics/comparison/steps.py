@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from propc.diagnostics.comparison.running_moments import Moments
 from propc.diagnostics.comparison.wrt import Leaves
@@ -65,6 +66,11 @@ class Situation:
         written = Originals(tensor for _, tensor in leaves) if _writes(graph.program) else Originals(())
         bounded = any(cost.how == LOG_MEAN_EXP for cost in graph.of(Cost))
         return Situation(args, kwargs, targets, tuple(sorted(devices, key=str)), keeps, written, bounded)
+
+    @property
+    def coordinates(self) -> int:
+        """Of all targets together."""
+        return sum(target.numel() for target in self.targets.values())
 
     def gradients(self, program: Callable[..., Any]) -> list[Tensor | None]:
         """The gradients of one step: of the sum of the means of the returned costs."""
@@ -167,13 +173,20 @@ class Candidate:
             moments.add(gradient)
 
     @property
+    def works(self) -> bool:
+        """Whether all steps so far have worked and gave finite gradients."""
+        return self.error is None and not self.broken
+
+    @property
     def variance(self) -> float:
         """Of one gradient, summed over coordinates."""
         return sum(float(moments.variance.sum()) for moments in self.moments)
 
 
-def interleave(candidates: Sequence[Candidate], situation: Situation, seeds: Sequence[int]) -> None:
-    """Steps of all candidates in turns, so that drift of the machine hits all alike; `WARMUP` of them do not count.
+def interleave(
+    candidates: Sequence[Candidate], situation: Situation, seeds: Iterable[int], *, warmup: int = WARMUP
+) -> None:
+    """Steps of all candidates in turns, so that drift of the machine hits all alike; the first do not count.
 
     In a turn each has the same seed. A candidate that fails takes no further steps.
     """
@@ -181,7 +194,23 @@ def interleave(candidates: Sequence[Candidate], situation: Situation, seeds: Seq
         live = [candidate for candidate in candidates if candidate.error is None]
         turn = index % max(1, len(live))
         for candidate in live[turn:] + live[:turn]:
-            candidate.step(situation, seed, counts=index >= WARMUP)
+            candidate.step(situation, seed, counts=index >= warmup)
+
+
+def extend(candidates: Sequence[Candidate], situation: Situation, steps: int, seed: int, *, progress: str = "") -> None:
+    """Steps of candidates that started together, in turns, until each has taken so many that count.
+
+    Args:
+        candidates: with their moments so far.
+        situation: the call.
+        steps: that count, in all.
+        seed: of all of them: those to come do not depend on where earlier calls ended.
+        progress: what a progress bar calls them; without it there is none.
+    """
+    taken = max((len(candidate.seconds) for candidate in candidates), default=0)
+    seeds = draw_seeds(WARMUP + steps, seed)[WARMUP + taken if taken else 0 :]
+    shown = tqdm(seeds, desc=progress, leave=False, disable=None if progress else True)
+    interleave(candidates, situation, shown, warmup=0 if taken else WARMUP)
 
 
 def draw_seeds(count: int, seed: int) -> list[int]:

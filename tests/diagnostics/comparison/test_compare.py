@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal, Poisson
 
 import propc
-from propc.diagnostics.comparison.figures import limit
+from propc.diagnostics.comparison.power import limit
 from propc.diagnostics.comparison.running_moments import Moments
 from propc.diagnostics.comparison.steps import WARMUP, Candidate, Originals, Situation, interleave, mean_cost
 from propc.errors import EstimatorError, PropcTypeError, PropcValueError
@@ -615,16 +615,20 @@ def test_bad_programs() -> None:
 # -- showing ------------------------------------------------------------------------------------
 
 
+AGREED = "300 steps of lr agree, and would have shown a difference of 6.1%"
+
+
 def shown() -> propc.Comparison:
     """A comparison with figures that are not measured."""
     row = {"mean": torch.tensor(0.48), "bias": 0.02, "stderr": 0.012, "bias_se": 1.7, "worst": "theta", "error": ""}
+    row |= {"missed": 0.06, "missed_share": 0.12}
     rows = [
         {"estimator": "rp", **row, "significant": False, "variance": 1.23e-4, "time": 2.5e-4, "efficiency": 3.25e7},
         {"estimator": "lr", **row, "significant": True, "variance": 2.0, "time": 4.5e-4, "efficiency": 1.1e3},
         {"estimator": "arm", **dict.fromkeys(row), "significant": None, "variance": None, "time": None},
     ]
     rows[2] |= {"efficiency": None, "error": "at site 'x': no rule for Normal."}
-    return propc.Comparison("model", ("theta",), 100, "exact, by enumeration", torch.tensor(0.5), 2.8, 1, rows)
+    return propc.Comparison("model", ("theta",), 100, "exact, by enumeration", torch.tensor(0.5), 2.8, 1, rows, AGREED)
 
 
 def test_golden(golden: Any) -> None:
