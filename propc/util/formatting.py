@@ -1,4 +1,4 @@
-"""Seconds and bytes for people."""
+"""Seconds, bytes and other numbers for people."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def size(count: int) -> str:
 def percent(share: float) -> str:
     """A share of the whole."""
     return f"{100 * share:.1f}"
+
+
+def two_digits(value: float) -> str:
+    """Two digits, or the whole number."""
+    return f"{value:.0f}" if 100 <= value < 1e6 else f"{value:.2g}"

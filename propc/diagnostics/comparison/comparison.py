@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from propc.diagnostics.comparison.power import FALSE_PASS, LEVEL
 from propc.errors import PropcValueError, message, nearest
+from propc.util.formatting import two_digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -199,4 +200,4 @@ def _number(value: float, digits: int = 3) -> str:
 
 
 def _percent(share: float) -> str:
-    return _number(100 * share, 2) + ("%" if math.isfinite(share) else "")
+    return f"{two_digits(100 * share)}%" if math.isfinite(share) else "–"

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from propc.diagnostics.comparison.labels import label
 from propc.diagnostics.comparison.steps import Candidate, Situation
+from propc.distributions.support import places
 from propc.errors import PropcError
 from propc.estimators import Enumerate, Estimator, LeaveOneOutRatio, LikelihoodRatio, MeasureValued, Pathwise, SiteView
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.site import Site
 from propc.passes.pipeline import Pass
 from propc.passes.sites.assign_propagators import site_views
-from propc.propagators import Plain
+from propc.propagators import Plain, Propagator
 
 LARGEST = 3 * 10**7  # elements of all values of a program that is enumerated without being asked: 240 MB in float64
 # Elements that an operation of torch's adds up in the time that calling it takes: some 5 µs at 2 · 10⁹ a second.
 CALL = 10**4
-# A second opinion may be as many times as laborious as the first: alternatives of a large site are thousands of runs.
+# A second opinion may be as many times as laborious as the first: of a chain of H sites alternatives are H² of them.
 PATIENCE = 10
+FEW = 16  # elements of all sites of which alternatives are tried: each of them takes a run or two of what is behind it
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,30 @@ class _Listed(Pass):
         return graph.with_nodes(*(replace(site, rule=rule, estimator=rule.name) for site, rule in only_draw))
 
 
+@dataclass(frozen=True)
+class _Among(Estimator):
+    """What a function chooses for each site, and chooses again where a jump is found."""
+
+    name: ClassVar[str] = "among"
+    choose: Callable[[SiteView], Estimator] = field(compare=False)
+    names: dict[str, str] = field(compare=False)  # what people call the choices, by site
+
+    def propagator(self, site: SiteView) -> tuple[Propagator, str]:
+        estimator = self.choose(site)
+        self.names[site.name] = label(estimator)
+        return estimator.propagator(site)
+
+
 def under(
     estimator: Any, program: Any, situation: Situation, *passes: Pass, largest: float = LARGEST
 ) -> Candidate | None:
-    """The program with all sites under one estimator; None where that cannot work, or would be too large."""
-    others = program._compiler().options.passes
-    compiled = program._recompiled(estimator=estimator, passes=(*others, _Alike(), *passes))
+    """The program with all sites under one estimator, or under what a function of the site chooses among some.
+
+    None where that cannot work, or would be too large.
+    """
+    others, names = program._compiler().options.passes, dict[str, str]()
+    choice = _Among(estimator, names) if callable(estimator) else estimator
+    compiled = program._recompiled(estimator=choice, passes=(*others, _Alike(), *passes))
     try:
         with quietly():
             graph = compiled.graph(*situation.args, **situation.kwargs)
@@ -62,7 +82,9 @@ def under(
         return None
     if _size(graph) > largest:
         return None
-    return Candidate(_joined(set(_at_work(graph).values()) - {"plain"}) or "the program", compiled)
+    made = Candidate("", compiled, names)
+    made.label = called(at_work(made, situation))
+    return made
 
 
 def enumerated(program: Any, situation: Situation, largest: float) -> Candidate | None:
@@ -81,11 +103,13 @@ def second_opinions(program: Any, situation: Situation, first: Candidate) -> Ite
     """The program with each site under another unbiased estimator than the first has there, the most unlike first."""
     taken = at_work(first, situation)
     most = PATIENCE * labour(first, situation)
-    for alternatives in (True, False):  # alternatives of a site are a choice that other sites may not go with
-        names: dict[str, str] = {}
-        candidate = under(_other_than(taken, names, alternatives), program, situation)
-        if candidate is not None and names and labour(candidate, situation) <= most:
-            candidate.label = _joined(names.values())
+    views = site_views(_graph(first, situation)).values()
+    few = sum(places(view.spec, batched=view.batched) for view in views) <= FEW
+    for alternatives in (True, False) if few else (False,):  # not every site goes with alternatives of another
+        candidate = under(_other_than(taken, alternatives), program, situation)
+        if candidate is None or labour(candidate, situation) > most:
+            continue
+        if any(name != taken[site] for site, name in at_work(candidate, situation).items() if site in taken):
             yield candidate
 
 
@@ -96,7 +120,7 @@ def surely(site: SiteView) -> Estimator:
 
 def _unbiased(site: SiteView, *, alternatives: bool = True) -> Iterator[Estimator]:
     """Estimators that are unbiased at a site, if they can work there: by paths, scores, alternatives, other scores."""
-    if site.spec.has_rsample and not site.blocked and not site.rough:
+    if site.spec.has_rsample and not (site.blocked or site.rough or site.jumps):
         yield Pathwise()
     yield LikelihoodRatio() if site.batched and site.batch != 1 else LeaveOneOutRatio()
     if alternatives:
@@ -104,23 +128,16 @@ def _unbiased(site: SiteView, *, alternatives: bool = True) -> Iterator[Estimato
     yield LikelihoodRatio(None)
 
 
-def _other_than(taken: Mapping[str, str], names: dict[str, str], alternatives: bool) -> Callable[[SiteView], Estimator]:
-    """An estimator for each site that is not the one taken there; where there is none, an unbiased one all the same.
-
-    Args:
-        taken: the names of those at work, by site.
-        names: filled with what is chosen, by site, where it is another.
-    """
+def _other_than(taken: Mapping[str, str], alternatives: bool) -> Callable[[SiteView], Estimator]:
+    """An estimator for each site that is not the one taken there; where there is none, an unbiased one all the same."""
 
     def choose(site: SiteView) -> Estimator:
-        has = taken.get(site.name, "plain")
-        for estimator in _unbiased(site, alternatives=alternatives) if has != "plain" else ():
-            if estimator.name != has or estimator == LikelihoodRatio(None):
+        for estimator in _unbiased(site, alternatives=alternatives):
+            if label(estimator) != taken.get(site.name):
                 try:
                     estimator.propagator(site)
                 except PropcError:
                     continue
-                names[site.name] = label(estimator)
                 return estimator
         return surely(site)
 
@@ -128,13 +145,19 @@ def _other_than(taken: Mapping[str, str], names: dict[str, str], alternatives: b
 
 
 def at_work(candidate: Candidate, situation: Situation) -> dict[str, str]:
-    """The estimator of each of a candidate's sites."""
-    return _at_work(candidate.program.graph(*situation.args, **situation.kwargs))
+    """What people call the estimator of each of a candidate's sites."""
+    sites = _graph(candidate, situation).sites
+    return {s.name: s.estimator if _draws(s) else candidate.chosen.get(s.name, s.estimator) for s in sites}
+
+
+def called(estimators: Mapping[str, str]) -> str:
+    """What people call a judge with these estimators at its sites."""
+    return " and ".join(sorted(set(estimators.values()) - {"plain"})) or "the program"
 
 
 def labour(candidate: Candidate, situation: Situation) -> int:
     """What a step takes, in elements: a clock would choose another judge each time."""
-    graph = candidate.program.graph(*situation.args, **situation.kwargs)
+    graph = _graph(candidate, situation)
     return sum(CALL + math.prod((*graph.sizes(node.plates), *kind.shape)) for node in graph for kind in node.outputs)
 
 
@@ -146,12 +169,9 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def _at_work(graph: PropagationGraph) -> dict[str, str]:
-    return {site.name: site.estimator for site in graph.sites}
-
-
-def _joined(names: Iterable[str]) -> str:
-    return " and ".join(sorted(set(names)))
+def _graph(candidate: Candidate, situation: Situation) -> PropagationGraph:
+    graph: PropagationGraph = candidate.program.graph(*situation.args, **situation.kwargs)
+    return graph
 
 
 def _draws(site: Site) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from types import FunctionType
 from typing import Any
 
 from propc.errors import PropcTypeError, message
@@ -16,7 +17,9 @@ def label(choice: Any) -> str:
     if isinstance(choice, Mapping):
         return ", ".join(f"{pattern}: {label(each)}" for pattern, each in choice.items())
     if isinstance(choice, (Estimator, Propagator)):
-        set_options = [f"{k}={label(v) if isinstance(v, Estimator) else repr(v)}" for k, v in _options(choice)]
+        set_options = [
+            f"{k}={label(v) if isinstance(v, (Estimator, FunctionType)) else repr(v)}" for k, v in _options(choice)
+        ]
         return f"{choice.name}({', '.join(set_options)})" if set_options else choice.name
     if isinstance(choice, type):
         return str(getattr(choice, "name", choice.__name__))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from propc.diagnostics.comparison.distance import between
 from propc.diagnostics.comparison.judges import (
     LARGEST,
     at_work,
+    called,
     enumerated,
     first_opinions,
     labour,
@@ -23,6 +24,7 @@ from propc.diagnostics.comparison.judges import (
 from propc.diagnostics.comparison.power import Limits
 from propc.diagnostics.comparison.reference import Reference, measured, pooled
 from propc.diagnostics.comparison.steps import Candidate, Situation, extend
+from propc.util.formatting import two_digits
 
 # Steps after which the most efficient of the unbiased estimators is chosen: a variance is then known to a third,
 # √(2/19), enough to tell those that differ twofold.
@@ -52,6 +54,7 @@ class Panel:
     """Two unbiased estimators, each with random numbers of its own.
 
     Attributes:
+        program: a compiled function, method or module.
         situation: the call.
         seed: of the first; the second has the next one.
         long: steps of a judge for each of a candidate's.
@@ -64,6 +67,7 @@ class Panel:
         random: whether the gradient rests on an estimator at all.
     """
 
+    program: Any
     situation: Situation
     seed: int
     long: int
@@ -84,15 +88,23 @@ class Panel:
         steps, fewer = (max(PILOT, times * repeats) for times in (self.long, min(self.long, CONFIRMING)))
         with nullcontext() if self.asked else quietly():
             if self.first is not None:
-                extend([self.first], self.situation, steps, self.seed, progress=progress)
+                changed = steadily([self.first], self.situation, steps, self.seed, progress)
                 if self.asked and self.first.error is not None:
                     raise self.first.error
+                if changed and not self.asked:
+                    self.confirm(self.first)
             self.second = self.second or next(self.others, None)
             while self.second is not None:
-                extend([self.second], self.situation, fewer, self.seed + 1, progress=progress)
-                if self.second.works:
+                changed = steadily([self.second], self.situation, fewer, self.seed + 1, progress)
+                if self.second.works and not changed:
                     break
                 self.second = next(self.others, None)
+
+    def confirm(self, judge: Candidate) -> None:
+        """Find who may confirm a judge, if it rests on an estimator at all."""
+        self.random = bool(set(at_work(judge, self.situation).values()) - {"plain"})
+        self.second = None
+        self.others = second_opinions(self.program, self.situation, judge) if self.random else iter(())
 
     def verdict(self) -> Verdict:
         """What the judges say after the steps so far."""
@@ -110,12 +122,11 @@ class Panel:
         apart = between(self.situation.targets, own, theirs)
         limits = Limits.of(self.situation.coordinates, count, self.level)
         if apart.worst > limits.chance:
-            name = "enumerate" if self.first is None else self.first.label
-            return Verdict(
-                None, f"{name!r} and {other.label!r} disagree by {apart.worst:.2g} standard errors at {apart.place}"
-            )
+            name, errors = "enumerate" if self.first is None else self.first.label, two_digits(apart.worst)
+            words = f"{name!r} and {other.label!r} disagree by {errors} standard errors at {apart.place}"
+            return Verdict(None, words)
         missed = apart.share(limits.seen)
-        seen = f"would have shown a difference of {100 * missed:.2g}%"
+        seen = f"would have shown a difference of {two_digits(100 * missed)}%"
         return Verdict(pooled(own, theirs), f"{theirs.text} agree, and {seen}", missed)
 
 
@@ -132,31 +143,29 @@ def appoint(
         long: steps of a judge for each of a candidate's.
         level: how often chance alone may say that two disagree.
     """
-    panel = Panel(situation, seed, long, level, asked=wanted is not None)
+    panel = Panel(program, situation, seed, long, level, asked=wanted is not None)
     if isinstance(wanted, Reference):
         panel.known = wanted
     elif wanted is not None:
-        panel.known = _exact(program, panel, math.inf)[1] if wanted.label == "enumerate" else None
+        panel.known = _exact(panel, math.inf)[1] if wanted.label == "enumerate" else None
         panel.first = wanted if panel.known is None else None
     elif not situation.bounded:  # every number of samples has a bound of its own
-        _choose(program, panel)
+        _choose(panel)
     return panel
 
 
-def _choose(program: Any, panel: Panel) -> None:
+def _choose(panel: Panel) -> None:
     """An exact gradient, or the most efficient of the unbiased estimators; and those that may confirm it."""
-    situation = panel.situation
-    judge, panel.known = _exact(program, panel, LARGEST)
+    judge, panel.known = _exact(panel, LARGEST)
     if panel.known is None:
-        judge = panel.first = _most_efficient(program, panel)
+        judge = panel.first = _most_efficient(panel)
     if judge is not None:
-        panel.random = bool(set(at_work(judge, situation).values()) - {"plain"})
-        panel.others = second_opinions(program, situation, judge) if panel.random else iter(())
+        panel.confirm(judge)
 
 
-def _exact(program: Any, panel: Panel, largest: float) -> tuple[Candidate | None, Reference | None]:
+def _exact(panel: Panel, largest: float) -> tuple[Candidate | None, Reference | None]:
     """By enumeration, if that leaves nothing to chance and is not too large."""
-    judge = enumerated(program, panel.situation, largest)
+    judge = enumerated(panel.program, panel.situation, largest)
     if judge is None:
         return None, None
     with quietly():
@@ -167,13 +176,29 @@ def _exact(program: Any, panel: Panel, largest: float) -> tuple[Candidate | None
     return judge, measured(judge, text, exact=True)
 
 
-def _most_efficient(program: Any, panel: Panel) -> Candidate | None:
+def _most_efficient(panel: Panel) -> Candidate | None:
     """Of the unbiased estimators that work, the one whose variance times labour is least."""
-    candidates = first_opinions(program, panel.situation)
+    candidates = first_opinions(panel.program, panel.situation)
     with quietly():
-        extend(candidates, panel.situation, PILOT, panel.seed)
+        steadily(candidates, panel.situation, PILOT, panel.seed)
     working = [candidate for candidate in candidates if candidate.works]
     return min(working, key=lambda each: each.variance * labour(each, panel.situation), default=None)
+
+
+def steadily(judges: Sequence[Candidate], situation: Situation, steps: int, seed: int, progress: str = "") -> bool:
+    """Steps of judges, as of `extend`, all by the same rules; whether they had to begin anew.
+
+    Where a step finds that a cost jumps, the sites before it take other rules from then on.
+    """
+    before = [at_work(judge, situation) for judge in judges]
+    extend(judges, situation, steps, seed, progress=progress)
+    if before == [at_work(judge, situation) for judge in judges]:
+        return False
+    for judge in judges:
+        judge.label = called(at_work(judge, situation))
+        judge.forget()
+    extend(judges, situation, steps, seed, progress=progress)
+    return True
 
 
 def _rounding(mean: Tensor) -> Tensor:

@@ -133,6 +133,7 @@ class Candidate:
     Attributes:
         label: for people.
         program: a compiled one.
+        chosen: what people call the estimators of its sites, where that is not the name of their rules.
         moments: of the gradient of each target.
         seconds: that each step took.
         broken: in how many steps a gradient was not finite.
@@ -141,6 +142,7 @@ class Candidate:
 
     label: str
     program: Any
+    chosen: Mapping[str, str] = field(default_factory=dict)
     moments: list[Moments] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     broken: int = 0
@@ -154,6 +156,10 @@ class Candidate:
             self.error = error
         finally:
             situation.written.put_back()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.moments, self.seconds, self.broken = [], [], 0
 
     def _step(self, situation: Situation, seed: int, counts: bool) -> None:
         situation.seed(seed)

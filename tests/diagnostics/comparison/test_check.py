@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, Poisson
+from zoo import leaf
 
 import propc
 from propc.propagators import Draw, Plain, SitePropagator
@@ -43,10 +44,6 @@ def coin(theta: Tensor) -> Tensor:
     return (propc.sample(Bernoulli(logits=theta.expand(ROWS)), "z") - 0.3).square()
 
 
-def point(*values: float) -> Tensor:
-    return torch.tensor(values if len(values) > 1 else values[0], requires_grad=True)
-
-
 # -- right and wrong ----------------------------------------------------------------------------
 
 
@@ -55,7 +52,7 @@ def point(*values: float) -> Tensor:
     "estimator", [None, "lr", propc.TotalPropagation, ByHand(), {"x": ByHand()}, lambda site: "rp"]
 )
 def test_right_ones_pass(estimator: Any) -> None:
-    found = propc.check(gauss, point(0.6, 1.2), estimator=estimator)
+    found = propc.check(gauss, leaf([0.6, 1.2]), estimator=estimator)
     assert not found["significant"]
     assert found["bias_se"] < found["limit"]
     assert found["missed_share"] <= 0.1
@@ -70,7 +67,7 @@ def test_right_ones_pass(estimator: Any) -> None:
 @pytest.mark.parametrize("reference", [None, "rp", torch.tensor([1.2, 2.4]), {"theta": torch.tensor([1.2, 2.4])}])
 def test_wrong_ones_raise(estimator: Any, reference: Any) -> None:
     with pytest.raises(propc.BiasError, match=r"estimator '.*': the gradient is biased in [12] of 2") as caught:
-        propc.check(gauss, point(0.6, 1.2), estimator=estimator, reference=reference)
+        propc.check(gauss, leaf([0.6, 1.2]), estimator=estimator, reference=reference)
     assert isinstance(caught.value, AssertionError)
     assert isinstance(caught.value, propc.PropcError)
     assert "theta[1]" in caught.value.coordinates
@@ -90,7 +87,7 @@ def test_only_the_coordinates_that_are_wrong() -> None:
     def program(theta: Tensor) -> Tensor:
         return propc.sample(Normal(OneWrong.apply(theta).expand(ROWS, 3), 1.0), "x").square().sum(-1)
 
-    theta = point(0.5, -1.0, 2.0)
+    theta = leaf([0.5, -1.0, 2.0])
     with pytest.raises(propc.BiasError) as caught:
         propc.check(program, theta, repeats=100, reference=2 * theta.detach())
     lines = str(caught.value).splitlines()
@@ -113,7 +110,7 @@ def test_many_coordinates() -> None:
 @pytest.mark.statistical
 def test_false_alarms_are_rare() -> None:
     """One in 10 000 at most: none in 40 seeds; and the twin that is a fifth too large passes at none of 8."""
-    theta, compiled = point(0.6, 1.2), propc.compile(gauss)
+    theta, compiled = leaf([0.6, 1.2]), propc.compile(gauss)
     for seed in range(40):
         propc.check(compiled, theta, estimator="rp", seed=seed, repeats=12, reference=2 * theta.detach())
     for seed in range(8):
@@ -124,13 +121,13 @@ def test_false_alarms_are_rare() -> None:
 @pytest.mark.statistical
 @pytest.mark.parametrize("estimator", ["lr", "rloo", "local", "arm"])
 def test_discrete(estimator: str) -> None:
-    assert propc.check(coin, point(0.2), estimator=estimator)["reference"] == "exact, by enumeration"
+    assert propc.check(coin, leaf(0.2), estimator=estimator)["reference"] == "exact, by enumeration"
 
 
 @pytest.mark.statistical
 def test_biased_by_construction() -> None:
     with pytest.raises(propc.BiasError, match="the gradient is biased, beyond") as caught:
-        propc.check(lambda t: coin(t).exp(), point(0.2), estimator="st")
+        propc.check(lambda t: coin(t).exp(), leaf(0.2), estimator="st")
     assert "reference: exact, by enumeration; " in str(caught.value)
 
 
@@ -142,7 +139,7 @@ def test_an_expected_cost_as_reference() -> None:
     def expected(theta: Tensor) -> Tensor:
         return (theta.square() + 1).sum()
 
-    theta = point(0.6, 1.2)
+    theta = leaf([0.6, 1.2])
     found = propc.check(gauss, theta, estimator="lr", reference=expected)
     assert torch.allclose(found["gradient"], 2 * theta.detach())
     with pytest.raises(propc.BiasError, match="reference: given"):
@@ -163,8 +160,8 @@ def test_judges_that_disagree_do_not_judge() -> None:
     with pytest.raises(
         propc.PropcValueError, match=r"no reference to check with: 'rp' and 'lr' disagree by .* at theta"
     ):
-        propc.check(program, point(1.0), estimator="lr")
-    assert propc.check(program, point(1.0), estimator="rp", reference=2.0)["reference"] == "given"
+        propc.check(program, leaf(1.0), estimator="lr")
+    assert propc.check(program, leaf(1.0), estimator="rp", reference=2.0)["reference"] == "given"
 
 
 # -- how many -----------------------------------------------------------------------------------
@@ -172,16 +169,16 @@ def test_judges_that_disagree_do_not_judge() -> None:
 
 @pytest.mark.statistical
 def test_as_many_as_it_takes() -> None:
-    found = propc.check(gauss, point(0.6, 1.2), estimator="rp", repeats="4%", reference=lambda t: t.square().sum())
+    found = propc.check(gauss, leaf([0.6, 1.2]), estimator="rp", repeats="4%", reference=lambda t: t.square().sum())
     assert found["missed_share"] <= 0.04
     assert found["repeats"] > 100
-    assert propc.check(gauss, point(0.6, 1.2), repeats=12)["repeats"] == 12
+    assert propc.check(gauss, leaf([0.6, 1.2]), repeats=12)["repeats"] == 12
 
 
 def test_a_bias_that_cannot_be_seen_does_not_pass() -> None:
     with pytest.raises(propc.PropcValueError, match=r"a bias of 10% needs some .* Take a larger batch, ask for less"):
-        propc.check(gauss, point(1e-4, 0.0), reference=torch.tensor([2e-4, 0.0]))
-    assert propc.check(gauss, point(1e-4, 0.0), reference=torch.tensor([2e-4, 0.0]), repeats=50)["missed_share"] > 10
+        propc.check(gauss, leaf([1e-4, 0.0]), reference=torch.tensor([2e-4, 0.0]))
+    assert propc.check(gauss, leaf([1e-4, 0.0]), reference=torch.tensor([2e-4, 0.0]), repeats=50)["missed_share"] > 10
 
 
 # -- what does not work -------------------------------------------------------------------------
@@ -189,9 +186,9 @@ def test_a_bias_that_cannot_be_seen_does_not_pass() -> None:
 
 def test_errors_of_the_estimator() -> None:
     with pytest.raises(propc.EstimatorError, match=r"^at site 'z' .*needs a reparameterizable distribution"):
-        propc.check(coin, point(0.2), estimator="rp")
+        propc.check(coin, leaf(0.2), estimator="rp")
     with pytest.raises(propc.PropcValueError, match="unknown estimator 'lrr'"):
-        propc.check(coin, point(0.2), estimator="lrr")
+        propc.check(coin, leaf(0.2), estimator="lrr")
     with pytest.raises(propc.PropcTypeError, match="got the class Linear"):
         propc.check(nn.Linear)
 
@@ -200,7 +197,7 @@ def test_errors_of_the_estimator() -> None:
         return (x - x.detach()).abs().sqrt() + x
 
     with pytest.raises(propc.NonFiniteError, match="estimator 'rp': the gradient was not finite in 5 of 5 steps"):
-        propc.check(edge, point(0.2), estimator="rp", reference=1.0, repeats=5)
+        propc.check(edge, leaf(0.2), estimator="rp", reference=1.0, repeats=5)
 
 
 def test_no_reference() -> None:
@@ -217,14 +214,14 @@ def test_no_reference() -> None:
         return propc.sample(Silent(theta.expand(ROWS)), "x") * theta
 
     with pytest.raises(propc.PropcValueError, match=r"no reference to check with: no unbiased .* Give reference="):
-        propc.check(program, point(0.2), estimator="knows-none", repeats=5)
+        propc.check(program, leaf(0.2), estimator="knows-none", repeats=5)
 
 
 # -- nothing of the user's changes ---------------------------------------------------------------
 
 
 def test_the_seed_alone_decides() -> None:
-    theta, compiled = point(0.6, 1.2), propc.compile(gauss, estimator="lr")
+    theta, compiled = leaf([0.6, 1.2]), propc.compile(gauss, estimator="lr")
     first = propc.check(compiled, theta)
     torch.manual_seed(5)
     second = propc.check(compiled, theta)
@@ -234,7 +231,7 @@ def test_the_seed_alone_decides() -> None:
 
 
 def test_nothing_changes() -> None:
-    theta = point(0.6, 1.2)
+    theta = leaf([0.6, 1.2])
     theta.grad = torch.ones(2)
     compiled = propc.compile(gauss, estimator=propc.estimator("lr", baseline="moving_average"))
     compiled(theta)

@@ -95,11 +95,12 @@ def test_two_that_disagree_are_named_and_nobody_is_biased() -> None:
 
 def test_who_confirms_whom() -> None:
     theta = torch.tensor(0.4, requires_grad=True)
-    first, others, situation = judged(two_laws(20), theta)
-    assert at_work(first, situation) == {"z": "lr", "x": "rp"}
-    assert [other.label for other in others] == ["lr and mvd", "lr and lr(baseline=None)"]
-    _, others, situation = judged(two_laws(2000), theta)
-    assert [at_work(other, situation) for other in others] == [{"z": "lr", "x": "lr"}]  # alternatives are too many
+    first, others, _ = judged(two_laws(15), theta)
+    assert (first.label, [other.label for other in others]) == ("lr and rp", ["lr and mvd", "lr and lr(baseline=None)"])
+    _, others, situation = judged(two_laws(20), theta)
+    assert [at_work(other, situation) for other in others] == [
+        {"z": "lr(baseline=None)", "x": "lr"}  # alternatives are too many
+    ]
 
     def coins(theta: Tensor) -> Tensor:
         return propc.sample(Bernoulli(logits=theta.expand(ROWS)), "z") + theta
