@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from propc.distributions.score import behind_caches
 from propc.errors import PropcTypeError, message
 from propc.frontend import active_tracer
 from propc.frontend.user_source import user_source
@@ -41,7 +42,9 @@ def sample(dist: Distribution, name: str | None = None, estimator: SiteChoice | 
             name of one.
 
     Returns:
-        The draw, of shape ``dist.batch_shape + dist.event_shape``.
+        The draw, of shape ``dist.batch_shape + dist.event_shape``. Where a transform of the distribution keeps its last
+        pre-image (``cache_size=1``) and nothing in the transforms wants a gradient, the site is the draw before them,
+        so that ``dist.log_prob(draw)`` in the program is taken there, as in plain PyTorch.
 
     Raises:
         PropcTypeError: `dist` is not a distribution.
@@ -58,7 +61,11 @@ def sample(dist: Distribution, name: str | None = None, estimator: SiteChoice | 
         )
     tracer = active_tracer()
     if tracer is not None:
-        return tracer.site(dist, name, estimator)
+        law, transforms = behind_caches(dist)
+        draw = tracer.site(law, name, estimator)
+        for transform in transforms:
+            draw = transform(draw)
+        return draw
     return dist.rsample() if dist.has_rsample else dist.sample()
 
 

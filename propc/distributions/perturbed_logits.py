@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Bernoulli, Categorical, Distribution, OneHotCategorical
 from torch.nn import functional
 
+from propc.distributions.probabilities import by_probs, log_odds, log_probs
 from propc.distributions.support import base_of
 
 Logits = Callable[[Any], Tensor]
@@ -44,7 +45,10 @@ class Family(ABC):
     def logits(self, dist: Distribution) -> Tensor:
         """The logits of a distribution, or of the one inside `Independent`."""
         inner: Any = base_of(dist)
-        logits: Tensor = inner.logits if self.logits_by is None else self.normalized(self.logits_by(inner))
+        if self.logits_by is not None:
+            return self.normalized(self.logits_by(inner))
+        given = isinstance(inner, (Bernoulli, Categorical, OneHotCategorical)) and by_probs(inner)
+        logits: Tensor = self.logits_of(inner.probs) if given else inner.logits
         return logits
 
     def probs(self, dist: Distribution) -> Tensor:
@@ -62,6 +66,10 @@ class Family(ABC):
         index = torch.arange(count, device=self.logits(dist).device)
         lead = base_of(dist).batch_shape
         return self.numbered(dist, index.reshape(count, *(1,) * len(lead)).expand(count, *lead))
+
+    @abstractmethod
+    def logits_of(self, probs: Tensor) -> Tensor:
+        """Logits of probabilities."""
 
     @abstractmethod
     def normalized(self, logits: Tensor) -> Tensor:
@@ -84,7 +92,7 @@ class Family(ABC):
         """The draw that perturbed logits give, without gradient."""
 
     @abstractmethod
-    def soft(self, z: Tensor) -> Tensor:
+    def soft(self, z: Tensor, temperature: float = 1.0) -> Tensor:
         """The relaxed draw that perturbed logits, over the temperature, give; of logits alone, the mean."""
 
     @abstractmethod
@@ -106,6 +114,9 @@ class Family(ABC):
 class Binary(Family):
     """Zero or one. The noise is logistic."""
 
+    def logits_of(self, probs: Tensor) -> Tensor:
+        return log_odds(probs)
+
     def normalized(self, logits: Tensor) -> Tensor:
         return logits
 
@@ -122,8 +133,8 @@ class Binary(Family):
     def hard(self, z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
 
-    def soft(self, z: Tensor) -> Tensor:
-        return torch.sigmoid(z)
+    def soft(self, z: Tensor, temperature: float = 1.0) -> Tensor:
+        return torch.sigmoid(z / temperature)
 
     def slope(self, mean: Tensor, logits: Tensor) -> Tensor:
         return mean * (1 - mean) * logits
@@ -143,6 +154,9 @@ class Categories(Family):
     """
 
     indexed: bool = False
+
+    def logits_of(self, probs: Tensor) -> Tensor:
+        return log_probs(probs)
 
     def normalized(self, logits: Tensor) -> Tensor:
         return torch.log_softmax(logits, -1)
@@ -166,8 +180,10 @@ class Categories(Family):
         largest = z.detach().max(-1, keepdim=True).indices
         return torch.zeros_like(z, requires_grad=False).scatter_(-1, largest, 1.0)
 
-    def soft(self, z: Tensor) -> Tensor:
-        return torch.softmax(z, -1)
+    def soft(self, z: Tensor, temperature: float = 1.0) -> Tensor:
+        if z.dtype == torch.float16:  # there z / 1e-4 is infinite
+            z = z - z.detach().amax(-1, keepdim=True)
+        return torch.softmax(z / temperature, -1)
 
     def slope(self, mean: Tensor, logits: Tensor) -> Tensor:
         weighted = mean * logits

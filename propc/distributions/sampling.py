@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, OneHotCategorical
+from torch.distributions import Categorical, Distribution, Gamma, NegativeBinomial, OneHotCategorical
 
+from propc.distributions.probabilities import by_probs, log_odds
 from propc.distributions.support import base_of
 from propc.util.torch_private import CATEGORICAL
 
@@ -22,6 +23,10 @@ def draw_detached(dist: Distribution, sample_shape: Sequence[int] = ()) -> Tenso
         if dist.has_rsample:
             return dist.rsample(shape)
         base = base_of(dist)
+        if type(base) is NegativeBinomial and by_probs(base):  # its own sampler clamps them
+            return torch.poisson(
+                Gamma(base.total_count, (-log_odds(base.probs)).exp(), validate_args=False).sample(shape)
+            )
         held = vars(base)[CATEGORICAL] if type(base) is OneHotCategorical else base
         if type(held) is not Categorical or "logits" not in vars(held):
             return dist.sample(shape)

@@ -219,6 +219,12 @@ def strip(value: Any) -> tuple[list[Tensor], list[str], Build]:
     return stripper.tensors, stripper.names, _builder(skeleton)
 
 
+def holds_live(value: Any) -> bool:
+    """Whether any object holds a tensor, or a network with a parameter, that wants a gradient."""
+    stripper = _Stripper()
+    return _holds_parameters(stripper.strip(value, "")) or any(t.requires_grad for t in stripper.tensors)
+
+
 def hidden_tensors(value: Any, seen: frozenset[int] = frozenset()) -> list[str]:
     """Names of the functions inside an object that close over a traced tensor, which cannot be taken out."""
     if isinstance(value, Tensor) or id(value) in seen:
@@ -228,14 +234,6 @@ def hidden_tensors(value: Any, seen: frozenset[int] = frozenset()) -> list[str]:
         return [value.__name__] if any(isinstance(content, FakeTensor) for content in cells) else []
     seen |= {id(value)}
     return [name for _, child in _children(value) or () for name in hidden_tensors(child, seen)]
-
-
-def row_log_prob(dist: Distribution, value: Tensor, lead: int = 1) -> Tensor:
-    """Log-probability of each row: summed over everything but the `lead` leading dimensions of `value`."""
-    while isinstance(dist, Independent) and value.dim() - len(dist.event_shape) < lead:
-        dist = dist.base_dist
-    logp = dist.log_prob(value)
-    return logp.flatten(lead).sum(lead) if logp.dim() > lead else logp
 
 
 class _Stripper:

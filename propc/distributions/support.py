@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import (
     Binomial,
-    Categorical,
     Distribution,
     Independent,
     MixtureSameFamily,
-    OneHotCategorical,
     SigmoidTransform,
     TransformedDistribution,
     constraints,
@@ -67,13 +65,6 @@ def base_of(dist: Distribution) -> Distribution:
     return dist
 
 
-def probabilities(dist: Distribution, support: Tensor) -> Tensor:
-    """The probability of each value of each element, [values, *batch_shape]; of classes differentiable at 0 too."""
-    known = type(dist) in (Categorical, OneHotCategorical)
-    table: Tensor = dist.probs.movedim(-1, 0) if known else dist.log_prob(support).exp()  # type: ignore[attr-defined]
-    return table.expand(len(support), *dist.batch_shape)
-
-
 def configurations(values: int, places: int, device: torch.device) -> Tensor:
     """All joint configurations as indices of values, [values ** places, places]; the last place moves fastest."""
     return _configurations(values, places, str(device))
@@ -89,13 +80,13 @@ def _configurations(values: int, places: int, device: str) -> Tensor:
 
 
 def joint(table: Tensor) -> Tensor:
-    """Sums over the places of a table, for every configuration: [values, *lead, places] → [values ** places, *lead]."""
+    """Products over the places of a table [values, *lead, places] of all configurations: [values ** places, *lead]."""
     if not table.shape[-1]:
-        return table.new_zeros(1, *table.shape[1:-1])
-    total, *rest = table.unbind(-1)
+        return table.new_ones(1, *table.shape[1:-1])
+    product, *rest = table.unbind(-1)
     for column in rest:
-        total = (total.unsqueeze(1) + column.unsqueeze(0)).flatten(0, 1)
-    return total
+        product = (product.unsqueeze(1) * column.unsqueeze(0)).flatten(0, 1)
+    return product
 
 
 def moving_ends(spec: DistributionSpec, phi: Sequence[TensorType]) -> frozenset[int]:

@@ -4,7 +4,7 @@ Given a node and what comes in, a propagator gives what goes out; it has no stat
 stands here. They may import the weights of `propc.runtime.weighting` and all below.
 """
 
-from propc.distributions.spec import row_log_prob
+from propc.distributions.score import row_log_prob
 from propc.propagators.baselines import WEIGHT, Baseline
 from propc.propagators.gated import Gated
 from propc.propagators.nodes.clip import Clip

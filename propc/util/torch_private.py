@@ -72,6 +72,7 @@ __all__ = [
     "before_loading",
     "breaks_graph",
     "builtin_of",
+    "caches",
     "compile_graph",
     "count_function_modes",
     "disable_current_modes",
@@ -188,6 +189,11 @@ def without_validation() -> Iterator[None]:
 def inverted(transform: Transform) -> Transform | None:
     """What a transform is the inverse of, where it is torch's own inverse of another."""
     return transform._inv if isinstance(transform, _InverseTransform) else None
+
+
+def caches(transform: Transform) -> bool:
+    """Whether a transform keeps what it was last called on."""
+    return bool(transform._cache_size)
 
 
 def transform_attributes(transform: Transform) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from propc.distributions.probabilities import probabilities
 from propc.distributions.support import base_of, configurations, joint
 from propc.ir.nodes.site import Site
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
@@ -42,8 +43,8 @@ class EnumerateRule(SitePropagator):
         support = dist.enumerate_support(expand=False)
         inner = site.lead - 1  # plates before it, and the batch
         batch, event = dist.batch_shape, dist.event_shape
-        table = dist.log_prob(support).reshape(self.values, *batch[:inner], self.places)
+        table = probabilities(dist, support).reshape(self.values, *batch[:inner], self.places)
         chosen = support.reshape(self.values, *event)[configurations(self.values, self.places, support.device)]
         value = chosen.reshape(len(chosen), *(1,) * inner, *batch[inner:], *event)
         value = value.expand(len(chosen), *batch, *event)
-        return Draw(value, (), joint(table).exp())
+        return Draw(value, (), joint(table))

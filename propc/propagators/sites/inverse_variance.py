@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from propc.distributions.sampling import draw_detached
-from propc.distributions.spec import DistributionSpec, row_log_prob
+from propc.distributions.score import drawn, row_score
+from propc.distributions.spec import DistributionSpec
 from propc.errors import EstimatorError, message
 from propc.propagators.baselines import Baseline, LeaveOneOut
 from propc.propagators.registry import register_propagator
@@ -138,10 +138,10 @@ class InverseVariance(SitePropagator):
                 mine[i] = copies[k * len(live) + j]
             dists.append(site.build(mine))
         path = next((d for d, part in zip(dists, self.parts) if part.passes_path), None)
-        value = path.rsample() if path is not None else draw_detached(dists[0])
-        fixed = value.detach()
-        inlets = [token(row_log_prob(d, fixed)) for d, part in zip(dists, self.parts) if not part.passes_path]
-        return Draw(value, tuple(inlets))
+        trail = drawn(dists[0] if path is None else path, path=path is not None)
+        fixed = tuple(value.detach() for value in trail)
+        inlets = [token(row_score(d, fixed)) for d, part in zip(dists, self.parts) if not part.passes_path]
+        return Draw(trail[-1], tuple(inlets))
 
 
 @register_propagator("tp")

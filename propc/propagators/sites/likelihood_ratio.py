@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from propc.distributions.sampling import draw_detached
-from propc.distributions.spec import row_log_prob
+from propc.distributions.score import drawn, row_score
 from propc.ir.nodes.site import Site
 from propc.propagators.baselines import Baseline, baseline
 from propc.propagators.registry import register_propagator
@@ -56,7 +56,8 @@ class LikelihoodRatioRule(SitePropagator):
             value = normal.draw(loc, scale, site.sample_shape)
             return Draw(value, (normal.score(site.lead, value, loc, scale),))
         dist = site.build(phi)
-        value = draw_detached(dist, site.sample_shape)
         if site.one_hot is not None:
+            value = draw_detached(dist, site.sample_shape)
             return Draw(value, (one_hot.score(site.lead, value, phi[site.one_hot]),))
-        return Draw(value, (token(row_log_prob(dist, value, site.lead)),))
+        trail = drawn(dist, site.sample_shape)
+        return Draw(trail[-1], (token(row_score(dist, trail, site.lead)),))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli
 
-from propc.distributions.support import probabilities
+from propc.distributions.probabilities import probabilities
 from propc.propagators.sites.alternatives import Exploring
 
 

@@ -99,7 +99,7 @@ class GumbelSoftmaxRule(TemperedRule):
 
     def drawn(self, site: SiteContext, dist: Any, logits: Tensor) -> Tensor:
         temperature = self.now(site, logits)
-        return self.family.soft((logits + self.family.noise(logits)) / temperature)
+        return self.family.soft(logits + self.family.noise(logits), temperature)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class StraightThroughGumbelRule(TemperedRule):
     def drawn(self, site: SiteContext, dist: Any, logits: Tensor) -> Tensor:
         temperature = self.now(site, logits)
         z = logits + self.family.noise(logits)
-        return self._hard(site, self.family.hard(z), self.family.soft(z / temperature))
+        return self._hard(site, self.family.hard(z), self.family.soft(z, temperature))
 
 
 @dataclass(frozen=True)
@@ -133,4 +133,4 @@ class GumbelRaoRule(TemperedRule):
             b = family.draw(family.probs(dist))
             z = family.given(b, logits, family.noise(logits.expand(self.samples, *logits.shape)))
         z = self._hard(site, z, logits.expand_as(z))
-        return self._hard(site, b, family.soft(z / temperature).mean(0))
+        return self._hard(site, b, family.soft(z, temperature).mean(0))
