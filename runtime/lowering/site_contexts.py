@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +13,7 @@ from propc.ir.nodes.site import Site
 from propc.propagators import SiteContext
 from propc.runtime.autograd.run_once import once
 from propc.runtime.checks import values as checks
+from propc.runtime.checks.kinks import has_kink
 from propc.runtime.lowering.node_views import NodeViews
 from propc.runtime.plates.sites import Placing
 from propc.runtime.weighting.two_pass import Rehearsal
@@ -36,6 +37,7 @@ class Sites:
         self.graph, self.views = graph, views
         self.placings = {s.name: Placing(graph, s) for s in graph.sites if s.plates or s.alternatives}
         rules = [site.rule for site in graph.sites if site.rule is not None]
+        self._kinks: dict[Hashable, bool] = {}
         self._shares_weights = any(rule.shares_weights for rule in rules)
         self.rehearsal = Rehearsal() if any(rule.rehearses for rule in rules) else None
         self.contexts: dict[str, SiteContext] = {s.name: self._context(s) for s in graph.sites}
@@ -51,6 +53,15 @@ class Sites:
         if self.rehearsal is not None:
             self.rehearsal = new = Rehearsal()
             self.contexts.update({k: replace(c, rehearsal=new) for k, c in self.contexts.items()})
+
+    def find_kink(self, name: str, context: SiteContext, phi: Sequence[Tensor]) -> bool:
+        """Whether the log-probability of a site has a kink, which its context says from now on."""
+        key = context.spec, tuple(p.requires_grad for p in phi)
+        if key not in self._kinks:
+            plain = context.normal is not None or context.one_hot is not None
+            self._kinks[key] = not plain and has_kink(context, phi)
+        self.contexts[name] = replace(self.contexts[name], kinked=self._kinks[key])
+        return self._kinks[key]
 
     def find(self, name: str) -> Callable[[], SiteContext]:
         """Looks up the context of a site in the present call."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from propc.ir.nodes.site import Site
 from propc.propagators import Draw, SiteContext
 from propc.runtime.checks import values as checks
+from propc.runtime.lowering.first_draw import looking
 from propc.runtime.lowering.lowering import Lowering, lowers
 from propc.runtime.lowering.planner import Planner
 from propc.runtime.plan.step import Step, Values
@@ -55,7 +56,7 @@ def _alone(planner: Planner, node: Site) -> Step:
     later = planner.sites.bounds.get(node.name, ())
     tangents = {i: planner.places.slots[ref] for i, ref in enumerate(node.tangents) if ref is not None}
     none, positions = (None,) * count, range(len(node.tangents))
-    context, draw_by = planner.sites.find(node.name), rule.draw
+    context, draw_by = planner.sites.find(node.name), looking(planner, node, rule)
 
     def run(*given: Tensor) -> tuple[Tensor, ...]:
         phi = given[:count]
@@ -73,7 +74,7 @@ def _placed(planner: Planner, node: Site) -> Step:
     rule, mode, placing = node.rule, planner.mode, planner.sites.placings[node.name]
     assert rule is not None
     later = planner.sites.bounds.get(node.name, ())
-    none, find, draw_by = (None,) * len(node.inputs), planner.sites.find(node.name), rule.draw
+    none, find, draw_by = (None,) * len(node.inputs), planner.sites.find(node.name), looking(planner, node, rule)
 
     def draw(context: SiteContext, phi: Sequence[Tensor]) -> Draw:
         drawn: Draw = draw_by(context, phi, none)

@@ -17,6 +17,7 @@ from propc.propagators.sites.plain import Plain
 from propc.propagators.sites.samples import ONE, Samples
 from propc.propagators.sites.site_propagator import Draw, SiteContext, SitePropagator
 from propc.runtime.autograd import normal, one_hot
+from propc.runtime.autograd.first_order import first_order
 from propc.runtime.autograd.tokens import token
 from propc.types import Plate
 
@@ -60,4 +61,7 @@ class LikelihoodRatioRule(SitePropagator):
             value = draw_detached(dist, site.sample_shape)
             return Draw(value, (one_hot.score(site.lead, value, phi[site.one_hot]),))
         trail = drawn(dist, site.sample_shape)
-        return Draw(trail[-1], (token(row_score(dist, trail, site.lead)),))
+        inlet = token(row_score(dist, trail, site.lead))
+        if site.kinked:
+            inlet = first_order(inlet, str(site.spec), self.name, site.error)
+        return Draw(trail[-1], (inlet,))

@@ -37,6 +37,7 @@ class SiteContext(SiteRecord):
         lead: how many leading dimensions of the draw are plates and batch, the plates in front; tokens have exactly
             these, ``draw.shape[:lead]``. 1 outside plates: the batch.
         again: whether the site has drawn in this call already, for another element of a plate.
+        kinked: whether second derivatives of its log-probability are not to be trusted.
         state: the module that `Propagator.state` gave.
         weights: mixing weights of other sites in this call, by site.
         rehearsal: of the reverse pass of this call, where there is to be one.
@@ -51,6 +52,7 @@ class SiteContext(SiteRecord):
     sample_shape: tuple[int, ...] = ()
     lead: int = 1
     again: bool = False
+    kinked: bool = False
 
     @cached_property
     def normal(self) -> tuple[int, int] | None:
