@@ -17,6 +17,7 @@ from torch import Tensor
 
 from propc import passes
 from propc.compiler.call_key import CallKey, flatten, identity, static_key, weakly
+from propc.compiler.forward_mode import refuse_forward_mode
 from propc.compiler.options import Options
 from propc.compiler.pickled import reference, referred
 from propc.errors import PropcTypeError, PropcWarning, ScanError, StepError, message
@@ -51,7 +52,7 @@ from propc.runtime.runnable import Runnable, by_messages, runnable
 from propc.types import Source
 from propc.util.estimator_state import EstimatorState, without_state
 from propc.util.stopwatch import Laps, Seconds
-from propc.util.torch_private import breaks_graph, pytree
+from propc.util.torch_private import breaks_graph, differentiates_forward, pytree
 
 R = TypeVar("R")
 _OWN = (passes.Checkpoint,)  # passes that do not tell the steps of a scan apart
@@ -135,6 +136,8 @@ class Compiler:
     def _call(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.take_apart(owner, args, kwargs)
         compiled, held = self._find(call)
+        if differentiates_forward():
+            refuse_forward_mode(compiled.graph, (*call.tensors, *held), self.options.backend != "eager")
         if compiled.checks is not None and not compiled.checks.idle:
             compiled.check_arguments(call)
         if compiled.continuity is not None and compiled.continuity.due():

@@ -37,6 +37,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.autograd import _profiler_enabled as profiler_enabled  # type: ignore[attr-defined]
+from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform, _InverseTransform
@@ -75,6 +76,7 @@ __all__ = [
     "caches",
     "compile_graph",
     "count_function_modes",
+    "differentiates_forward",
     "disable_current_modes",
     "disable_dynamo",
     "dynamo_loaded",
@@ -120,6 +122,11 @@ def storage_key(tensor: Tensor) -> int:
 def be_parameter(fake: FakeTensor) -> None:
     """Let a fake tensor pass for an `nn.Parameter`."""
     fake._is_param = True
+
+
+def differentiates_forward() -> bool:
+    """Whether a call is inside of `torch.autograd.forward_ad.dual_level`."""
+    return forward_ad._current_level >= 0
 
 
 FAKE_TENSOR_LOG = logging.getLogger("torch._subclasses.fake_tensor")  # prints errors that the user gets anyway

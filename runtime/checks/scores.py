@@ -47,7 +47,7 @@ def check_shape(site: Site, context: SiteContext, phi: Sequence[Tensor]) -> None
         return
     with same_random(), torch.no_grad():
         dist = context.build([p.detach() for p in phi])
-        (base, _), trail = layers(dist), drawn(dist, context.sample_shape)
+        (base, _), trail = layers(dist), drawn(dist)
         found = tuple(log_prob(base, trail[0]).shape)
     wanted = tuple(trail[0].shape[: trail[0].dim() - len(base.event_shape)])
     if found != wanted:
@@ -225,13 +225,16 @@ def _look(context: SiteContext, phi: Sequence[Tensor], live: Sequence[int], grou
         for kept, grad in zip(sums, grads):
             if grad is not None:
                 kept.append(grad)
-    far = [(_far(torch.stack(kept), context, i), i) for i, kept in zip(live, sums) if kept]
+    far = [(_far(torch.stack(kept), draws, context, i), i) for i, kept in zip(live, sums) if kept]
     worst, index = max(far, default=(0.0, 0))
     return Found(worst, index, sum(ends) / len(ends), sum(repeated) / len(repeated))
 
 
-def _far(sums: Tensor, context: SiteContext, index: int) -> float:
-    """How far means [groups, *φ] are from zero, in standard errors; the rows of the batch are one coordinate."""
+def _far(sums: Tensor, draws: int, context: SiteContext, index: int) -> float:
+    """How far the mean of sums over some draws [groups, *φ] is from zero, in standard errors.
+
+    The rows of the batch are one coordinate.
+    """
     if not bool(torch.isfinite(sums).all()):
         return float("inf")
     sums = sums.double()
@@ -239,9 +242,9 @@ def _far(sums: Tensor, context: SiteContext, index: int) -> float:
     samples = sums.flatten(0, 1) if rows else sums
     if len(samples) < GROUPS:
         return 0.0
-    mean, square = samples.mean(0), samples.square().mean(0)
-    error = (square - mean.square()).clamp(min=0).div(len(samples) - 1).sqrt()
-    known = mean.abs() < NEARLY_CONSTANT * square.sqrt()
+    mean, variance = samples.mean(0) / draws, samples.var(0) / draws  # of a single draw
+    error = variance.div(draws * len(samples)).sqrt()
+    known = mean.abs() < NEARLY_CONSTANT * (variance + mean.square()).sqrt()
     return torch.where(known, mean.abs() / error.clamp(min=torch.finfo(error.dtype).tiny), 0.0).max().item()
 
 
@@ -269,6 +272,15 @@ def _repeated(dist: Any, value: Tensor) -> float:
     return (few[1:] == few[:-1]).double().mean().item()
 
 
+def _has_finite_path(context: SiteContext, phi: Sequence[Tensor], live: Sequence[int]) -> bool:
+    """Whether pathwise gradients of many draws are finite."""
+    leaves = [p.clone().requires_grad_(i in live) for i, p in enumerate(phi)]
+    with torch.enable_grad():
+        draw = context.build(leaves).rsample(torch.Size((MORE_DRAWS,)))
+        grads = torch.autograd.grad(draw.sum(), [leaves[i] for i in live], allow_unused=True)
+    return all(bool(torch.isfinite(grad).all()) for grad in grads if grad is not None)
+
+
 def _rounded(
     site: Site, context: SiteContext, phi: Sequence[Tensor], live: Sequence[int], found: Found
 ) -> EstimatorError:
@@ -283,7 +295,8 @@ def _rounded(
     else:
         why = "its draws are rounded, or its log_prob is not that of what it draws"
     wide = _asked(context, [p.double() if p.is_floating_point() else p for p in phi], live, MORE_GROUPS, MORE_DRAWS)
-    ways = ["use 'rp' here, where the costs have a path to the draw"] if site.spec.has_rsample else []
+    path = site.spec.has_rsample and _has_finite_path(context, phi, live)
+    ways = ["use 'rp' here, where the costs have a path to the draw"] if path else []
     ways += ["let its parameters be float64"] if wide is not None and not wide.suspicious else []
     fix = ", or ".join(ways) or "keep its parameters away from where its draws are rounded"
     return site.error(
