@@ -29,15 +29,15 @@ def watched(site: Site, draw: Callable[[Sequence[Tensor]], Draw], phi: Sequence[
     drawn = draw(seen)
     for made in (drawn.value, *drawn.tokens, drawn.weights):
         if made is not None and made.requires_grad:
-            made.register_hook(lambda grad: finite.append(bool(torch.isfinite(grad).all())))
+            made.register_hook(lambda grad: finite.append(_is_finite(grad)))
     return drawn
 
 
 def _watched(site: Site, index: int, value: Tensor, arrived: Sequence[bool]) -> Tensor:
-    def look(grad: Tensor) -> None:
-        valid = torch.isfinite(grad)
-        if bool(valid.all()) or not all(arrived):
+    def look(grad: Tensor | None) -> None:
+        if grad is None or _is_finite(grad) or not all(arrived):
             return
+        valid = torch.isfinite(grad)
         kind = "NaN" if bool(torch.isnan(grad).any()) else "infinite"
         raise site.error(
             f"{int((~valid).sum())} of {valid.numel()} gradients that {site.estimator!r} sends to parameter "
@@ -50,3 +50,8 @@ def _watched(site: Site, index: int, value: Tensor, arrived: Sequence[bool]) -> 
     seen = value.view_as(value)
     seen.register_hook(look)
     return seen
+
+
+def _is_finite(grad: Tensor | None) -> bool:
+    """Of no gradient too, which a gate may send."""
+    return grad is None or bool(torch.isfinite(grad).all())
