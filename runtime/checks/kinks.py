@@ -12,7 +12,7 @@ from propc.distributions.score import drawn, row_score
 from propc.propagators import SiteContext
 from propc.util.torch_rng import same_random
 
-NUMBERS, LEAST, MOST = 8192, 512, 2**20  # how many are drawn, for how many scores at least, and no more than so many
+NUMBERS, LEAST, MOST = 1024, 512, 2**20  # how many are drawn, for how many scores at least, and no more than so many
 FAR, PART = 8.0, 0.05  # standard errors from zero, and a part of what should be balanced
 WRONG = 6.0  # standard errors of the mean score from zero, from which on nothing is said here
 
