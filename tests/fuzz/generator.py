@@ -252,7 +252,7 @@ def _rows(seed: int) -> Program:
         "rows",
         write.text(", ".join(costs)),
         {name: round(choose.uniform(-1.2, 1.2), 2) for name in "abc"},
-        frozenset("c"),
+        frozenset() if plated else frozenset("c"),  # a plate's site may depend on all
         torch.float64 if choose.random() < 0.7 else torch.float32,
         choose.random() < 0.2,
     )
