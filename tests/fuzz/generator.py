@@ -148,7 +148,7 @@ class _Writer:
     """Lines of a program, and the values of rows that the next line may use."""
 
     def __init__(self, seed: int) -> None:
-        self.choose = random.Random(seed)
+        self.choose = random.Random(f"program {seed}")  # not the numbers that chose its kind
         self.lines: list[str] = []
         self.values = ["a", "b"]
         self.sites: list[str] = []

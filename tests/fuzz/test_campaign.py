@@ -15,7 +15,7 @@ from .generator import generate
 from .program import Program
 
 BIASED = Way(propc.estimator("lr", baseline=lambda costs: 0.2 * costs))
-SEEDS = range(29, 54)
+SEEDS = range(10, 34)  # of all kinds but edges of parameters; some twelve seconds
 SQUARE = Program(
     0,
     "rows",
@@ -53,7 +53,7 @@ def test_a_biased_estimator_is_found() -> None:
 
 
 def test_the_campaign_finds_a_biased_estimator_too_and_prints_the_program() -> None:
-    report = run(range(1, 6), ways={"infer": WAYS["infer"], "biased": BIASED})
+    report = run(range(7, 13), ways={"infer": WAYS["infer"], "biased": BIASED})
     wrong = [each for each in report.of("WRONG") if each.way == "biased"]
     assert wrong
     assert f"seed {wrong[0].program.seed}, biased: WRONG" in str(report)
