@@ -241,6 +241,8 @@ def _far(sums: Tensor, draws: int, context: SiteContext, index: int) -> float:
     if not bool(torch.isfinite(sums).all()):
         return float("inf")
     sums = sums.double()
+    if (index, constraints.simplex) in context.spec.checks:  # only along the simplex is the mean zero
+        sums = sums - sums.mean(-1, keepdim=True)
     rows = context.spec.batched(index, sums.shape[1:]) and sums.dim() > 1
     samples = sums.flatten(0, 1) if rows else sums
     if len(samples) < GROUPS:

@@ -182,6 +182,12 @@ SOUND: dict[str, tuple[Law, tuple[float, ...]]] = {
     "exponential": (lambda b: Exponential(b), (1e-6,)),
     "fisher": (lambda a, b: FisherSnedecor(a, b), (3.0, 5.0)),
     "tanh": (lambda a, b: TransformedDistribution(Normal(a, b), [TanhTransform()]), (5.0, 5.0)),
+    "a mixture by probs": (
+        lambda a: MixtureSameFamily(
+            Categorical(probs=torch.stack([a, 1 - a], -1)), Normal(torch.tensor([3.0, 0.0]).expand(len(a), 2), 1.0)
+        ),
+        (0.2,),
+    ),
     "a rare component": (
         lambda a: MixtureSameFamily(
             Categorical(logits=torch.stack([a, 0 * a], -1)), Normal(torch.tensor([3.0, 0.0]).expand(len(a), 2), 1.0)
