@@ -7,28 +7,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
 
-from propc.distributions.families import family
-from propc.distributions.perturbed_logits import Binary, Categories, Family
-from propc.distributions.spec import DistributionSpec
-from propc.distributions.support import event_of, of_ones, values_of
 from propc.errors import GraphError
+from propc.fx.separate_rows import NOWHERE, operation_name
+from propc.ir.footprint import gives, inside
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.cost import Cost
+from propc.ir.nodes.leaves import LeafNode
 from propc.ir.nodes.node import Node
 from propc.ir.nodes.opaque import Opaque
 from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.site import Site
 from propc.ir.records import Ref
-from propc.types import PlateKind, TensorType
+from propc.runtime.checks.changed_draws import DRAWN, Base, Change, Draw, changes
+from propc.runtime.checks.out_of_memory import is_shortage
+from propc.runtime.checks.row_structure import RowStructure
+from propc.types import PlateKind
 from propc.util.rounding import agree
 
 Values = Mapping[Ref, Any]
-Replay = Callable[[Mapping[Ref, Tensor]], Values]
+Replay = Callable[[Mapping[Ref, Tensor], bool], Values]  # on other draws; whether later ones are compared with it
 Place = Callable[[Ref], int]
-MANY = 200  # so that one element moves a mean by less than a percent
-NOWHERE = -1  # the place of a dimension in a value that all its elements share
+LIGHT = 10**6  # bytes that a program computes, or is given, and may run some twenty times: each takes a millisecond
 
 
 @dataclass(frozen=True)
@@ -49,34 +51,76 @@ class Axis:
     ends: Sequence[Node]
     place: Place
 
-    def chosen(self, device: torch.device) -> Tensor:
-        """Which elements are changed: the first; of very many half, without a pattern that an operation could share."""
-        if self.size < MANY:
-            return torch.arange(self.size, device=device) == 0
-        spread = torch.arange(self.size, device=device) * 2654435761  # a hash of the index
-        return ((spread ^ (spread >> 15)) * 2246822519 >> 16) % 2 == 0
 
-
-def check_independence(graph: PropagationGraph, replay: Replay, draws: Mapping[Ref, Tensor]) -> None:
+def find_mixed(graph: PropagationGraph, replay: Replay, draws: Mapping[Ref, Tensor]) -> GraphError | None:
     """Change some rows, or elements of a plate, of the draws, and see which others move.
+
+    Where the structure of the program keeps elements apart, nothing is tried.
 
     Args:
         replay: runs the program on given draws and gives all values.
         draws: those of the first call.
 
-    Raises:
-        GraphError: names the site or cost where elements have mixed, and the user's line.
+    Returns:
+        an error that names the site or cost where elements have mixed, and the user's line; None if they have not.
     """
-    axes = [*_batch(graph), *_plates(graph)]
-    if not axes:
-        return
-    before = replay(draws)
-    for axis in axes:
-        changed = {
-            ref: _changed(value, axis, axis.place(ref), _another(graph, ref)) if ref in axis.draws else value
-            for ref, value in draws.items()
-        }
-        _compare(graph, axis, before, replay(changed))
+    found = (_mixed_along(graph, axis, replay, draws) for axis in (*_batch(graph), *_plates(graph)))
+    return next((error for error in found if error is not None), None)
+
+
+def _mixed_along(
+    graph: PropagationGraph, axis: Axis, replay: Replay, draws: Mapping[Ref, Tensor]
+) -> GraphError | None:
+    def place(ref: Ref) -> int:
+        found = axis.place(ref)
+        return found if found == NOWHERE else found - len(graph.plates_of(ref))
+
+    structure = RowStructure(graph, {ref: place(ref) if ref in axis.draws else NOWHERE for ref in draws})
+    open_ends = [node for node in axis.ends if not structure.proves(node, place)]
+    if not open_ends:
+        return None
+    moving = _moving(graph, axis, draws)
+    bases: dict[Base, tuple[Mapping[Ref, Tensor], Values]] = {}
+    for seed, change in enumerate(changes(axis.size, is_light(graph))):
+        try:
+            if change.base not in bases:
+                begin = {ref: moving[ref].at(change.base, seed) if ref in moving else draws[ref] for ref in draws}
+                bases[change.base] = begin, replay(begin, True)
+            begin, before = bases[change.base]
+            after = replay({ref: _changed(moving.get(ref), begin[ref], change, seed) for ref in draws}, False)
+        except Exception as error:  # what the user's code does not take, though it is possible
+            if change.base == DRAWN or is_shortage(error):
+                raise
+            continue
+        error = _compare(graph, axis, open_ends, change.chosen, before, after, structure)
+        if error is not None:
+            return error
+    return None
+
+
+def is_light(graph: PropagationGraph) -> bool:
+    """Whether a program takes so little time that it may run some twenty times."""
+    boxes = any(isinstance(node, Opaque) for node in graph)
+    return not boxes and sum(inside(graph, node) for node in graph) <= LIGHT and sum(_held(graph)) <= LIGHT
+
+
+def _held(graph: PropagationGraph) -> Iterator[int]:
+    """Bytes of what is given."""
+    return (gives(graph, node) for node in graph if isinstance(node, LeafNode))
+
+
+def _moving(graph: PropagationGraph, axis: Axis, draws: Mapping[Ref, Tensor]) -> dict[Ref, Draw]:
+    """The draws that have the dimension."""
+    found = {}
+    for ref in axis.draws & draws.keys():
+        dim, value = axis.place(ref), draws[ref]
+        if dim != NOWHERE and value.dim() > dim and value.shape[dim] == axis.size:
+            found[ref] = Draw(graph, ref, value, dim)
+    return found
+
+
+def _changed(draw: Draw | None, value: Tensor, change: Change, seed: int) -> Tensor:
+    return value if draw is None else draw.changed(value, change.chosen, seed)
 
 
 def _batch(graph: PropagationGraph) -> Iterator[Axis]:
@@ -127,22 +171,35 @@ def _in_parameter(site: Site, index: int, shape: tuple[int, ...], place: int) ->
     return found if found >= 0 and shape[found] == whole[place] else NOWHERE
 
 
-def _compare(graph: PropagationGraph, axis: Axis, before: Values, after: Values) -> None:
+def _compare(
+    graph: PropagationGraph,
+    axis: Axis,
+    ends: Sequence[Node],
+    chosen: Tensor,
+    before: Values,
+    after: Values,
+    structure: RowStructure,
+) -> GraphError | None:
     def apart(refs: Iterable[Ref]) -> bool:
-        return all(_same(before[ref], after[ref], axis, axis.place(ref)) for ref in refs)
+        return all(_same(before[ref], after[ref], chosen, axis.place(ref)) for ref in refs)
 
+    mixed = next((node for node in ends if not apart(node.inputs)), None)
+    if mixed is None:
+        return None
     boxes = [box for box in graph.of(Opaque) if not axis.name and apart(box.inputs) and not apart(box.made)]
-    for node in axis.ends:
-        if not apart(node.inputs):
-            from networkx import has_path  # here, as only this error needs it, and it takes long to import
+    from networkx import ancestors  # here, as only this error needs it, and it takes long to import
 
-            box = next((box for box in boxes if has_path(graph.nx, box.name, node.name)), None)
-            raise _mixed(node, axis, box)
+    behind = ancestors(graph.nx, mixed.name)
+    box = next((box for box in boxes if box.name in behind), None)
+    refs = [ref for node in (*map(graph.__getitem__, behind), mixed) for ref in node.inputs if not apart([ref])]
+    return _mixed(graph, mixed, axis, box, structure.suspected(refs))
 
 
-def _mixed(node: Node, axis: Axis, box: Opaque | None) -> GraphError:
+def _mixed(
+    graph: PropagationGraph, node: Node, axis: Axis, box: Opaque | None, suspects: Sequence[torch.fx.Node]
+) -> GraphError:
     """Elements have mixed on the way to a node, perhaps in a black box."""
-    what = "an operation before it" if box is None else f"black box {box.name!r} ({box.where}) before it"
+    what = f"{_named(suspects)} before it" if box is None else f"black box {box.name!r} ({box.where}) before it"
     if axis.name:
         finding = (
             f"{what} mixes elements of plate {axis.name!r}: changing one element of a draw changes others, or a value "
@@ -154,71 +211,33 @@ def _mixed(node: Node, axis: Axis, box: Opaque | None) -> GraphError:
             f"{what} mixes samples of the batch: changing one sample of a draw changes other rows, or a value that "
             "all rows share"
         )
+        pathwise = all(site.spec.has_rsample for site in graph.sites)
         fix = (
             "Keep every operation between sites and costs within its row (no batch normalization, batch mean or sort "
-            "over dimension 0), or use estimator='rp'."
+            "over dimension 0; a draw that all rows share has shape [1, ...]), return a scalar cost"
+            f"{', or use estimator=' + repr('rp') if pathwise else ''}."
         )
     if box is not None:
         fix = "Let row i of its results depend on row i of its arguments alone."
     return node.error(finding, fix, GraphError)
 
 
-def _changed(value: Tensor, axis: Axis, dim: int, another: Callable[[Tensor], Tensor | None]) -> Tensor:
-    """A draw with the chosen elements of a dimension replaced by one of another element, which is a possible draw too.
-
-    Many are replaced by the same, so that a mean over a large batch moves as well.
-    """
-    value = value.detach()
-    if dim == NOWHERE or value.dim() <= dim or value.shape[dim] != axis.size:
-        return value
-    rows = value.movedim(dim, 0)
-    differs = (rows != rows[:1]).flatten(1).any(1) if rows.dim() > 1 else rows != rows[0]
-    other = rows[int(differs.to(torch.uint8).argmax())] if bool(differs.any()) else another(rows[0])
-    if other is None:
-        return value
-    changed = value.clone()
-    changed.movedim(dim, 0)[axis.chosen(value.device)] = other
-    return changed
+def _named(suspects: Sequence[torch.fx.Node]) -> str:
+    """An operation, with its line, where only one can have mixed elements."""
+    names = dict.fromkeys((operation_name(step), step.meta.get("where")) for step in suspects)
+    if len(names) != 1:
+        return "an operation"
+    ((name, where),) = names
+    return f"operation {name!r} ({where})"
 
 
-def _another(graph: PropagationGraph, ref: Ref) -> Callable[[Tensor], Tensor | None]:
-    """Gives another value than that of a discrete draw, where all elements have drawn the same."""
-    site = graph[ref.node]
-    found = family(site.spec) if isinstance(site, Site) else None
-    if not isinstance(site, Site) or found is None:
-        return lambda _: None
-    if found.value_by is not None:
-        return _other_outcome(found, site.spec, [graph[r.node].outputs[r.port] for r in site.inputs])
-    if isinstance(found, Binary):
-        return lambda value: 1 - value
-    if not (isinstance(found, Categories) and found.indexed):
-        return lambda value: value.roll(1, -1)
-    count = values_of(site.spec, [graph[r.node].outputs[r.port] for r in site.inputs]) or 1
-    return lambda value: (value + 1) % count
-
-
-def _other_outcome(found: Family, spec: DistributionSpec, phi: Sequence[TensorType]) -> Callable[[Tensor], Tensor]:
-    """Gives the first outcome of a family, or, where that is what there is, the second."""
-    event = event_of(spec)
-
-    def other(value: Tensor) -> Tensor:
-        outcomes = found.outcomes(of_ones(spec, phi), 2).to(value)
-        first, second = outcomes.reshape(2, -1, *event)[:, 0]
-        same = value == first
-        for _ in event:
-            same = same.all(-1)
-        return torch.where(same.reshape((*same.shape, *(1 for _ in event))), second, first)
-
-    return other
-
-
-def _same(before: Any, after: Any, axis: Axis, dim: int) -> bool:
+def _same(before: Any, after: Any, chosen: Tensor, dim: int) -> bool:
     """Whether elements other than the chosen ones are the same; in a value that all share, whether it is."""
     if not isinstance(before, Tensor):
         return True
     before, after = before.detach(), after.detach()
     if dim != NOWHERE:
-        kept = ~axis.chosen(before.device)
+        kept = ~chosen.to(before.device)
         before, after = before.movedim(dim, 0)[kept], after.movedim(dim, 0)[kept]
     if not before.dtype.is_floating_point:
         return bool(torch.equal(before, after))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,14 @@ from propc.ir.nodes.opaque import Opaque
 from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.site import Site
 from propc.ir.records import Ref
-from propc.runtime.checks.independence import check_independence
+from propc.runtime.checks.independence import find_mixed
+from propc.runtime.checks.replayed_noise import ReplayedNoise
 from propc.runtime.lowering.lower import replayed
 from propc.runtime.lowering.planner import Planner
 from propc.runtime.plan.code_writer import straight
 from propc.runtime.plan.step import Plan, Values
 from propc.runtime.plates.black_boxes import OpaqueCall
-from propc.util.torch_rng import same_random
+from propc.util.torch_rng import SEEDED, random_states, same_random
 
 
 class Replay:
@@ -38,28 +39,70 @@ class Replay:
         for box in graph.of(Opaque):
             read, made = ([first[i] for i in where] for where in (places.reads(box), places.writes(box)))
             OpaqueCall(graph, box).check(read, made)
-        if any(site.rule is not None and site.rule.per_sample for site in graph.sites):
+        if any(map(_needs_rows, graph.sites)):
             self.check_rows(first)
 
     def check_rows(self, first: Values) -> None:
         """Check that rows, and elements of plates, do not mix.
 
-        Gradients are on in the replays, for programs with hooks or `torch.autograd.grad` inside.
+        Raises:
+            GraphError: they do.
         """
         graph, places = self.planner.graph, self.planner.places
         drawn = [node for node in graph if isinstance(node, (Site, Resample)) and not node.copy_of]
         draws = {ref: first[places.slots[ref]] for node in drawn for ref in node.made}
-        given = (*places.given, *(places.slots[ref] for ref in draws))
-        run = straight(replayed(self.planner, self.plan, first), given, range(len(places)))
+        rerun = _Rerun(self.planner, self.plan, first, tuple(draws))
+        while (mixed := find_mixed(graph, rerun, draws)) is not None:
+            if not rerun.learned():
+                raise mixed
 
-        def replay(changed: Mapping[Ref, Tensor]) -> dict[Ref, Any]:
-            values = [*(first[i] for i in places.given), *(changed[ref] for ref in draws)]
-            with same_random():
-                torch.manual_seed(0)
-                found = run(*(fresh(value, first[i].requires_grad) for i, value in zip(given, values)))
-            return places.named(found)
 
-        check_independence(graph, replay, draws)
+class _Rerun:
+    """Runs a graph on given draws, and gives all values.
+
+    Gradients are on, for programs with hooks or `torch.autograd.grad` inside.
+    """
+
+    def __init__(self, planner: Planner, plan: Plan, first: Values, draws: Sequence[Ref]) -> None:
+        self.places, self.first, self.draws = planner.places, first, draws
+        self.given = (*self.places.given, *(self.places.slots[ref] for ref in draws))
+        self.plan = replayed(planner, plan, first)
+        self.run = straight(self.plan, self.given, range(len(self.places)))
+        self.noise = ReplayedNoise(planner)
+        self.draws_inside, self.known = False, 0
+
+    def __call__(self, draws: Mapping[Ref, Tensor], begins: bool) -> dict[Ref, Any]:
+        """All values; with `begins`, of a run with which the next ones are compared."""
+        values = [*(self.first[i] for i in self.places.given), *(draws[ref] for ref in self.draws)]
+        with same_random():
+            found = self._run(values, begins)
+            if begins and not self.draws_inside and _has_drawn():
+                self.draws_inside = True
+                self.run = straight(self.noise.through(self.plan), self.given, range(len(self.places)))
+                found = self._run(values, begins)
+        return self.places.named(found)
+
+    def _run(self, values: Sequence[Tensor], begins: bool) -> Sequence[Any]:
+        torch.manual_seed(0)
+        self.noise.begin(begins)
+        return self.run(*(fresh(value, self.first[i].requires_grad) for i, value in zip(self.given, values)))
+
+    def learned(self) -> bool:
+        """Whether more operations are known since the last time to use random numbers as their inputs say."""
+        before, self.known = self.known, len(self.noise.uneven)
+        return self.known > before
+
+
+def _has_drawn() -> bool:
+    """Whether random numbers have been drawn since seed 0."""
+    now = random_states()[SEEDED]
+    torch.manual_seed(0)
+    return not torch.equal(now, random_states()[SEEDED])
+
+
+def _needs_rows(site: Site) -> bool:
+    """Whether a site's estimator takes rows for independent: for messages, or as all take one value together."""
+    return site.rule is not None and (site.rule.per_sample or site.rule.weighs)
 
 
 def fresh(tensor: Tensor, wants: bool | None = None) -> Tensor:

@@ -118,7 +118,7 @@ def test_out_of_memory_in_messages() -> None:
 
 
 def test_out_of_memory_in_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("propc.runtime.checks.replay.check_independence", lambda *_: torch.zeros(TOO_MANY))
+    monkeypatch.setattr("propc.runtime.checks.replay.find_mixed", lambda *_: torch.zeros(TOO_MANY))
     words = "in the checks of the first call", "validate=False"
     refused(propc.OutOfMemoryError, run(lambda theta: normal(theta).square()), *words)
     assert run(lambda theta: normal(theta).square(), validate=False)().shape == (B,)

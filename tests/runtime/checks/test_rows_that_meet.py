@@ -1,0 +1,104 @@
+"""Whether rows meet is found for certain: by structure, else on draws that are forced to differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Distribution,
+    Exponential,
+    Geometric,
+    Independent,
+    Normal,
+    OneHotCategorical,
+    Poisson,
+)
+from torch.nn import functional
+
+import propc
+
+Mix = Callable[[Tensor], Tensor]
+ROWS = 4
+SEEDS = range(40)
+LAWS: dict[str, Callable[[Tensor], Distribution]] = {
+    "Bernoulli": lambda theta: Bernoulli(logits=theta.expand(ROWS)),
+    "Categorical": lambda theta: Categorical(logits=torch.stack([theta, -theta, 0 * theta]).expand(ROWS, 3)),
+    "Poisson": lambda theta: Poisson(theta.exp().expand(ROWS)),
+    "Geometric": lambda theta: Geometric(logits=theta.expand(ROWS)),
+    "Normal": lambda theta: Normal(theta.expand(ROWS), 1.0),
+    "Exponential": lambda theta: Exponential(theta.exp().expand(ROWS)),
+    "Beta": lambda theta: Beta(theta.exp().expand(ROWS), 2.0),
+}
+MEET: dict[str, Mix] = {
+    "product of neighbours": lambda x: x * x.roll(1, 0),
+    "roll back": lambda x: x * x.roll(-1, 0),
+    "of what is missing": lambda x: (x - 1) * (x.roll(2, 0) - 1),
+    "one pair": lambda x: torch.stack([x[0], x[1], x[2] * x[3], x[3]]),
+    "the other pair": lambda x: torch.cat([x[:3], x[3:] * x[1]]),
+    "mean": lambda x: (x - x.mean()).square(),
+    "largest": lambda x: x * 0 + x.max(),
+    "smallest": lambda x: x * 0 + x.min(),
+    "sorted": lambda x: x.sort().values,
+    "running sum": lambda x: x.cumsum(0),
+    "before": lambda x: functional.pad(x, (1, 0))[:-1],
+    "flipped": lambda x: x.flip(0) * x,
+    "softmax": lambda x: x.softmax(0),
+    "outer product": lambda x: torch.outer(x, x).sum(1),
+    "matrix": lambda x: x @ torch.arange(16.0).reshape(4, 4).to(x),
+    "index": lambda x: x[torch.tensor([1, 0, 3, 2])],
+    "written": lambda x: x.clone().index_copy_(0, torch.tensor([2]), x[:1]),
+    "where": lambda x: torch.where(x.roll(1, 0) > 0.5, x, x * 0),
+    "parity": lambda x: (x.round().sum() % 2) * x,
+}
+APART: dict[str, Mix] = {
+    "elementwise": lambda x: x.sin() * 3 + (x > 0.5) * x,
+    "there and back": lambda x: x.flip(0).exp().flip(0),
+    "rolled back": lambda x: x.roll(1, 0).cos().roll(-1, 0),
+    "eye": lambda x: torch.eye(4).to(x) @ x,
+    "transposed": lambda x: (x.unsqueeze(0).expand(3, 4).T * torch.arange(3.0)).sum(1),
+    "padded": lambda x: functional.pad(x, (0, 1))[:-1],
+    "written": lambda x: x.clone().add_(1).mul_(x),
+    "copied in": lambda x: torch.zeros(4).to(x).copy_(x),
+    "index": lambda x: x[torch.tensor([3, 2, 1, 0])][torch.tensor([3, 2, 1, 0])],
+    "sorted in a row": lambda x: torch.stack([x, x**2, 1 - x], 1).sort(1).values[:, 0],
+    "outer diagonal": lambda x: torch.outer(x, x).diagonal(),
+}
+
+
+def call(law: Callable[[Tensor], Distribution], mix: Mix, estimator: Any = "lr", seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    program = propc.compile(lambda theta: mix(propc.sample(law(theta), "x").float()), estimator=estimator)
+    return program(torch.tensor(0.4, requires_grad=True))
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("mix", MEET)
+def test_rows_that_meet_are_found_whatever_was_drawn(law: str, mix: str) -> None:
+    if law != "Bernoulli":
+        with pytest.raises(propc.GraphError, match="mixes samples"):
+            call(LAWS[law], MEET[mix])
+        return
+    for seed in SEEDS:
+        with pytest.raises(propc.GraphError, match="mixes samples"):
+            call(LAWS[law], MEET[mix], seed=seed)
+
+
+@pytest.mark.parametrize("law", ["Bernoulli", "Normal"])
+@pytest.mark.parametrize("mix", APART)
+def test_rows_apart_are_never_refused(law: str, mix: str) -> None:
+    for seed in range(5):
+        assert call(LAWS[law], APART[mix], seed=seed).shape == (ROWS,)
+
+
+@pytest.mark.parametrize("estimator", ["lr", "rloo", "local", "arm", "disarm", "mvd", "enumerate"])
+def test_every_estimator(estimator: str) -> None:
+    for seed in SEEDS:
+        with pytest.raises(propc.GraphError, match="mixes samples"):
+            call(LAWS["Bernoulli"], MEET["product of neighbours"], estimator, seed)
