@@ -75,7 +75,13 @@ def place_in(node: torch.fx.Node, places: Places) -> int:
 def _is_torch(target: Any) -> bool:
     """Whether a target is an operation of torch's own, or of the language, and not a user's of the same name."""
     home = getattr(target, "__module__", None) or ""
-    return isinstance(target, (str, Property)) or home.partition(".")[0] in ("", "torch", "operator", "_operator", "builtins")
+    return isinstance(target, (str, Property)) or home.partition(".")[0] in (
+        "",
+        "torch",
+        "operator",
+        "_operator",
+        "builtins",
+    )
 
 
 def operation_name(node: torch.fx.Node) -> str:
@@ -98,7 +104,9 @@ def _is_tagged(name: str) -> bool:
     packet = getattr(torch.ops.aten, name, None)
     if packet is None or not hasattr(packet, "overloads"):
         return False
-    return all(torch.Tag.pointwise in getattr(packet, form).tags for form in packet.overloads() if "out" not in form)
+    forms = [getattr(packet, form) for form in packet.overloads() if "out" not in form]
+    tensors = [form for form in forms if any("Tensor" in str(a.type) for a in form._schema.arguments)]
+    return bool(tensors) and all(torch.Tag.pointwise in form.tags for form in tensors)
 
 
 # -- what rules ask ---------------------------------------------------------------------------------
@@ -125,6 +133,12 @@ def _argument(node: torch.fx.Node, place: int, *names: str, default: Any = None)
     if len(node.args) > place:
         return node.args[place]
     return next((node.kwargs[name] for name in names if name in node.kwargs), default)
+
+
+def _tensor(value: Any) -> torch.fx.Node:
+    if not isinstance(value, torch.fx.Node):
+        raise TypeError("no tensor")
+    return value
 
 
 def _source(node: torch.fx.Node) -> Any:
@@ -217,12 +231,21 @@ def _batched(node: torch.fx.Node, places: Places) -> int:
     return 0 if _only(node, places) == 0 and _rank(_source(node)) == _LAST[operation_name(node)] else UNPROVEN
 
 
+def _cell(node: torch.fx.Node, places: Places) -> int:
+    """A step of a recurrent layer: the batch in front of its input and its state, none in weights."""
+    state = node.args[1] if isinstance(node.args[1], (tuple, list)) else (node.args[1],)
+    carried = [_tensor(each) for each in (node.args[0], *state)]
+    weights = (places[each] for each in node.all_input_nodes if each not in carried)
+    batched = all(places[each] in (0, NOWHERE) and _rank(each) == 2 for each in carried)
+    return 0 if batched and all(place == NOWHERE for place in weights) else UNPROVEN
+
+
 def _group_norm(node: torch.fx.Node, places: Places) -> int:
     return 0 if _only(node, places) == 0 and _rank(_source(node)) > 1 else UNPROVEN
 
 
 def _matmul(node: torch.fx.Node, places: Places) -> int:
-    one, two = node.args
+    one, two = _tensor(node.args[0]), _tensor(node.args[1])
     (a, b), rank = (_rank(one), _rank(two)), _rank(node)
     found = []
     if places[one] != NOWHERE:
@@ -269,7 +292,7 @@ def _transpose(node: torch.fx.Node, places: Places) -> int:
 
 
 def _permute(node: torch.fx.Node, places: Places) -> int:
-    given = node.args[1:] if len(node.args) > 2 else _argument(node, 1, "dims")
+    given: Any = node.args[1:] if len(node.args) > 2 else _argument(node, 1, "dims")
     return _permuted(node, (given,) if isinstance(given, int) else given, places)
 
 
@@ -382,6 +405,10 @@ def _cross_entropy(node: torch.fx.Node, places: Places) -> int:
 _RULES: dict[str, Rule] = {
     "layer_norm": _layer_norm,
     "linear": _linear,
+    "gru_cell": _cell,
+    "lstm_cell": _cell,
+    "rnn_tanh_cell": _cell,
+    "rnn_relu_cell": _cell,
     "group_norm": _group_norm,
     "matmul": _matmul,
     "mm": _matmul,

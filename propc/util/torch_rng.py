@@ -37,6 +37,14 @@ def set_state(device: torch.device, state: Tensor) -> None:
         torch.get_device_module(device).set_rng_state(state, device)
 
 
+def seed(device: torch.device, number: int) -> None:
+    """Seed a device's default generator alone; `torch.manual_seed` seeds all, and takes milliseconds without them."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(number)
+    else:
+        torch.get_device_module(device).manual_seed_all(number)
+
+
 @contextmanager
 def from_state(device: torch.device, state: Tensor) -> Iterator[None]:
     """Draw from a state on, then go on from where the generator was before."""

@@ -1,14 +1,15 @@
 """Draws to run a program on again: all of them possible, and those of changed elements really others.
 
-Whether a program that mixes elements shows it must not hang on which values were drawn. Two rows that meet, as in
-`z * z.roll(1, 0)`, show it from where all have the same value: if the result depends on the other row at all, there
-is a value of its own for which it does, and the other row has that value too before it is changed.
+Whether a program that mixes elements shows it must not hang on which values were drawn. So a program runs a few times,
+and in each run every element has one of a few values of its own, its level. Where two runs give an element the same
+level, what hangs on it alone is the same in both. For each pair of elements there are runs in which the first has the
+same level and the second another, for each level of the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -22,129 +23,115 @@ from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.site import Site
 from propc.ir.records import Ref
 
-MANY = 200  # so that one element moves a mean by less than a percent
-FEW = 16  # so that all pairs of elements are told apart by eight sets
+MANY = 200  # elements; of so many most pairs are alike, and half of them move a mean by more than rounding does
+LEVELS = 4  # where two do not show all: several draws that may cancel, or more than two outcomes
 OUTCOMES = 8  # of a site that has more, the first
 _TABLE = 10**6  # elements of the table of outcomes; of a larger one two are enough
-
-Base = str
-DRAWN: Base = "drawn"
-BASES: tuple[Base, ...] = ("lowest", "highest", "any")
+_BITS = (lambda level: level & 1, lambda level: level >> 1, lambda level: (level ^ level >> 1) & 1)
 
 
-@dataclass(frozen=True)
-class Change:
-    """A change of a draw: `chosen` elements of dimension `dim` are replaced, beginning from a `base`."""
-
-    base: Base
-    chosen: Tensor
-
-
-def one(size: int) -> Tensor:
-    """The first element."""
-    return torch.arange(size) == 0
-
-
-def half(size: int, salt: int = 0) -> Tensor:
-    """Half of the elements, without a pattern that an operation could share."""
-    spread = (torch.arange(size) + salt * 7919) * 2654435761  # a hash of the index
-    return ((spread ^ (spread >> 15)) * 2246822519 >> 16) % 2 == 0
-
-
-def sets(size: int) -> list[Tensor]:
-    """Sets of elements such that, of few, for each ordered pair one has the first and not the second."""
-    if size > FEW:
-        found = [half(size, salt) for salt in range(2)]
-    else:
-        found = [(torch.arange(size) >> bit) % 2 == 1 for bit in range(max(1, (size - 1).bit_length()))]
-    return [each for some in found for each in (some, ~some) if bool(each.any()) and not bool(each.all())]
-
-
-def changes(size: int, light: bool) -> Iterator[Change]:
-    """What to try, the likeliest to show that elements mix first.
+def runs(size: int, levels: int, light: bool) -> Tensor:
+    """The level of each element in each run, [runs, size].
 
     Args:
         size: how many elements there are.
-        light: whether the program takes so little time that it may run some twenty times.
+        levels: how many there may be.
+        light: whether the program takes so little time that it may run ten times.
     """
-    few = size < MANY
-    yield Change(DRAWN, one(size) if few else half(size))
-    if not light or not few:
-        yield Change("lowest", ~half(size) if not few else sets(size)[0])
-        return
-    for base in ("lowest", "highest"):
-        yield from (Change(base, chosen) for chosen in (one(size), *sets(size)))
-    yield from (Change("any", chosen) for chosen in sets(size)[-2:])
+    alike = torch.arange(levels if light else 2).unsqueeze(1).expand(-1, size)
+    if size >= MANY or not light:
+        half = _scattered(size) % 2
+        return torch.stack([alike[0], half, 1 - half, alike[1]])
+    if levels == 2:
+        return torch.cat([alike[:1], _pairwise(size)])
+    chance = torch.Generator().manual_seed(size)
+    return torch.cat([alike, torch.randint(levels, (LEVELS + 2, size), generator=chance)])
 
 
-class Draw:
-    """A draw of the first call, and what else it might have been.
+def _pairwise(size: int) -> Tensor:
+    """Truths such that any two elements have all four combinations, [runs, size].
+
+    Each element is true in half of the runs, the first among them, and no two in the same; of more than 35 elements
+    some are alike. Kleitman & Spencer (1973), doi:10.1016/0012-365X(73)90098-8.
+    """
+    count = 6 if size <= 10 else 8
+    true = torch.zeros(count, size, dtype=torch.long)
+    columns = list(combinations(range(1, count), count // 2 - 1))
+    for element in range(size):
+        true[[0, *columns[element % len(columns)]], element] = 1
+    return true
+
+
+def _scattered(size: int) -> Tensor:
+    """A hash of each index, without a pattern that an operation could share."""
+    spread = torch.arange(size) * 2654435761
+    return (spread ^ (spread >> 15)) * 2246822519 >> 16
+
+
+class Variants:
+    """The draws of a graph, each element at a level.
 
     Args:
-        value: of the first call.
-        dim: of the elements that are changed.
+        draws: those of the first call.
+        dims: of the elements, in the draws that have them.
     """
 
-    def __init__(self, graph: PropagationGraph, ref: Ref, value: Tensor, dim: int) -> None:
-        self.value, self.dim = value.detach(), dim
-        site = graph[ref.node]
-        self.law = _Law(graph, site) if isinstance(site, Site) and not ref.port else None
-        self.table = None if self.law is None else self.law.outcomes()
-        if self.table is not None:
-            self.table = self.table.to(value)
+    def __init__(self, graph: PropagationGraph, draws: Mapping[Ref, Tensor], dims: Mapping[Ref, int]) -> None:
+        self.draws = draws
+        laws = {ref: _law(graph, ref) for ref in dims}
+        tables = [law.table for law in laws.values() if law is not None and law.table is not None]
+        wide = len(tables) > 1 or any(len(table) > 2 for table in tables)
+        self.levels = LEVELS if wide else 2
+        self.moving = {
+            ref: _Draw(draws[ref].detach(), dim, laws[ref], place, self.levels)
+            for place, (ref, dim) in enumerate(dims.items())
+        }
 
-    def at(self, base: Base, seed: int) -> Tensor:
-        """The draw to begin with."""
-        if base == DRAWN:
-            return self.value
-        chance = torch.Generator().manual_seed(seed)
-        if self.table is not None:
-            last = len(self.table) - 1
-            index = {"lowest": torch.zeros(self._lead), "highest": torch.full(self._lead, float(last))}.get(base)
-            drawn = torch.randint(last + 1, self._lead, generator=chance)
-            return self._outcome(drawn if index is None else index.long())
-        order = torch.randperm(self.value.shape[self.dim], generator=chance).to(self.value.device)
-        value = self.value.index_select(self.dim, order)
-        signs = torch.randint(2, value.shape, generator=chance).bool().to(value.device)
-        moved = None if self.law is None else self.law.moved(value)
-        return value if moved is None else torch.where(signs, moved, value)
+    def at(self, levels: Tensor) -> dict[Ref, Tensor]:
+        """All draws; those that do not have the elements as in the first call."""
+        return {ref: self.moving[ref].at(levels) if ref in self.moving else value for ref, value in self.draws.items()}
 
-    def changed(self, value: Tensor, chosen: Tensor, seed: int) -> Tensor:
-        """A draw with other values in the chosen elements.
 
-        Where outcomes cannot be listed, all are replaced by the same, so that a mean over many moves as well.
-        """
-        chosen = chosen.to(value.device)
-        other = self._other(value, seed) if self.table is not None else self._same_for_all(value, chosen)
-        if other is None:
-            return value
-        return torch.where(chosen.reshape(-1, *(1,) * (value.dim() - self.dim - 1)), other, value)
+class _Draw:
+    """A draw, in variants by level."""
 
-    @property
-    def _lead(self) -> tuple[int, ...]:
-        assert self.table is not None
-        return tuple(self.value.shape[: self.value.dim() - (self.table.dim() - 1)])
+    def __init__(self, value: Tensor, dim: int, law: _Law | None, place: int, levels: int) -> None:
+        self.dim = dim
+        table = None if law is None else law.table
+        if table is not None:
+            self.variants = _outcomes(value, dim, table.to(value), place, levels)
+        else:
+            moved = None if law is None else law.moved(value, dim)
+            turns = [_turned(value, dim, level) for level in range(1, levels)]
+            self.variants = [value, *turns] if moved is None else [value, moved, *turns[1:]]
 
-    def _outcome(self, index: Tensor) -> Tensor:
-        assert self.table is not None
-        return self.table[index.to(self.value.device)]
+    def at(self, levels: Tensor) -> Tensor:
+        first, *rest = self.variants
+        shape = -1, *(1,) * (first.dim() - self.dim - 1)
+        for level, variant in enumerate(rest, 1):
+            first = torch.where((levels == level).to(first.device).reshape(shape), variant, first)
+        return first
 
-    def _other(self, value: Tensor, seed: int) -> Tensor:
-        """Another outcome for every element."""
-        assert self.table is not None
-        chance = torch.Generator().manual_seed(seed + 1)
-        index = torch.randint(len(self.table), self._lead, generator=chance)
-        found, events = self._outcome(index), self.table.dim() - 1
-        same = (found == value).flatten(len(self._lead)).all(-1) if events else found == value
-        return torch.where(same.reshape(*same.shape, *(1,) * events), self._outcome((index + 1) % len(self.table)), found)
 
-    def _same_for_all(self, value: Tensor, chosen: Tensor) -> Tensor | None:
-        """That of the first element that stays; where the chosen ones have the same, None or a value beside it."""
-        rows = value.movedim(self.dim, 0)
-        other = rows[int((~chosen).to(torch.uint8).argmax())]
-        if bool((rows[chosen] != other).any()):
-            return other.unsqueeze(self.dim)
-        return None if self.law is None else self.law.moved(value)
+def _outcomes(value: Tensor, dim: int, table: Tensor, place: int, levels: int) -> list[Tensor]:
+    """Outcomes of a table, another for each level; the same in all elements, but not along other dimensions."""
+    count, lead = len(table), value.shape[: value.dim() - (table.dim() - 1)]
+    beside = [1 if i == dim else size for i, size in enumerate(lead)]
+    begin = torch.randint(count, beside, generator=torch.Generator().manual_seed(place)).to(value.device)
+    step = 1 + place % max(1, count - 1)
+    bit = _BITS[place % 3 if levels > 2 else 0]
+    codes = [(bit(level) if count == 2 else level * step) % count for level in range(levels)]
+    return [table[((begin + code) % count).expand(lead)] for code in codes]
+
+
+def _turned(value: Tensor, dim: int, by: int) -> Tensor:
+    """Draws of other elements; of many elements one draw for all, so that a mean moves."""
+    return value.roll(by, dim) if value.shape[dim] < MANY else value.select(dim, by).unsqueeze(dim).expand_as(value)
+
+
+def _law(graph: PropagationGraph, ref: Ref) -> _Law | None:
+    site = graph[ref.node]
+    return _Law(graph, site) if isinstance(site, Site) and not ref.port else None
 
 
 class _Law:
@@ -153,8 +140,9 @@ class _Law:
     def __init__(self, graph: PropagationGraph, site: Site) -> None:
         self.spec, self.phi = site.spec, [graph[ref.node].outputs[ref.port] for ref in site.inputs]
         self.relaxed = site.rule is not None and site.rule.relaxes
+        self.table = self._outcomes()
 
-    def outcomes(self) -> Tensor | None:
+    def _outcomes(self) -> Tensor | None:
         """Some of the values that every element can take, [outcomes, *event]; None where they are not known."""
         if self.relaxed:
             return None
@@ -187,23 +175,23 @@ class _Law:
             found = found.base_constraint
         return found
 
-    def moved(self, value: Tensor) -> Tensor | None:
-        """Another possible value for each element of a continuous draw; None where none is known."""
-        if not value.dtype.is_floating_point:
+    def moved(self, value: Tensor, dim: int) -> Tensor | None:
+        """One more possible value for all elements of a continuous draw, far from theirs; None where none is known."""
+        if not value.dtype.is_floating_point or value.is_complex():
             return None
         try:
-            if self.support is constraints.unit_interval:
-                return 1 - value
-            move = next((move for kind, move in _MOVES if isinstance(self.support, kind)), None)
+            support = self.support
         except (NotImplementedError, ValueError, RuntimeError, AttributeError, TypeError):
             return None
-        return None if move is None else move(value)
+        if isinstance(support, _POSITIVE):
+            return (2 * value.abs().amax(dim, keepdim=True) + 0.5).expand_as(value)
+        middle = 0.5 if support is constraints.unit_interval else 0.25 if isinstance(support, _REAL) else None
+        if middle is None:
+            return None
+        farthest = value.gather(dim, (value - middle).abs().argmax(dim, keepdim=True))
+        return (2 * middle - farthest).expand_as(value)
 
 
 _REAL = type(constraints.real)
 _COUNTS = (type(constraints.nonnegative_integer), constraints.integer_interval)
 _POSITIVE = (type(constraints.positive), type(constraints.nonnegative))
-_MOVES: tuple[tuple[Any, Callable[[Tensor], Tensor]], ...] = (
-    (_REAL, lambda value: 0.5 - value),
-    (_POSITIVE, lambda value: value + value.abs() + 0.5),
-)

@@ -21,7 +21,7 @@ from propc.ir.nodes.opaque import Opaque
 from propc.ir.nodes.resample import Resample
 from propc.ir.nodes.site import Site
 from propc.ir.records import Ref
-from propc.runtime.checks.changed_draws import DRAWN, Base, Change, Draw, changes
+from propc.runtime.checks.changed_draws import Variants, runs
 from propc.runtime.checks.out_of_memory import is_shortage
 from propc.runtime.checks.row_structure import RowStructure
 from propc.types import PlateKind
@@ -30,7 +30,7 @@ from propc.util.rounding import agree
 Values = Mapping[Ref, Any]
 Replay = Callable[[Mapping[Ref, Tensor], bool], Values]  # on other draws; whether later ones are compared with it
 Place = Callable[[Ref], int]
-LIGHT = 10**6  # bytes that a program computes, or is given, and may run some twenty times: each takes a millisecond
+LIGHT = 10**6  # bytes that a program computes, or is given, and may run ten times: each takes a millisecond
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ def find_mixed(graph: PropagationGraph, replay: Replay, draws: Mapping[Ref, Tens
     return next((error for error in found if error is not None), None)
 
 
-def _mixed_along(
-    graph: PropagationGraph, axis: Axis, replay: Replay, draws: Mapping[Ref, Tensor]
-) -> GraphError | None:
+def _mixed_along(graph: PropagationGraph, axis: Axis, replay: Replay, draws: Mapping[Ref, Tensor]) -> GraphError | None:
     def place(ref: Ref) -> int:
         found = axis.place(ref)
         return found if found == NOWHERE else found - len(graph.plates_of(ref))
@@ -79,27 +77,28 @@ def _mixed_along(
     open_ends = [node for node in axis.ends if not structure.proves(node, place)]
     if not open_ends:
         return None
-    moving = _moving(graph, axis, draws)
-    bases: dict[Base, tuple[Mapping[Ref, Tensor], Values]] = {}
-    for seed, change in enumerate(changes(axis.size, is_light(graph))):
-        try:
-            if change.base not in bases:
-                begin = {ref: moving[ref].at(change.base, seed) if ref in moving else draws[ref] for ref in draws}
-                bases[change.base] = begin, replay(begin, True)
-            begin, before = bases[change.base]
-            after = replay({ref: _changed(moving.get(ref), begin[ref], change, seed) for ref in draws}, False)
-        except Exception as error:  # what the user's code does not take, though it is possible
-            if change.base == DRAWN or is_shortage(error):
-                raise
-            continue
-        error = _compare(graph, axis, open_ends, change.chosen, before, after, structure)
-        if error is not None:
-            return error
-    return None
+    variants = Variants(graph, draws, _dims(axis, draws))
+    levels = runs(axis.size, variants.levels, is_light(graph))
+    found = [_tried(replay, variants.at(each), begins=i == 0) for i, each in enumerate(levels)]
+    given = [i for i, values in enumerate(found) if values is not None]
+    if not given:
+        replay(draws, True)  # says what the user's code does not take
+        return None
+    return _compare(graph, axis, open_ends, [found[i] for i in given], levels[given], structure)
+
+
+def _tried(replay: Replay, draws: Mapping[Ref, Tensor], begins: bool) -> Values | None:
+    """The values of a run; None where the user's code does not take draws, though they are possible."""
+    try:
+        return replay(draws, begins)
+    except Exception as error:
+        if is_shortage(error):
+            raise
+        return None
 
 
 def is_light(graph: PropagationGraph) -> bool:
-    """Whether a program takes so little time that it may run some twenty times."""
+    """Whether a program takes so little time that it may run ten times."""
     boxes = any(isinstance(node, Opaque) for node in graph)
     return not boxes and sum(inside(graph, node) for node in graph) <= LIGHT and sum(_held(graph)) <= LIGHT
 
@@ -109,18 +108,14 @@ def _held(graph: PropagationGraph) -> Iterator[int]:
     return (gives(graph, node) for node in graph if isinstance(node, LeafNode))
 
 
-def _moving(graph: PropagationGraph, axis: Axis, draws: Mapping[Ref, Tensor]) -> dict[Ref, Draw]:
-    """The draws that have the dimension."""
-    found = {}
-    for ref in axis.draws & draws.keys():
-        dim, value = axis.place(ref), draws[ref]
-        if dim != NOWHERE and value.dim() > dim and value.shape[dim] == axis.size:
-            found[ref] = Draw(graph, ref, value, dim)
-    return found
-
-
-def _changed(draw: Draw | None, value: Tensor, change: Change, seed: int) -> Tensor:
-    return value if draw is None else draw.changed(value, change.chosen, seed)
+def _dims(axis: Axis, draws: Mapping[Ref, Tensor]) -> dict[Ref, int]:
+    """Where the dimension is in the draws that have it."""
+    places = {ref: axis.place(ref) for ref in draws if ref in axis.draws}
+    return {
+        ref: dim
+        for ref, dim in places.items()
+        if dim != NOWHERE and draws[ref].dim() > dim and draws[ref].shape[dim] == axis.size
+    }
 
 
 def _batch(graph: PropagationGraph) -> Iterator[Axis]:
@@ -175,13 +170,15 @@ def _compare(
     graph: PropagationGraph,
     axis: Axis,
     ends: Sequence[Node],
-    chosen: Tensor,
-    before: Values,
-    after: Values,
+    found: Sequence[Any],
+    levels: Tensor,
     structure: RowStructure,
 ) -> GraphError | None:
+    """Whether in all runs elements of the same level have the same values."""
+    like = (levels.unsqueeze(0) == levels.unsqueeze(1)).to(torch.uint8).argmax(1)  # the first run with the same level
+
     def apart(refs: Iterable[Ref]) -> bool:
-        return all(_same(before[ref], after[ref], chosen, axis.place(ref)) for ref in refs)
+        return all(_same([values[ref] for values in found], like, axis.place(ref)) for ref in refs)
 
     mixed = next((node for node in ends if not apart(node.inputs)), None)
     if mixed is None:
@@ -231,14 +228,19 @@ def _named(suspects: Sequence[torch.fx.Node]) -> str:
     return f"operation {name!r} ({where})"
 
 
-def _same(before: Any, after: Any, chosen: Tensor, dim: int) -> bool:
-    """Whether elements other than the chosen ones are the same; in a value that all share, whether it is."""
-    if not isinstance(before, Tensor):
+def _same(values: Sequence[Any], like: Tensor, dim: int) -> bool:
+    """Whether each element of a value has in each run what it has in the run like it; in one that all share, the first.
+
+    Args:
+        like: runs, [runs, elements].
+    """
+    if not isinstance(values[0], Tensor):
         return True
-    before, after = before.detach(), after.detach()
-    if dim != NOWHERE:
-        kept = ~chosen.to(before.device)
-        before, after = before.movedim(dim, 0)[kept], after.movedim(dim, 0)[kept]
-    if not before.dtype.is_floating_point:
-        return bool(torch.equal(before, after))
-    return agree(before, after)
+    every = torch.stack([value.detach() for value in values])
+    if dim == NOWHERE:
+        first = every[:1].expand_as(every)
+    else:
+        every = every.movedim(dim + 1, 1)
+        like = like.to(every.device)
+        first = every[like, torch.arange(like.shape[1], device=like.device)]
+    return agree(every, first) if every.dtype.is_floating_point else bool(torch.equal(every, first))

@@ -19,7 +19,7 @@ from propc.runtime.lowering.planner import Planner
 from propc.runtime.plan.code_writer import straight
 from propc.runtime.plan.step import Plan, Values
 from propc.runtime.plates.black_boxes import OpaqueCall
-from propc.util.torch_rng import SEEDED, random_states, same_random
+from propc.util.torch_rng import same_random, seed, state_of
 
 
 class Replay:
@@ -69,6 +69,7 @@ class _Rerun:
         self.plan = replayed(planner, plan, first)
         self.run = straight(self.plan, self.given, range(len(self.places)))
         self.noise = ReplayedNoise(planner)
+        self.devices = list({kind.device for node in planner.graph for kind in node.outputs})
         self.draws_inside, self.known = False, 0
 
     def __call__(self, draws: Mapping[Ref, Tensor], begins: bool) -> dict[Ref, Any]:
@@ -76,28 +77,33 @@ class _Rerun:
         values = [*(self.first[i] for i in self.places.given), *(draws[ref] for ref in self.draws)]
         with same_random():
             found = self._run(values, begins)
-            if begins and not self.draws_inside and _has_drawn():
+            if not self.draws_inside and self._has_drawn():
                 self.draws_inside = True
                 self.run = straight(self.noise.through(self.plan), self.given, range(len(self.places)))
                 found = self._run(values, begins)
+                self.known -= not begins  # the runs before it went otherwise
         return self.places.named(found)
 
     def _run(self, values: Sequence[Tensor], begins: bool) -> Sequence[Any]:
-        torch.manual_seed(0)
-        self.noise.begin(begins)
+        self._seed()
+        if begins:
+            self.noise.begin()
         return self.run(*(fresh(value, self.first[i].requires_grad) for i, value in zip(self.given, values)))
+
+    def _seed(self) -> None:
+        for device in self.devices:
+            seed(device, 0)
+
+    def _has_drawn(self) -> bool:
+        """Whether random numbers have been drawn since the start of the run."""
+        now = list(map(state_of, self.devices))
+        self._seed()
+        return not all(map(torch.equal, now, map(state_of, self.devices)))
 
     def learned(self) -> bool:
         """Whether more operations are known since the last time to use random numbers as their inputs say."""
         before, self.known = self.known, len(self.noise.uneven)
         return self.known > before
-
-
-def _has_drawn() -> bool:
-    """Whether random numbers have been drawn since seed 0."""
-    now = random_states()[SEEDED]
-    torch.manual_seed(0)
-    return not torch.equal(now, random_states()[SEEDED])
 
 
 def _needs_rows(site: Site) -> bool:

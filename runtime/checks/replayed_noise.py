@@ -21,14 +21,14 @@ from propc.runtime.lowering.planner import Planner
 from propc.runtime.plan.step import Plan, Step
 from propc.runtime.plates.segments import lifted
 from propc.util.torch_private import pytree
-from propc.util.torch_rng import state_of
+from propc.util.torch_rng import seed, state_of
 
 Key = tuple[str, int]  # of a segment, and the place of an operation in it
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What an operation got and gave in the first run, and where it left the generator."""
+    """What an operation got and gave in a run, and where it left the generator."""
 
     given: Sequence[Tensor]
     made: Sequence[Tensor]
@@ -36,23 +36,20 @@ class _Drawn:
 
 
 class ReplayedNoise:
-    """The random numbers of runs that are compared with a first one.
+    """The random numbers of runs that are compared.
 
     Attributes:
-        first: whether the run is the one that others are compared with.
         uneven: the operations that were seen to use as many random numbers as their inputs say.
     """
 
     def __init__(self, planner: Planner) -> None:
-        self.planner, self.first = planner, True
+        self.planner = planner
         self.uneven: set[Key] = set()
-        self._drawn: dict[Key, _Drawn] = {}
+        self._drawn: dict[Key, list[_Drawn]] = {}
 
-    def begin(self, first: bool) -> None:
-        """Begin a run."""
-        self.first = first
-        if first:
-            self._drawn.clear()
+    def begin(self) -> None:
+        """Begin with the first of the runs."""
+        self._drawn.clear()
 
     def through(self, plan: Plan) -> list[Step]:
         """A plan whose segments run operation by operation."""
@@ -65,19 +62,17 @@ class ReplayedNoise:
         code = lifted(self.planner.graph, segment, reads).code
         return _Apart(self, segment.name, torch.nn.Module(), code).run
 
-    def seen(self, key: Key, drawn: _Drawn) -> None:
-        """Keep what a random operation does in the first run, or find out whether it uses as many numbers now."""
-        if self.first:
-            self._drawn[key] = drawn
-        elif key in self._drawn and not torch.equal(self._drawn[key].state, drawn.state):
+    def kept(self, key: Key, drawn: _Drawn) -> Sequence[Tensor]:
+        """What an operation gives: where it gets what it got in an earlier run, what it gave then."""
+        before = self._drawn.setdefault(key, [])
+        if before and not torch.equal(before[0].state, drawn.state):
             self.uneven.add(key)
-
-    def held(self, key: Key, given: Sequence[Tensor], made: Tensor, place: int) -> Tensor:
-        """What an operation gives: where its inputs are as in the first run, what it gave then."""
-        if self.first or key not in self.uneven or key not in self._drawn:
-            return made
-        before = self._drawn[key]
-        return _where_same(before.given, given, before.made[place], made)
+        made = list(drawn.made)
+        if key in self.uneven:
+            for one in reversed(before):  # the first last, so that it counts
+                made = [_where_same(one.given, drawn.given, *pair) for pair in zip(one.made, made)]
+        before.append(replace(drawn, made=[each.detach().clone() for each in made]))
+        return made
 
 
 class _Apart(torch.fx.Interpreter):
@@ -93,9 +88,9 @@ class _Apart(torch.fx.Interpreter):
         if n.op not in ("call_function", "call_method"):
             return super().run_node(n)
         key, read = (self.name, self.place[n]), self.fetch_args_kwargs_from_env(n)
-        torch.manual_seed(self.place[n])
         given = [value.detach().clone() for value in _tensors(read)]
-        device = given[0].device if given else torch.device("cpu")
+        device = given[0].device if given else torch.device(n.kwargs.get("device") or "cpu")  # type: ignore[arg-type]
+        seed(device, self.place[n])
         before, region = state_of(device), n.meta.get("context")
         with nullcontext() if region is None else region.entered():
             value = super().run_node(n)
@@ -105,8 +100,7 @@ class _Apart(torch.fx.Interpreter):
         if _overwrites(n):
             given = given[1:]
         made = _tensors(value)
-        self.noise.seen(key, _Drawn(given, [each.detach().clone() for each in made], after))
-        kept = iter([self.noise.held(key, given, each, i) for i, each in enumerate(made)])
+        kept = iter(self.noise.kept(key, _Drawn(given, made, after)))
         written = {id(each) for each in _tensors(read)}
         return pytree.tree_map_only(Tensor, lambda each: _put(each, next(kept), id(each) in written), value)
 

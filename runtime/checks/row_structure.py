@@ -1,4 +1,4 @@
-"""Which values keep the elements of a dimension apart by the structure of the program, so that nothing must be tried."""
+"""Which values keep the elements of a dimension apart by the structure of the program: nothing must be tried."""
 
 from __future__ import annotations
 

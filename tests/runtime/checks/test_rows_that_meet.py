@@ -15,9 +15,7 @@ from torch.distributions import (
     Distribution,
     Exponential,
     Geometric,
-    Independent,
     Normal,
-    OneHotCategorical,
     Poisson,
 )
 from torch.nn import functional
@@ -26,7 +24,7 @@ import propc
 
 Mix = Callable[[Tensor], Tensor]
 ROWS = 4
-SEEDS = range(40)
+SEEDS = range(8)
 LAWS: dict[str, Callable[[Tensor], Distribution]] = {
     "Bernoulli": lambda theta: Bernoulli(logits=theta.expand(ROWS)),
     "Categorical": lambda theta: Categorical(logits=torch.stack([theta, -theta, 0 * theta]).expand(ROWS, 3)),
@@ -102,3 +100,67 @@ def test_every_estimator(estimator: str) -> None:
     for seed in SEEDS:
         with pytest.raises(propc.GraphError, match="mixes samples"):
             call(LAWS["Bernoulli"], MEET["product of neighbours"], estimator, seed)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_vector_of_weights_as_long_as_the_batch(columns: int) -> None:
+    """Values and gradients are those of all its configurations, or it is refused."""
+    data = torch.linspace(-1, 1, 9).reshape(3, 3)
+
+    def program(logits: Tensor) -> Tensor:
+        w = propc.sample(Bernoulli(logits=logits if columns == 3 else logits.unsqueeze(0)), "w")
+        w = w if columns == 3 else w[0]
+        return (data @ w).sin() + w[0]
+
+    for estimator in ("enumerate", propc.estimator("infer", budget=100)):
+        logits = torch.tensor([0.4, 0.1, -0.3], requires_grad=True)
+        compiled = propc.compile(program, estimator=estimator)
+        if columns == 3:
+            with pytest.raises(propc.GraphError, match=r"cost 'cost'.*mixes samples.*shape \[1, ...\]"):
+                compiled(logits)
+            continue
+        value, total = compiled(logits).sum(), torch.zeros(())
+        for bits in torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3):
+            weight = Bernoulli(logits=logits).log_prob(bits).sum().exp()
+            total = total + weight * ((data @ bits).sin() + bits[0]).sum()
+        torch.testing.assert_close(value, total)
+        torch.testing.assert_close(torch.autograd.grad(value, logits), torch.autograd.grad(total, logits))
+
+
+def test_enumeration_beside_a_path() -> None:
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(Normal(theta.expand(ROWS), 1.0), "x")
+        z = propc.sample(Bernoulli(logits=x), "z", estimator="enumerate")
+        return (z - z.mean()) * x
+
+    with pytest.raises(propc.GraphError, match=r"cost 'cost'.*operation 'mean'.*test_rows_that_meet.py"):
+        propc.compile(program, estimator={"x": "rp", "z": "enumerate"})(torch.tensor(0.4, requires_grad=True))
+
+
+NOISY: dict[str, Mix] = {
+    "poisson": lambda x: torch.poisson(x.exp() * 3),
+    "binomial": lambda x: torch.binomial(torch.full_like(x, 9.0), x.sigmoid()),
+    "rrelu": lambda x: functional.rrelu(x, training=True),
+    "gamma": lambda x: torch.distributions.Gamma(x.exp(), 1.0).sample(),
+    "bernoulli": lambda x: torch.empty_like(x).bernoulli_(x.sigmoid()),
+    "dropout": lambda x: functional.dropout(x, 0.5),
+    "several": lambda x: torch.poisson(x.exp()) + torch.randn_like(x) * torch.poisson(x.exp()),
+    "wide": lambda x: torch.poisson(x.exp().expand(3, -1)).sum(0) + torch.rand(1),
+}
+
+
+@pytest.mark.parametrize("estimator", ["lr", propc.estimator("lr", samples=3)])
+@pytest.mark.parametrize("noise", NOISY)
+def test_operations_that_draw_as_their_inputs_say(noise: str, estimator: Any) -> None:
+    """There and back: structure alone does not show that rows are apart."""
+    if estimator != "lr" and noise in ("gamma", "bernoulli", "rrelu"):
+        pytest.skip("torch.vmap cannot run it")
+    mix = NOISY[noise]
+    for seed in range(2):
+        assert call(LAWS["Normal"], lambda x: mix(x.flip(0)).flip(0) + x, estimator, seed).shape == (ROWS,)
+        if noise == "bernoulli":
+            continue  # its noise may hide what moves
+        with pytest.raises(propc.GraphError, match="mixes samples"):
+            call(LAWS["Normal"], lambda x: mix(x).flip(0) * 10 + x, estimator, seed)
+    with pytest.raises(propc.GraphError, match="mixes samples"):
+        call(LAWS["Normal"], lambda x: mix(x.cumsum(0) * 3), estimator)
