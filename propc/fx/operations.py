@@ -338,7 +338,8 @@ SHAPED = frozenset({"expand", "view", "reshape", "broadcast_to"})  # (tensor, sh
 
 def counted(step: torch.fx.Node, batch: int) -> bool:
     """Whether a step has the size of the batch among its arguments, other than in front of the shape that it gives."""
-    leaves: list[Any] = pytree.tree_leaves((step.args[1:], step.kwargs))
+    given = step.args[1:] if step.args and isinstance(step.args[0], torch.fx.Node) else step.args  # of factories, all
+    leaves: list[Any] = pytree.tree_leaves((given, step.kwargs))
     places = [i for i, leaf in enumerate(leaves) if type(leaf) is int and leaf == batch]
     return bool(places) and not (places == [0] and shapes_by_argument(step))
 

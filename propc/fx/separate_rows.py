@@ -20,7 +20,7 @@ from propc.fx.program import type_of
 from propc.util.torch_private import pytree
 
 NOWHERE = -1  # the place of a dimension in a value that all its elements share
-UNPROVEN = -2
+UNPROVEN = -2  # the place in one of which the structure says nothing
 Places = Mapping[torch.fx.Node, int]
 Rule = Callable[[torch.fx.Node, Places], int]
 

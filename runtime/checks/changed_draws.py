@@ -83,7 +83,7 @@ class Variants:
         wide = len(tables) > 1 or any(len(table) > 2 for table in tables)
         self.levels = LEVELS if wide else 2
         self.moving = {
-            ref: _Draw(draws[ref].detach(), dim, laws[ref], place, self.levels)
+            ref: _DrawAtLevels(draws[ref].detach(), dim, laws[ref], place, self.levels)
             for place, (ref, dim) in enumerate(dims.items())
         }
 
@@ -92,7 +92,7 @@ class Variants:
         return {ref: self.moving[ref].at(levels) if ref in self.moving else value for ref, value in self.draws.items()}
 
 
-class _Draw:
+class _DrawAtLevels:
     """A draw, in variants by level."""
 
     def __init__(self, value: Tensor, dim: int, law: _Law | None, place: int, levels: int) -> None:

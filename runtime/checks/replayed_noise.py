@@ -57,10 +57,10 @@ class ReplayedNoise:
 
     def _apart(self, segment: Any) -> Callable[..., Sequence[Any]]:
         if not segment.plates:
-            return _Apart(self, segment.name, segment.stage.module, segment.stage.module.graph).run
+            return _ByOperation(self, segment.name, segment.stage.module, segment.stage.module.graph).run
         reads = [self.planner.graph.plates_of(ref) for ref in segment.inputs]
         code = lifted(self.planner.graph, segment, reads).code
-        return _Apart(self, segment.name, torch.nn.Module(), code).run
+        return _ByOperation(self, segment.name, torch.nn.Module(), code).run
 
     def kept(self, key: Key, drawn: _Drawn) -> Sequence[Tensor]:
         """What an operation gives: where it gets what it got in an earlier run, what it gave then."""
@@ -75,7 +75,7 @@ class ReplayedNoise:
         return made
 
 
-class _Apart(torch.fx.Interpreter):
+class _ByOperation(torch.fx.Interpreter):
     """Code, operation by operation."""
 
     def __init__(self, noise: ReplayedNoise, name: str, module: torch.nn.Module, code: torch.fx.Graph) -> None:

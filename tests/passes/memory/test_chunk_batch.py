@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -187,3 +188,26 @@ def test_nothing_to_do_is_a_warning() -> None:
 def test_bad_options(options: dict[str, Any], words: str) -> None:
     with pytest.raises(propc.PropcError, match=words):
         ChunkBatch(**options)
+
+
+def _written(theta: Tensor) -> Tensor:
+    h = propc.sample(Normal(theta, 1.0), "x").clone()
+    h[:, 0] = 1.0
+    return h.sin().exp().sum(1)
+
+
+def _made(theta: Tensor) -> Tensor:
+    x = propc.sample(Normal(theta, 1.0), "x")
+    return ((torch.zeros([len(x), 3]) + x).exp().sum(1) + torch.zeros(len(x))).sin()
+
+
+@pytest.mark.filterwarnings("ignore:.*no segment:propc.PropcWarning")
+@pytest.mark.parametrize("program", [_written, _made])
+def test_chunks_beside_writes_and_factories(program: Callable[[Tensor], Tensor]) -> None:
+    found = []
+    for passes in ([], [propc.passes.ChunkBatch(rows=4)]):
+        theta = torch.linspace(0, 1, 48).reshape(16, 3).requires_grad_()
+        torch.manual_seed(0)
+        loss = propc.compile(program, estimator="lr", passes=passes)(theta)
+        found.append((loss, *torch.autograd.grad(loss.sum(), theta)))
+    torch.testing.assert_close(*found)
