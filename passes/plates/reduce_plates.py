@@ -22,9 +22,10 @@ from propc.types import Plate, PlateKind
 
 # Elements of several plates together that deserve a warning: with 100 rows, 40 MB for each number a row in float32.
 WIDE = 100_000
-# Joint configurations of enumerated sites that need a budget as large, and at most so many that one is spoken of: with
-# 100 rows 400 MB, and 40 GB, for each number a row in float32.
+# Joint configurations of enumerated sites that need a budget as large: with 100 rows 400 MB for each number a row in
+# float32, and 40 GB at the limit below.
 FEW = 1_000_000
+# And at most so many that a budget is spoken of.
 REACHABLE = 100_000_000
 
 

@@ -1,4 +1,4 @@
-"""Small clean-ups of a traced program: needless broadcasts and dependences, constants, dead code.
+"""Small clean-ups of a traced program: needless broadcasts and dependences, writes, constants, dead code.
 
 `torch.distributions` constructors broadcast their arguments and turn numbers into
 tensors at every call; both are known when the program is traced.
@@ -14,6 +14,8 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from propc.frontend.functional_writes import write_as_values
+from propc.frontend.kept_values import keep_apart
 from propc.fx import operations
 from propc.fx.program import Leaf, Program, mark_of, type_of
 from propc.util.torch_private import first_node
@@ -34,11 +36,15 @@ _SHAPERS = frozenset({"expand", "view", "reshape", "unsqueeze"})
 
 
 def simplify(program: Program) -> Program:
-    """Remove broadcasts that change nothing, compute constants once, drop what nobody uses."""
+    """Remove broadcasts that change nothing, make writes values, compute constants once, drop what nobody uses."""
     for node in list(program.graph.nodes):
         _drop_broadcast(program.graph, node)
         _drop_likeness(program.graph, node)
         _drop_model(program.graph, node)
+    program = write_as_values(
+        program
+    )  # behind the broadcasts, which stand between a tensor and what is written into it
+    keep_apart(program)
     if not program.mutates:  # a constant that is written into must be made anew at every call
         program = _fold_constants(program)
     _drop_dead(program.graph)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.fx
 
 
-def run_step(node: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:
-    """What a step gives, called as the user's code calls it: with lists and dicts of its own, which it may change."""
+def run_step(
+    node: torch.fx.Node, values: Mapping[torch.fx.Node, Any], function: Callable[..., Any] | None = None
+) -> Any:
+    """What a step gives, called as the user's code calls it: with lists and dicts of its own, which it may change.
+
+    Args:
+        function: in the place of the step's own.
+    """
     args, kwargs = _filled(node.args, values), _filled(node.kwargs, values)
+    if function is not None:
+        return function(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -9,7 +9,8 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from propc.fx.operations import is_random
+from propc.fx.assignment import index_filled, select_scattered
+from propc.fx.operations import is_random, name_of
 from propc.fx.run_step import run_step
 from propc.ir.named_dims import Names, aligned, closed
 from propc.util.torch_private import StopRecomputation, pytree
@@ -17,6 +18,8 @@ from propc.util.torch_rng import same_random
 
 Refuse = Callable[[torch.fx.Node, Exception], None]
 
+# What vmap gets wrong, in silence: written anew. `tests/runtime/batching/test_vmap_is_right.py` tries it on others.
+_RIGHT: Mapping[str, Callable[..., Any]] = {"select_scatter": select_scattered, "index_fill": index_filled}
 _TENSOR = object()  # among what an operation gives beside, such as None
 
 
@@ -46,6 +49,7 @@ class VmappedOperation:
         self.node, self.have, self.plates, self.order = node, have, plates, order
         self.sizes, self.common, self.refuse = [sizes[name] for name in plates], common, refuse
         self.draws = is_random(node)
+        self.function = _RIGHT.get(node.target if isinstance(node.target, str) else name_of(node.target))
         self.__name__ = self.__qualname__ = "vmapped"
         self.__module__ = __name__
 
@@ -80,7 +84,7 @@ class VmappedOperation:
 
     def plain(self, values: Sequence[Tensor]) -> Any:
         """The operation as it was written."""
-        return run_step(self.node, dict(zip(tensors_in(self.node), values)))
+        return run_step(self.node, dict(zip(tensors_in(self.node), values)), self.function)
 
     def _fails_alone(self, own: Sequence[Tensor]) -> bool:
         """Whether it fails on a single element too."""

@@ -138,7 +138,7 @@ def left_out(program: Any, estimator: Any = "rp") -> set[str]:
 
 
 def test_tensors_that_are_written_into() -> None:
-    """Those of other segments; a segment may write into its own."""
+    """Those of other segments, through views: other writes are values. A segment may write into its own."""
 
     def program(theta: Tensor) -> Tensor:
         a = propc.sample(Normal(theta.expand(BATCH), 1.0), "a")
@@ -146,7 +146,7 @@ def test_tensors_that_are_written_into() -> None:
         own += 1
         table = torch.zeros(2, BATCH)
         b = propc.sample(Normal(own, 1.0), "b")
-        table[0] = b
+        table.view(2, BATCH)[0] = b
         c = propc.sample(Normal(b.sin(), 1.0), "c")
         d = propc.sample(Normal(c.sin(), 1.0), "d")
         return table.sum(0) + d
@@ -195,7 +195,7 @@ def test_where_nothing_can_run_again() -> None:
     def program(theta: Tensor) -> Tensor:
         table = torch.zeros(3, BATCH)
         for t in range(3):
-            table[t] = (theta * table[t - 1]).sin()
+            table.view(3, BATCH)[t] = (theta * table[t - 1]).sin()
             propc.node(table[t], f"n{t}", propagator=Clip())
         return table.sum(0)
 

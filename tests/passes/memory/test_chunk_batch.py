@@ -116,7 +116,7 @@ def test_what_stays_whole() -> None:
         a = propc.sample(Normal(torch.dropout(x * theta, 0.5, True), 1.0), "dropped")
         b = propc.sample(Normal(a / len(a) * theta, 1.0), "counted")
         written = b * theta
-        written += 1
+        written.view(BATCH, 3).add_(1)
         c = propc.sample(Normal(written, 1.0), "written")
         d = propc.sample(Normal(c * table, 1.0), "held")
         e = propc.sample(Normal((d * theta).T.sum(1), 1.0), "turned")
@@ -131,7 +131,7 @@ def test_what_is_written_into_elsewhere_stays_whole() -> None:
     def model(theta: Tensor) -> Tensor:
         seen = (theta + 0.0).clone()
         x = propc.sample(Normal(torch.sin(2 * (seen + theta)), 1.0), "x")
-        seen.mul_(0.5)
+        seen.view(BATCH, 1).mul_(0.5)
         return x * (seen + theta).cos()
 
     theta = torch.full((BATCH,), 0.3, dtype=torch.float64, requires_grad=True)

@@ -16,7 +16,7 @@ import propc
 B = 4
 
 
-def chain(theta: Tensor, steps: int) -> Tensor:
+def bits_in_a_row(theta: Tensor, steps: int) -> Tensor:
     """A hidden Markov model of three states."""
     table = theta * torch.eye(3)
     state, cost = torch.zeros(B, dtype=torch.long), torch.zeros(B)
@@ -29,19 +29,19 @@ def chain(theta: Tensor, steps: int) -> Tensor:
 def test_the_configurations_of_many_sites() -> None:
     words = "3,486,784,401 joint configurations of 20 enumerated sites", "'z0', 'z1', 'z2' and 17 more", "GiB"
     words += "'rloo'", "'local'"
-    compiled = propc.compile(chain, estimator="enumerate")
-    error = refused(propc.EstimatorError, lambda: compiled(leaf(), 20), *words, program=chain, at="sample")
+    compiled = propc.compile(bits_in_a_row, estimator="enumerate")
+    error = refused(propc.EstimatorError, lambda: compiled(leaf(), 20), *words, program=bits_in_a_row, at="sample")
     assert "budget=" not in str(error)
 
 
 def test_what_the_error_advises_works() -> None:
-    compiled = propc.compile(chain, estimator="enumerate")
+    compiled = propc.compile(bits_in_a_row, estimator="enumerate")
     refused(propc.EstimatorError, lambda: compiled(leaf(), 13), "1,594,323", "budget=1594323", "chunk=")
     budget = {"z0": propc.estimator("enumerate", budget=3**13), "*": "enumerate"}
     with pytest.warns(propc.PropcWarning, match="elements"):
-        assert propc.compile(chain, estimator=budget).graph(leaf(), 13).sites
+        assert propc.compile(bits_in_a_row, estimator=budget).graph(leaf(), 13).sites
     for other in (propc.estimator("rloo", samples=2), "local"):
-        assert propc.compile(chain, estimator={"z[01]": "enumerate", "*": other})(leaf(), 13).shape == (B,)
+        assert propc.compile(bits_in_a_row, estimator={"z[01]": "enumerate", "*": other})(leaf(), 13).shape == (B,)
 
 
 @pytest.mark.parametrize("estimator", ["enumerate", "infer", "lr"])

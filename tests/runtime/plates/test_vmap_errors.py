@@ -69,7 +69,7 @@ def counted(total: Tensor) -> Any:
 
 def assigned(z: Tensor) -> Tensor:
     y = torch.zeros(BATCH, 2)
-    y[0] = z[0]
+    y.view(BATCH, 2)[0] = z[0]  # into a view of a view, which stays a write
     return y + z
 
 
