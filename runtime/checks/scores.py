@@ -30,10 +30,8 @@ from propc.util.torch_rng import same_random
 
 GROUPS, DRAWS = 8, 256  # of a first look: groups of draws, whose mean scores are compared, and draws of each
 MORE_GROUPS, MORE_DRAWS = 64, 1024  # of a second look, where the first is suspicious
-NUMBERS, MORE_NUMBERS = (
-    2**11,
-    2**17,
-)  # what a group draws at most, in a first look and in a second, if not a batch alone
+# What a group draws at most, in a first look and in a second, if not a batch alone.
+NUMBERS, MORE_NUMBERS = 2**11, 2**17
 FEW, REPEATED = 16, 0.5  # among 16 draws of a Normal half are equal where the numbers lie a third of its scale apart
 SUSPICIOUS, FAR = 4.0, 7.0  # standard errors from zero, in a first look and in a second
 AT_AN_END = 0.005  # share of draws there that is suspicious: Beta(0.5, 0.5) has 0.0003 in float32, Beta(0.2, 0.2) 0.04
