@@ -80,7 +80,8 @@ class Variants:
         self.draws = draws
         laws = {ref: _law(graph, ref) for ref in dims}
         tables = [law.table for law in laws.values() if law is not None and law.table is not None]
-        wide = len(tables) > 1 or any(len(table) > 2 for table in tables)
+        several = any(draws[ref].shape[dim + 1 :].numel() > 1 for ref, dim in dims.items())
+        wide = len(tables) > 1 or any(len(table) > 2 or several for table in tables)
         self.levels = LEVELS if wide else 2
         self.moving = {
             ref: _DrawAtLevels(draws[ref].detach(), dim, laws[ref], place, self.levels)
@@ -114,14 +115,20 @@ class _DrawAtLevels:
 
 
 def _outcomes(value: Tensor, dim: int, table: Tensor, place: int, levels: int) -> list[Tensor]:
-    """Outcomes of a table, another for each level; the same in all elements, but not along other dimensions."""
+    """Outcomes of a table, another for each level; the same in all elements.
+
+    Within one they are alike on the first two levels, so that a sum moves, and unlike on others.
+    """
     count, lead = len(table), value.shape[: value.dim() - (table.dim() - 1)]
-    beside = [1 if i == dim else size for i, size in enumerate(lead)]
-    begin = torch.randint(count, beside, generator=torch.Generator().manual_seed(place)).to(value.device)
-    step = 1 + place % max(1, count - 1)
-    bit = _BITS[place % 3 if levels > 2 else 0]
-    codes = [(bit(level) if count == 2 else level * step) % count for level in range(levels)]
-    return [table[((begin + code) % count).expand(lead)] for code in codes]
+    within = [1 if i == dim else size for i, size in enumerate(lead)]
+    chance = torch.Generator().manual_seed(place)
+    step, bit = 1 + place % max(1, count - 1), _BITS[place % 3 if levels > 2 else 0]
+    found = []
+    for level in range(levels):
+        code = bit(level) if count == 2 else level * step
+        spread = torch.randint(count, within, generator=chance) * (level > 1)
+        found.append(table[((spread + code) % count).to(value.device).expand(lead)])
+    return found
 
 
 def _turned(value: Tensor, dim: int, by: int) -> Tensor:

@@ -25,8 +25,8 @@ class OpaqueLowering(Lowering):
 
     def replayed(self, planner: Planner, step: Step, first: Values) -> Step:
         assert isinstance(step.node, Opaque)
-        again, found = OpaqueCall(planner.graph, step.node).again, [first[i] for i in step.writes]
-        return replace(step, function=lambda *given: again(given, found))
+        box, found = OpaqueCall(planner.graph, step.node), [first[i] for i in step.writes]
+        return replace(step, function=lambda *given: box.again(given, found))
 
     def obstacle(self, planner: Planner, node: Opaque) -> str:
         return "a black box"

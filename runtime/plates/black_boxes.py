@@ -26,6 +26,7 @@ class OpaqueCall:
 
     Attributes:
         folds: whether the plates are folded into the batch.
+        repeats: whether it has given the same twice whenever it ran `again`.
 
     Raises:
         GraphError: they are to be, and an argument or a result in plates has no batch.
@@ -36,6 +37,7 @@ class OpaqueCall:
         self.reads = [graph.plates_of(ref) for ref in node.inputs]
         self.shapes = [graph[ref.node].outputs[ref.port].shape for ref in node.inputs]
         self.place = {argument: i for i, argument in enumerate(node.arguments)}
+        self.repeats = True
         self.folds = bool(node.plates) and graph.folds(node)
         if self.folds and not graph.can_fold(node):
             raise self._error(
@@ -113,10 +115,12 @@ class OpaqueCall:
             )
 
     def again(self, given: Sequence[Tensor], first: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Its results once more, or the first ones if they cannot be had again."""
-        with same_random():
-            found = self.call(*given)
-        return found if same(found, self.call(*given)) else first
+        """Its results once more, or the first ones if once they could not be had again."""
+        if self.repeats:
+            with same_random():
+                found = self.call(*given)
+            self.repeats = same(found, self.call(*given))
+        return found if self.repeats else first
 
     def _changed(self, found: Sequence[Tensor]) -> GraphError:
         """Something else came back than when the program was traced."""
