@@ -4,6 +4,8 @@ Write the model once as an ordinary PyTorch program, mark its random choices wit
 `propc.sample`, and choose the gradient estimator with one argument of `propc.compile`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from propc import estimators, passes, propagators
 from propc.api.compile import CompiledFunction, compile
 from propc.api.marks import bound, cost, node, opaque, sample
@@ -11,9 +13,6 @@ from propc.api.measure import check, compare, signal_to_noise
 from propc.api.network import Network
 from propc.api.plate import plate
 from propc.api.scan import scan
-from propc.diagnostics.comparison.comparison import Comparison
-from propc.diagnostics.explanation import Explanation
-from propc.diagnostics.profile.profile import Profile
 from propc.distributions.families import register_family
 from propc.distributions.measures import register_measure
 from propc.errors import (
@@ -46,6 +45,11 @@ from propc.messages import Field, Message
 from propc.propagators import NodeView, Propagator, propagator, register_propagator
 from propc.runtime.backends import register_backend
 from propc.runtime.messaging.propagation import Propagation
+
+if TYPE_CHECKING:
+    from propc.diagnostics.comparison.comparison import Comparison
+    from propc.diagnostics.explanation import Explanation
+    from propc.diagnostics.profile.profile import Profile
 
 __version__ = "0.1.0"
 
@@ -104,3 +108,18 @@ __all__ = [
     "scan",
     "signal_to_noise",
 ]
+
+# Classes of results, imported when asked for: they bring tables, statistics and pictures, a sixth of the whole.
+_RESULTS = {
+    "Comparison": "propc.diagnostics.comparison.comparison",
+    "Explanation": "propc.diagnostics.explanation",
+    "Profile": "propc.diagnostics.profile.profile",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RESULTS:
+        from importlib import import_module
+
+        return getattr(import_module(_RESULTS[name]), name)
+    raise AttributeError(f"module 'propc' has no attribute {name!r}")

@@ -13,10 +13,6 @@ from torch import nn
 
 from propc.compiler.compiler import Compiler
 from propc.compiler.options import Options
-from propc.diagnostics.explanation import Explanation
-from propc.diagnostics.profile.profile import Profile
-from propc.diagnostics.profile.run import profiled
-from propc.diagnostics.signal_to_noise import measured
 from propc.errors import PropcTypeError, message
 from propc.frontend import active_tracer
 from propc.ir.graph import PropagationGraph
@@ -26,6 +22,8 @@ from propc.util.estimator_state import STATE, without_state
 from propc.util.torch_private import CHILDREN, before_loading, breaks_graph
 
 if TYPE_CHECKING:
+    from propc.diagnostics.explanation import Explanation
+    from propc.diagnostics.profile.profile import Profile
     from propc.estimators import EstimatorChoice
     from propc.passes import PassChoice, PipelineChange
 
@@ -69,6 +67,9 @@ class CompiledMethods(Generic[P]):
                 the number of steps in which to measure them, such as 100. Without it nothing is run.
             *args, **kwargs: the call's arguments.
         """
+        from propc.diagnostics.explanation import Explanation  # when asked for: a sixth of what importing propc takes
+        from propc.diagnostics.signal_to_noise import measured
+
         ratios = snr if snr is None or isinstance(snr, Mapping) else measured(self, args, kwargs, snr)
         graph, report = self._compiler().reported(self._owner(), args, kwargs)
         return Explanation(graph, ratios, report)
@@ -97,6 +98,8 @@ class CompiledMethods(Generic[P]):
             PropcValueError: `repeats` is no positive number; a PyTorch profiler is active; no cost is returned where
                 a reverse pass is wanted.
         """
+        from propc.diagnostics.profile.run import profiled  # when asked for, as in `explain`
+
         return profiled(self, args, kwargs, repeats, backward)
 
     def propagate(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from propc.api.compile import compile
-from propc.diagnostics.comparison.check import checked
-from propc.diagnostics.comparison.compare import compared
-from propc.diagnostics.comparison.comparison import Comparison
-from propc.diagnostics.signal_to_noise import measured
 from propc.errors import PropcTypeError, message
+
+if TYPE_CHECKING:
+    from propc.diagnostics.comparison.comparison import Comparison
 
 
 def compare(
@@ -60,6 +59,8 @@ def compare(
             percentage.
         PropcTypeError: a program, estimators or repeats of the wrong kind.
     """
+    from propc.diagnostics.comparison.compare import compared  # when asked for, as importing it takes a while
+
     return compared(_as_compiled(program), args, kwargs, estimators, wrt, repeats, reference, seed)
 
 
@@ -109,6 +110,8 @@ def check(
             asked for cannot be seen with 10 000 gradients; arguments that `propc.compare` would refuse too.
         PropcTypeError: a program, an estimator or repeats of the wrong kind.
     """
+    from propc.diagnostics.comparison.check import checked  # as in `compare`
+
     return checked(_as_compiled(program), args, kwargs, estimator, reference, wrt, repeats, seed)
 
 
@@ -135,6 +138,8 @@ def signal_to_noise(program: Any, /, *args: Any, repeats: int = 100, seed: int =
     Raises:
         PropcValueError: too few repeats; nothing wants a gradient.
     """
+    from propc.diagnostics.signal_to_noise import measured  # as in `compare`
+
     return measured(_as_compiled(program), args, kwargs, repeats, seed)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -119,7 +118,7 @@ class Continuity:
                 self.seen[i].met += finding.met
                 self.seen[i].sizes += finding.sizes
                 if finding.sizes:
-                    self.known.setdefault(_key(run.nodes[i]), statistics.median(finding.sizes))
+                    self.known.setdefault(_key(run.nodes[i]), sorted(finding.sizes)[len(finding.sizes) // 2])
 
     @property
     def open(self) -> bool:
