@@ -21,6 +21,8 @@ def watched(site: Site, draw: Callable[[Sequence[Tensor]], Draw], phi: Sequence[
     Raises (in the reverse pass):
         NonFiniteError: names the site and the parameter.
     """
+    if not torch.is_grad_enabled():
+        return draw(phi)
     finite: list[bool] = []
     seen = tuple(
         _watched(site, index, value, finite) if value.requires_grad and value.dtype != torch.float16 else value

@@ -150,6 +150,8 @@ def check_mean(site: Site, context: SiteContext, phi: Sequence[Tensor]) -> None:
     live = [i for i, p in enumerate(phi) if p.requires_grad and p.dtype in (torch.float32, torch.float64)]
     if not live or is_discrete(site.spec.innermost.type):
         return
+    if _holds_what_it_computed(site, live):
+        return
     if context.normal is not None and not _coarse(*(phi[i].detach() for i in context.normal)):
         return
     phi = [p.detach() for p in phi]
@@ -161,6 +163,19 @@ def check_mean(site: Site, context: SiteContext, phi: Sequence[Tensor]) -> None:
         if found is None or not found.wrong:
             return
         raise _rounded(site, context, phi, live, found)
+
+
+def _holds_what_it_computed(site: Site, live: Sequence[int]) -> bool:
+    """Whether a law keeps beside its parameters what it has computed from them.
+
+    Its log-probability goes by both then, as that of LowRankMultivariateNormal does: only the two together have a score
+    whose mean is zero.
+    """
+    kind: Any = site.spec.innermost.type
+    known = vars(kind).get("arg_constraints", {})
+    held = {index: name for name, index in parameters(site.spec).items()}
+    own = [held[i] for i in live if i in held]
+    return any(name.startswith("_") or (isinstance(known, dict) and known and name not in known) for name in own)
 
 
 def _coarse(loc: Tensor, scale: Tensor) -> bool:

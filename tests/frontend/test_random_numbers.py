@@ -103,7 +103,8 @@ def test_compiled_pathwise_is_plain_autograd_bit_for_bit(law: str) -> None:
         x = propc.sample(LAWS[law](a), "x")
         return x.reshape(B, -1).square().sum(1) * a
 
-    same(program, param(B))
+    # A transform that learns is passed apart from what stands before it: its two gradients are summed in another order.
+    same(program, param(B), exact=law != "transformed")
 
 
 SCORED: dict[str, Callable[[Tensor], Distribution]] = {

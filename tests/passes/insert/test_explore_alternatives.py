@@ -402,14 +402,14 @@ def test_distributions_without_a_rule(case: str) -> None:
 
 def _in_place(theta: Tensor) -> Tensor:
     z, total = bits(theta), torch.zeros(BATCH, dtype=theta.dtype)
-    total += z.sum(-1)
+    total.view(-1).add_(z.sum(-1))
     return total.sin()
 
 
 def _written_later(theta: Tensor) -> Tensor:
     z, total = bits(theta), torch.ones(BATCH, dtype=theta.dtype) * theta.sum()
     cost = (total * z.sum(-1)).sin()
-    total += 1
+    total.view(-1).add_(1)
     return cost * total.cos()
 
 

@@ -258,13 +258,13 @@ def total_in_place_as_feature(theta: Tensor, sample: Any) -> tuple[Tensor, Terms
 
 
 def term_written_later(theta: Tensor, sample: Any) -> tuple[Tensor, Terms]:
-    """The running total is read between two writes: one cost."""
+    """The running total is read between two writes, which are values: two terms."""
     x0 = sample(Normal(theta.expand(BATCH), 0.5), "x0")
     total = torch.zeros(BATCH)
     total += torch.cos(x0)
     x1 = sample(Normal(theta + total, 0.5), "x1")
     total += x1.square()
-    return total, lambda: [(torch.cos(x0) + x1.square(), SITES[:2])]
+    return total, lambda: [(torch.cos(x0), SITES[:1]), (x1.square(), SITES[:2])]
 
 
 def kl_and_reward(theta: Tensor, sample: Any) -> tuple[Tensor, Terms]:

@@ -301,7 +301,7 @@ def test_a_target_that_does_not_reach_the_site() -> None:
 def test_a_target_that_is_written_into_something_else() -> None:
     def program(theta: Tensor) -> Tensor:
         total = torch.zeros(BATCH)
-        total += theta.sin()
+        total.view(-1).add_(theta.sin())
         return propc.sample(Normal(total, 1.0), "x")
 
     compiled = propc.compile(program, estimator=propc.estimator("tp", target="theta"))
