@@ -252,8 +252,13 @@ def rows_merged(net: Any, x: Tensor) -> Any:
     return Normal(net.last(h.tanh()).unflatten(0, (-1, 2)).sum(1)[:, :DIM], 0.5)
 
 
+def written(hidden: Tensor) -> Tensor:
+    hidden.view(-1).tanh_()
+    return hidden
+
+
 def writes(net: Any, x: Tensor) -> Any:
-    return Normal(net.last(net.first(x).tanh_())[:, :DIM], 0.5)
+    return Normal(net.last(written(net.first(x)))[:, :DIM], 0.5)
 
 
 @pytest.mark.parametrize(("step", "batch"), [(written_out, DIM), (rows_merged, BATCH), (writes, BATCH)])
