@@ -10,7 +10,6 @@ from torch import Tensor
 from propc.errors import NonFiniteError
 from propc.ir.nodes.site import Site
 from propc.propagators import Draw
-from propc.util.torch_private import is_functorch_wrapped_tensor
 
 
 def watched(site: Site, draw: Callable[[Sequence[Tensor]], Draw], phi: Sequence[Tensor]) -> Draw:
@@ -57,4 +56,9 @@ def _watched(site: Site, index: int, value: Tensor, arrived: Sequence[bool]) -> 
 
 def _is_finite(grad: Tensor | None) -> bool:
     """Of no gradient too, which a gate may send, and of batched ones, whose numbers nobody can look at."""
-    return grad is None or is_functorch_wrapped_tensor(grad) or bool(torch.isfinite(grad).all())
+    if grad is None:
+        return True
+    try:
+        return bool(torch.isfinite(grad).all())
+    except RuntimeError:  # `is_grads_batched`
+        return True
