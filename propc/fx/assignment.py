@@ -65,7 +65,7 @@ def _scattered(tensor: Tensor, dim: int, items: tuple[Any, ...], value: Any) -> 
 
 
 def select_scattered(tensor: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
-    """`torch.select_scatter`, of which `torch.vmap` gives the source a wrong derivative (seen in 2.10 to 2.13)."""
+    """`torch.select_scatter`, of which `torch.vmap` gives the source a wrong derivative (seen in 2.13)."""
     size = tensor.shape[dim]
     before, behind = tensor.narrow(dim, 0, index % size), tensor.narrow(dim, index % size + 1, size - index % size - 1)
     return torch.cat([before, source.unsqueeze(dim), behind], dim)
