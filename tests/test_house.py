@@ -99,6 +99,7 @@ def test_every_part_of_the_package_stands_in_a_layer() -> None:
     assert parts - {"runtime"} == named
 
 
+@pytest.mark.filterwarnings("ignore::ImportWarning")  # grimp brings pandas where there is one
 def test_imports_have_no_circles() -> None:
     """Nor do those for typing, but for the exceptions of the contract of layers: a graph draws and checks itself."""
     grimp, networkx = pytest.importorskip("grimp"), pytest.importorskip("networkx")

@@ -105,6 +105,7 @@ __all__ = [
     "unknown_on_fakes",
     "validates_args",
     "version",
+    "without_validation",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
