@@ -22,7 +22,7 @@ from torch.distributions import (
     OneHotCategorical,
 )
 
-from propc.util.torch_private import CATEGORICAL
+from propc.util.torch_private import CATEGORICAL, PARAM
 
 LARGEST = 80.0  # of an exponent, so that float32 does not overflow
 
@@ -33,7 +33,7 @@ def by_probs(dist: Any) -> bool:
     if "probs" not in held or "logits" not in held:
         return "probs" in held
     first = next(name for name in held if name in ("probs", "logits"))
-    return first == "probs" if "_param" not in held else held["_param"] is held["probs"]
+    return first == "probs" if PARAM not in held else held[PARAM] is held["probs"]
 
 
 def log_prob(dist: Any, value: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from propc.util.torch_private import (
     BATCH_SHAPE,
     EVENT_SHAPE,
     VALIDATE_ARGS,
+    VALIDATE_SAMPLE,
     DisableTorchFunction,
     disable_current_modes,
 )
@@ -42,7 +43,7 @@ class Checker(Protocol):
 @contextmanager
 def recorded_checks(active: Callable[[], Checker | None]) -> Iterator[None]:
     """Let distributions hand their checks to `active()`, where that is not None, instead of making them."""
-    make, look = Distribution.__init__, Distribution._validate_sample
+    make, look = Distribution.__init__, getattr(Distribution, VALIDATE_SAMPLE)
 
     def init(
         self: Distribution,
@@ -63,14 +64,17 @@ def recorded_checks(active: Callable[[], Checker | None]) -> Iterator[None]:
     def validate_sample(self: Distribution, value: Any) -> None:
         checker = active()
         if checker is None:
-            return look(self, value)
+            look(self, value)
+            return
         _sample(self, value, look, checker)
 
-    Distribution.__init__, Distribution._validate_sample = init, validate_sample  # type: ignore[method-assign]
+    Distribution.__init__ = init  # type: ignore[method-assign]
+    setattr(Distribution, VALIDATE_SAMPLE, validate_sample)
     try:
         yield
     finally:
-        Distribution.__init__, Distribution._validate_sample = make, look  # type: ignore[method-assign]
+        Distribution.__init__ = make  # type: ignore[method-assign]
+        setattr(Distribution, VALIDATE_SAMPLE, look)
 
 
 def _parameters(dist: Distribution, checker: Checker) -> None:

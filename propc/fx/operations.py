@@ -19,6 +19,7 @@ from propc.errors import PropcError, TraceError, message
 from propc.types import Source
 from propc.util.torch_private import (
     ARGUMENT_CHECKS,
+    ASSERTIONS,
     DRAWS,
     SETS_MODE,
     VALIDATE_ARGS,
@@ -256,7 +257,7 @@ def autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
 
 def asserts(func: Any, args: Any) -> bool:
     """Whether a call asserts a truth that a tensor holds, and gives nothing."""
-    return name_of(func) in ("_assert", "_assert_async") and bool(args) and isinstance(args[0], Tensor)
+    return name_of(func) in ASSERTIONS and bool(args) and isinstance(args[0], Tensor)
 
 
 def in_argument_check() -> Any:

@@ -17,7 +17,7 @@ import torch.fx
 
 from propc.fx.operations import Property, name_of
 from propc.fx.program import type_of
-from propc.util.torch_private import pytree
+from propc.util.torch_private import arguments_of, pytree
 
 NOWHERE = -1  # the place of a dimension in a value that all its elements share
 UNPROVEN = -2  # the place in one of which the structure says nothing
@@ -105,7 +105,7 @@ def _is_tagged(name: str) -> bool:
     if packet is None or not hasattr(packet, "overloads"):
         return False
     forms = [getattr(packet, form) for form in packet.overloads() if "out" not in form]
-    tensors = [form for form in forms if any("Tensor" in str(a.type) for a in form._schema.arguments)]
+    tensors = [form for form in forms if any("Tensor" in str(a.type) for a in arguments_of(form))]
     return bool(tensors) and all(torch.Tag.pointwise in form.tags for form in tensors)
 
 

