@@ -298,7 +298,7 @@ def _is_named(node: torch.fx.Node) -> bool:
 def _operation(node: torch.fx.Node) -> str:
     if node.op not in ("call_function", "call_method"):
         return ""
-    return node.target if isinstance(node.target, str) else operations.name_of(node.target)
+    return operations.step_name(node)
 
 
 def _shape(node: torch.fx.Node) -> tuple[int, ...] | None:

@@ -18,7 +18,7 @@ import torch.fx
 from torch import Tensor
 
 from propc.fx.assignment import assigned, copied, filled, zeroed
-from propc.fx.operations import after, getitem, name_of
+from propc.fx.operations import after, getitem, step_name
 from propc.fx.program import Program, mark_of, type_of
 from propc.types import TensorType
 
@@ -103,7 +103,7 @@ class _Writes:
         if region is not None and not region.grad and kind.requires_grad:  # torch's gradient ignores such a write
             return None
         others = [other for other in node.all_input_nodes if other is not source]
-        name = node.target if isinstance(node.target, str) else name_of(node.target)
+        name = step_name(node)
         if node.target is operator.setitem:
             return _replaced if _is_all(node.args[1]) else assigned
         if name in _WRITES and node.op == "call_method":

@@ -71,7 +71,7 @@ def _drop_broadcast(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
 
 def _drop_likeness(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     """``zeros_like(x)`` is ``zeros`` of a known shape, and depends on no site."""
-    name = node.target if isinstance(node.target, str) else operations.name_of(node.target)
+    name = operations.step_name(node)
     kind = type_of(node)
     if name not in _LIKE or kind is None or kind.requires_grad or node.kwargs.keys() - {"dtype", "device"}:
         return

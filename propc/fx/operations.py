@@ -85,6 +85,16 @@ def name_of(func: Any) -> str:
     return str(name)
 
 
+def step_name(node: torch.fx.Node) -> str:
+    """The plain name of what a step calls, be it a function, a method or a property."""
+    return node.target if isinstance(node.target, str) else name_of(node.target)
+
+
+def operation_name(node: torch.fx.Node) -> str:
+    """The same without underscores: operators, and operations in place, go by the name of the operation."""
+    return step_name(node).strip("_")
+
+
 @lru_cache(maxsize=4096)
 def is_static(func: Any) -> bool:
     """Whether a call tells only shapes, dtypes and the like, or sets a mode, and is not recorded."""
@@ -113,13 +123,13 @@ def is_rough_backward(name: str) -> bool:
 
 def is_arithmetic(node: torch.fx.Node) -> bool:
     """Whether a step computes with its arguments as numbers, so that a truth is not only a condition."""
-    name = node.target if isinstance(node.target, str) else name_of(node.target)
+    name = step_name(node)
     return name.strip("_") in _ARITHMETIC
 
 
 def is_random(node: torch.fx.Node) -> bool:
     """Whether a torch.fx node draws random numbers; dropout that is switched off does not."""
-    name = node.target if isinstance(node.target, str) else name_of(node.target)
+    name = step_name(node)
     return name in _RANDOM and not _is_off(name, node)
 
 
@@ -347,5 +357,5 @@ def counted(step: torch.fx.Node, batch: int) -> bool:
 
 def shapes_by_argument(step: torch.fx.Node) -> bool:
     """Whether a step gives a tensor the shape that is among its arguments."""
-    name = step.target if isinstance(step.target, str) else name_of(step.target)
+    name = step_name(step)
     return name in SHAPED and step.meta.get("context") is None

@@ -9,7 +9,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from propc.fx.operations import name_of
+from propc.fx.operations import operation_name
 from propc.fx.program import mark_of, type_of
 
 # Floating point, and constant between jumps; names without underscores: in place, and as operators, they do the same.
@@ -56,7 +56,7 @@ _SPELLED: Mapping[str, SpelledOut] = {
 
 def spelled_out(node: torch.fx.Node) -> SpelledOut | None:
     """The two steps of a function that both jumps and moves; None for any other."""
-    return _SPELLED.get(_name(node))
+    return _SPELLED.get(operation_name(node))
 
 
 def selects(node: torch.fx.Node) -> bool:
@@ -67,7 +67,7 @@ def selects(node: torch.fx.Node) -> bool:
     """
     if node.op not in ("call_function", "call_method") or mark_of(node) is not None:
         return False
-    name, kind = _name(node), type_of(node)
+    name, kind = operation_name(node), type_of(node)
     if kind is None or name.endswith(_SHAPED_ALIKE):
         return False
     if kind.dtype.is_floating_point or kind.dtype.is_complex:
@@ -78,7 +78,3 @@ def selects(node: torch.fx.Node) -> bool:
 def _moves(source: torch.fx.Node) -> bool:
     kind = type_of(source)
     return kind is None or kind.dtype.is_floating_point or kind.dtype.is_complex
-
-
-def _name(node: torch.fx.Node) -> str:
-    return (node.target if isinstance(node.target, str) else name_of(node.target)).strip("_")

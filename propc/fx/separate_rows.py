@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.fx
 
-from propc.fx.operations import Property, name_of
+from propc.fx.operations import Property, operation_name
 from propc.fx.program import type_of
 from propc.util.torch_private import arguments_of, pytree
 
@@ -82,11 +82,6 @@ def _is_torch(target: Any) -> bool:
         "_operator",
         "builtins",
     )
-
-
-def operation_name(node: torch.fx.Node) -> str:
-    """The name of an operation, be it a function, a method, an operator, or one in place."""
-    return (node.target if isinstance(node.target, str) else name_of(node.target)).strip("_")
 
 
 @lru_cache(maxsize=4096)

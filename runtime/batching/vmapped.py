@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor
 
 from propc.fx.assignment import index_filled, select_scattered
-from propc.fx.operations import is_random, name_of
+from propc.fx.operations import is_random, step_name
 from propc.fx.run_step import run_step
 from propc.ir.named_dims import Names, aligned, closed
 from propc.util.torch_private import StopRecomputation, pytree
@@ -49,7 +49,7 @@ class VmappedOperation:
         self.node, self.have, self.plates, self.order = node, have, plates, order
         self.sizes, self.common, self.refuse = [sizes[name] for name in plates], common, refuse
         self.draws = is_random(node)
-        self.function = _RIGHT.get(node.target if isinstance(node.target, str) else name_of(node.target))
+        self.function = _RIGHT.get(step_name(node))
         self.__name__ = self.__qualname__ = "vmapped"
         self.__module__ = __name__
 

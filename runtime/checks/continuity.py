@@ -10,7 +10,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from propc.fx.operations import name_of
+from propc.fx.operations import operation_name
 from propc.fx.program import Program
 from propc.ir.records import Jump
 from propc.runtime.checks.crossing import Walk
@@ -140,8 +140,7 @@ def _aside(grad: bool, seed: int) -> Iterator[None]:
 
 
 def _key(node: torch.fx.Node) -> Key:
-    name = node.target if isinstance(node.target, str) else name_of(node.target)
-    return node.meta["where"], name.strip("_")
+    return node.meta["where"], operation_name(node)
 
 
 def _union(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[str, ...]:

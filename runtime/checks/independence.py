@@ -11,7 +11,8 @@ import torch.fx
 from torch import Tensor
 
 from propc.errors import GraphError
-from propc.fx.separate_rows import NOWHERE, operation_name
+from propc.fx.operations import operation_name
+from propc.fx.separate_rows import NOWHERE
 from propc.ir.footprint import gives, inside
 from propc.ir.graph import PropagationGraph
 from propc.ir.nodes.cost import Cost

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from propc.distributions.sampling import draw_detached
 from propc.distributions.spec import DistributionSpec, Skeleton
-from propc.fx.operations import CustomFunction, after, name_of
+from propc.fx.operations import CustomFunction, after, operation_name
 from propc.fx.program import Program, mark_of, type_of
 from propc.fx.run_step import run_step
 from propc.util.torch_private import pytree
@@ -83,7 +83,7 @@ def _unknown(node: FxNode) -> bool:
         return False
     if isinstance(node.target, CustomFunction):  # its derivative is what the user says that it is
         return False
-    name = (node.target if isinstance(node.target, str) else name_of(node.target)).strip("_")
+    name = operation_name(node)
     return (name not in _TRUSTED and name.removeprefix("i") not in _TRUSTED) or bool(node.kwargs.get(_ROUNDING))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from propc.distributions.sampling import draw_detached
 from propc.frontend.cost_terms import returned_costs
 from propc.fx import segment_code
-from propc.fx.operations import is_random, name_of
+from propc.fx.operations import is_random, step_name
 from propc.fx.program import Program, mark_of, type_of
 from propc.fx.run_step import run_step
 from propc.fx.selections import selects, spelled_out
@@ -187,7 +187,7 @@ def _leading_to(ends: Iterable[FxNode], start: set[FxNode]) -> list[FxNode]:
 
 def _needs_history(node: FxNode) -> bool:
     """Whether a step is a hook, or takes a gradient inside the program."""
-    name = node.target if isinstance(node.target, str) else name_of(node.target)
+    name = step_name(node)
     return "hook" in name or "grad" in name
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.fx
 
-from propc.fx.operations import is_random, name_of
+from propc.fx.operations import is_random, step_name
 from propc.fx.program import type_of
 from propc.runtime.batching.table import is_by_element
 from propc.util.torch_private import FakeTensorMode
@@ -249,7 +249,7 @@ def _size(node: Node) -> int:
 
 def operation(node: Node) -> str:
     """The plain name of what a step does."""
-    return node.target if isinstance(node.target, str) else name_of(node.target)
+    return step_name(node)
 
 
 def is_pure(step: Node) -> bool:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch.fx
 
 from propc.fx.dependence import Dependence
-from propc.fx.operations import is_random, name_of
+from propc.fx.operations import is_random, step_name
 from propc.ir.nodes.look import Look, Words, small
 from propc.ir.nodes.node import Graph, Kind, Node, Plates, listed
 from propc.ir.reach import Reach
@@ -53,7 +53,7 @@ class Segment(Node):
     @property
     def operations(self) -> list[str]:
         """Names of its operations, in order."""
-        names = (step.target if isinstance(step.target, str) else name_of(step.target) for step in self.body)
+        names = (step_name(step) for step in self.body)
         return [name.strip("_") for name in names if name != "getitem"]
 
     def depends(self, port: int) -> Sequence[Ref]:
