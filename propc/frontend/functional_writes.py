@@ -17,7 +17,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from propc.fx.assignment import assigned, copied, filled, zeroed
+from propc.fx.assignment import assigned, copied, filled, replaced, zeroed
 from propc.fx.operations import after, getitem, step_name
 from propc.fx.program import Program, mark_of, type_of
 from propc.types import TensorType
@@ -105,7 +105,7 @@ class _Writes:
         others = [other for other in node.all_input_nodes if other is not source]
         name = step_name(node)
         if node.target is operator.setitem:
-            return _replaced if _is_all(node.args[1]) else assigned
+            return replaced if _is_all(node.args[1]) else assigned
         if name in _WRITES and node.op == "call_method":
             return _WRITES[name]
         if name.endswith("_") and name[:-1] in _PURE and node.op == "call_method":
@@ -165,11 +165,6 @@ def _is_all(index: Any) -> bool:
     """Whether an index leaves nothing of a tensor as it was."""
     items = index if isinstance(index, tuple) else (index,)
     return all(item is ... or (isinstance(item, slice) and item == slice(None)) for item in items)
-
-
-def _replaced(tensor: Tensor, index: Any, value: Any) -> Tensor:
-    """The tensor after an assignment to all of it."""
-    return copied(tensor, torch.as_tensor(value, dtype=tensor.dtype, device=tensor.device))
 
 
 def _is_static(index: Any) -> bool:

@@ -64,6 +64,14 @@ def _scattered(tensor: Tensor, dim: int, items: tuple[Any, ...], value: Any) -> 
     return torch.slice_scatter(tensor, part, dim, item.start, item.stop, item.step or 1)
 
 
+def replaced(tensor: Tensor, index: Any, value: Any) -> Tensor:
+    """The tensor after an assignment to all of it."""
+    return copied(tensor, torch.as_tensor(value, dtype=tensor.dtype, device=tensor.device))
+
+
+WRITTEN = frozenset({assigned, copied, filled, replaced, zeroed})  # what stands in a program in place of writes
+
+
 def select_scattered(tensor: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
     """`torch.select_scatter`, of which `torch.vmap` gives the source a wrong derivative (seen in 2.13)."""
     size = tensor.shape[dim]

@@ -17,6 +17,7 @@ import torch.fx
 from torch import Tensor
 
 from propc.fx import segment_code
+from propc.fx.assignment import WRITTEN
 from propc.fx.operations import autocast, getitem
 from propc.runtime.batching.table import is_of_torch
 from propc.runtime.batching.vmapped import VmappedOperation
@@ -104,7 +105,7 @@ class _Recording(torch.fx.Interpreter):
         values, _ = self.fetch_args_kwargs_from_env(n)
         operations = _Operations(self.made, n.meta.get("context"))
         operations.known = {id(v): (v, self.copies[arg]) for v, arg in zip(values, n.args)}  # type: ignore[index]
-        if is_of_torch(operation.node.target):
+        if is_of_torch(operation.node.target) or operation.node.target in WRITTEN:
             with operations:
                 value = operation(*values)
             copy = operations.copy_of(value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from propc.fx.operations import Property, name_of
+from propc.fx.operations import Property, step_name
 from propc.runtime.batching import layer_rules, operation_rules
 from propc.runtime.batching.rule import BatchedOperation, Node, Rule
 from propc.util.torch_private import native_nn
@@ -29,9 +29,10 @@ def is_of_torch(target: Any) -> bool:
 
 def is_by_element(node: torch.fx.Node) -> bool:
     """Whether an operation acts on each element alone, with broadcasting."""
-    target = node.target
-    name = target if isinstance(target, str) else name_of(target)
-    return is_of_torch(target) and RULES.get(name.removeprefix("__").removesuffix("__")) is operation_rules.by_element
+    name = step_name(node)
+    return (
+        is_of_torch(node.target) and RULES.get(name.removeprefix("__").removesuffix("__")) is operation_rules.by_element
+    )
 
 
 def write(step: BatchedOperation) -> Node | None:

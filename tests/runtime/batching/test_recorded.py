@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from plated import SIZES, gradients, looped, same, segment_of, value_of, vmapping, without_rule
 
+from propc.fx.assignment import assigned as value_assigned
 from propc.runtime.batching.vmapped import VmappedOperation
 from propc.runtime.plates.segments import chunked, lifted
 
@@ -58,6 +59,8 @@ RECORDED = {
     "svdvals": torch.linalg.svdvals,
     "written": written,
     "assigned": assigned,
+    "assigned as a value": lambda x: value_assigned(x, (slice(1, None), 0), x[1, 1]) + value_assigned(x, 0, 2.0),
+    "masked as a value": lambda x: value_assigned(x, x > 0, 0.5) * x,
     "items of a list": lambda x: x[[0, 2]] * x[:2],
     "several results": lambda x: x.sort(0).values + x.sort(0).indices,
     "filters in plates": lambda x: F.conv1d(x.t()[None], x[:, :, None])[0],
