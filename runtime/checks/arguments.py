@@ -6,8 +6,7 @@ operations before them run once more, without gradient, on draws of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from propc.distributions.argument_check import ArgumentCheck
 from propc.fx.operations import name_of
-from propc.fx.program import CheckedProgram, Mark, mark_of
-from propc.fx.run_step import run_step
+from propc.fx.program import CheckedProgram
 from propc.runtime.checks.out_of_memory import is_shortage
+from propc.runtime.checks.traced_run import last_uses, step_value
 from propc.util.torch_rng import same_random
 
 _NEED_HISTORY = frozenset({"grad", "register_hook", "retain_grad"})
@@ -43,7 +42,7 @@ class ArgumentChecks:
         self._writes = any(node.meta.get("writes") for node in nodes)
         self._history = any(name_of(node.target) in _NEED_HISTORY for node in nodes if callable(node.target))
         self._history |= any(node.target in _NEED_HISTORY for node in nodes if node.op == "call_method")
-        self._last = _last_uses(program.graph)
+        self._last = last_uses(program.graph)
 
     def __call__(self, inputs: Sequence[Tensor], owner: Any) -> None:
         """Make the checks.
@@ -81,36 +80,9 @@ class ArgumentChecks:
         for node in self.program.graph.nodes:
             if node.op != "placeholder" and all(each in values for each in node.all_input_nodes):
                 try:
-                    values[node] = _result(node, values)
+                    values[node] = step_value(node, values)
                 except Exception as error:
                     if isinstance(node.target, ArgumentCheck) or is_shortage(error):
                         raise
             for done in self._last.get(node, ()):
                 values.pop(done, None)
-
-
-def _result(node: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:
-    mark, region = mark_of(node), node.meta.get("context")
-    if mark is not None:
-        return _marked(mark, [values[each] for each in node.args if isinstance(each, torch.fx.Node)])
-    with nullcontext() if region is None else region.entered():
-        return run_step(node, values)
-
-
-def _marked(mark: Mark, args: Sequence[Any]) -> Any:
-    if mark.kind == "opaque":
-        raise LookupError(mark.name)
-    if mark.spec is None:
-        return args[0] if args else None
-    draw = mark.spec.builder()(args).sample()
-    wants = torch.is_grad_enabled() and draw.is_floating_point()
-    return draw.requires_grad_().clone() if wants else draw
-
-
-def _last_uses(graph: torch.fx.Graph) -> dict[torch.fx.Node, list[torch.fx.Node]]:
-    """What is read for the last time by each node."""
-    last = {read: node for node in graph.nodes for read in node.all_input_nodes}
-    found: dict[torch.fx.Node, list[torch.fx.Node]] = {}
-    for read, node in last.items():
-        found.setdefault(node, []).append(read)
-    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,10 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from propc.distributions.sampling import draw_detached
 from propc.distributions.spec import DistributionSpec, Skeleton
 from propc.fx.operations import CustomFunction, after, operation_name
 from propc.fx.program import Program, mark_of, type_of
-from propc.fx.run_step import run_step
+from propc.runtime.checks.traced_run import last_uses, step_value
 from propc.util.torch_private import pytree
 from propc.util.torch_rng import same_random
 
@@ -104,45 +103,37 @@ def _types(skeleton: Any) -> Iterator[type]:
 
 def _look(program: Program, leaves: Sequence[Tensor], suspects: set[FxNode]) -> None:
     """Run the program up to the last suspect, and test each where it stands; behind a black box nothing is known."""
-    given = dict(zip((leaf.node for leaf in program.leaves), leaves))
-    values: dict[FxNode, Any] = {}
-    last = {node: user for user in program.graph.nodes for node in user.all_input_nodes}
+    values: dict[FxNode, Any] = {
+        leaf.node: given.detach().clone() if program.mutates else given.detach()
+        for leaf, given in zip(program.leaves, leaves)
+    }
+    done = last_uses(program.graph)
     left = len(suspects)
     for node in program.graph.nodes:
         if not left or node.op == "output":
             return
-        sources = node.all_input_nodes
-        if node in given:
-            values[node] = given[node].detach().clone() if program.mutates else given[node].detach()
-        elif all(source in values for source in sources):
-            _visit(node, values, node in suspects)
+        if node.op != "placeholder" and all(source in values for source in node.all_input_nodes):
+            if node in suspects:
+                _test(node, values)
+            with suppress(Exception), torch.no_grad():  # what needs a history, or is a black box, is not known
+                values[node] = step_value(node, values)
         left -= node in suspects
-        for source in sources:
-            if last[source] is node:
-                values.pop(source, None)
+        for source in done.get(node, ()):
+            values.pop(source, None)
 
 
-def _visit(node: FxNode, values: dict[FxNode, Any], suspected: bool) -> None:
+def _test(node: FxNode, values: Mapping[FxNode, Any]) -> None:
+    """Mark a step, or a site, that cuts a path."""
     mark = mark_of(node)
     if mark is not None and mark.spec is not None:
         phi = [values[source] for source in node.args if isinstance(source, FxNode)]
-        if suspected and _is_cut(_drawing(mark.spec), phi):
+        if _is_cut(_drawing(mark.spec), phi):
             node.meta["mark"] = replace(mark, spec=replace(mark.spec, has_rsample=False))
-        with torch.no_grad():
-            values[node] = draw_detached(mark.spec.builder()(phi))
-    elif mark is not None:
-        if mark.kind not in ("opaque", "turn"):
-            (values[node],) = (values[source] for source in node.all_input_nodes)
-    else:
-        step = _Operation(node, values)
-        if suspected and any(_is_cut(step.of(source), [values[source]]) for source in step.moved):
-            for cut in (node, *(user for user in node.users if user.target is after)):  # and what it was written into
-                cut.meta["rough"] = True
-        try:
-            with torch.no_grad():
-                values[node] = step.run(values)
-        except Exception:  # what needs a history, such as a gradient inside the program, has none here
-            return
+        return
+    step = _Operation(node, values)
+    if any(_is_cut(step.of(source), [values[source]]) for source in step.moved):
+        for cut in (node, *(user for user in node.users if user.target is after)):  # and what it was written into
+            cut.meta["rough"] = True
 
 
 @dataclass(frozen=True)
@@ -166,17 +157,12 @@ class _Operation:
             if self.node.meta.get("writes"):
                 values = {node: _copied(value) for node, value in values.items()}
             values[source] = given[0]
-            found = self.run(values)
+            found = step_value(self.node, values)
             if found is None:  # an assignment to a part
                 found = values[self.node.args[0]]  # type: ignore[index]
             return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
 
         return call
-
-    def run(self, values: Mapping[FxNode, Any]) -> Any:
-        region = self.node.meta.get("context")
-        with region.entered() if region is not None else nullcontext():
-            return run_step(self.node, values)
 
 
 def _copied(value: Any) -> Any:

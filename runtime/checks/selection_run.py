@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +10,12 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from propc.distributions.sampling import draw_detached
 from propc.frontend.cost_terms import returned_costs
 from propc.fx import segment_code
 from propc.fx.operations import is_random, step_name
 from propc.fx.program import Program, mark_of, type_of
-from propc.fx.run_step import run_step
 from propc.fx.selections import selects, spelled_out
+from propc.runtime.checks.traced_run import last_uses, step_value
 
 Force = Callable[[int, Any], Any]
 FxNode = torch.fx.Node
@@ -133,24 +131,13 @@ def _itself(value: Any) -> Any:
 
 def _interpreted(program: Program, leaves: Sequence[Tensor], wanted: set[FxNode]) -> dict[FxNode, Any]:
     """Values of a run of a program in which its sites draw."""
-    last = {source: node for node in program.graph.nodes for source in node.all_input_nodes if source not in wanted}
+    done = last_uses(program.graph, wanted)
     values: dict[FxNode, Any] = {leaf.node: value for leaf, value in zip(program.leaves, leaves)}
     for node in program.graph.nodes:
-        mark = mark_of(node)
-        if node.op in ("placeholder", "output") or (mark is not None and mark.kind == "turn"):
-            continue
-        if mark is not None and mark.spec is not None:
-            phi = [values[n] for n in node.args if isinstance(n, FxNode)]
-            values[node] = draw_detached(mark.spec.builder()(phi))
-        elif mark is not None and mark.kind != "opaque":
-            (values[node],) = (values[n] for n in node.all_input_nodes)
-        else:
-            region = node.meta.get("context")
-            with region.entered() if region is not None else nullcontext():
-                values[node] = run_step(node, values)
-        for source in node.all_input_nodes:
-            if last.get(source) is node:
-                del values[source]
+        if node.op not in ("placeholder", "output"):
+            values[node] = step_value(node, values, boxes=True)
+        for source in done.get(node, ()):
+            del values[source]
     return values
 
 
