@@ -9,7 +9,7 @@ from torch import Tensor
 
 from propc.ir.nodes.site import Site
 from propc.ir.rules import SiteRule
-from propc.propagators import AntitheticRule, Draw, SiteContext
+from propc.propagators import Draw, SiteContext
 from propc.runtime.checks.gradients import watched
 from propc.runtime.checks.scores import check_edges, check_mean, check_shape
 from propc.runtime.lowering.planner import Planner
@@ -21,7 +21,6 @@ def looking(planner: Planner, site: Site, rule: SiteRule) -> DrawBy:
     """A rule's `draw`, with looks at its score and its gradients in the first call."""
     draw_by: DrawBy = rule.draw
     mode, scores = planner.mode, rule.scores
-    by_probability = scores or isinstance(rule, AntitheticRule)
     looked = False
 
     def draw(context: SiteContext, phi: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Draw:
@@ -30,8 +29,9 @@ def looking(planner: Planner, site: Site, rule: SiteRule) -> DrawBy:
             return draw_by(context, phi, tangents)
         if scores and not looked:
             context = replace(context, kinked=planner.sites.find_kink(site.name, context, phi))
-        if mode.first and by_probability and not looked:
-            check_edges(site, phi)
+        if mode.first and not looked:
+            if rule.blind_at_edges:
+                check_edges(site, phi)
             if scores:
                 check_shape(site, context, phi)
                 check_mean(site, context, phi)

@@ -44,6 +44,10 @@ class AntitheticRule(SitePropagator):
         common, chunk = self.samples.noise == "common", self.samples.chunk
         return Plate(site.name, 2 * self.samples.count, PlateKind.ANTITHETIC, common=common, chunk=chunk)
 
+    @property
+    def blind_at_edges(self) -> bool:
+        return True
+
     @abstractmethod
     def coefficients(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """What multiplies the log odds of a decision on the way to b, and those of one on the way to b̃ alone."""

@@ -131,6 +131,11 @@ class SitePropagator(Propagator, ABC):
         """
         return type(self).__module__.startswith("propc.")
 
+    @property
+    def blind_at_edges(self) -> bool:
+        """Whether it sees of a discrete law only what is drawn, so that nothing tells it what has no probability."""
+        return self.scores
+
     # What a rule says that weighs several cotangents on φ against each other; another one leaves it as it is here.
 
     @property
