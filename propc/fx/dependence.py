@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch.fx
 
-from propc.fx.operations import is_arithmetic
+from propc.fx.operations import after, is_arithmetic
 from propc.fx.program import type_of
 
 
@@ -41,12 +41,12 @@ def step_dependence(node: torch.fx.Node, masks: Mapping[torch.fx.Node, Dependenc
     """Dependence of one torch.fx node, from that of its inputs.
 
     Autograd follows a step whose result requires a gradient and does not jump. A result of
-    integers or truths, or one that jumps, is rough; a condition that only selects
+    integers or truths, or one that jumps, is rough, and what such a one was written into; a condition that only selects
     (the first argument of where, an index) hands no roughness on; a factor or an addend does.
     """
     kind = type_of(node)
     whole = kind is not None and not (kind.dtype.is_floating_point or kind.dtype.is_complex)
-    jumps = bool(node.meta.get("rough"))
+    jumps = any(each.meta.get("rough") for each in (node.all_input_nodes if node.target is after else [node]))
     smooth_step = not jumps and (kind is None or kind.requires_grad)
     hides = smooth_step and not whole and not is_arithmetic(node)
     reach = smooth = rough = 0

@@ -49,7 +49,10 @@ _REFUSED = {
     "__array__": "Use torch operations, or propc.opaque for code that needs NumPy.",
 }
 # Autograd gives a gradient for these (zero) or none, though their value jumps.
-_ROUGH = frozenset("sign sgn round floor ceil trunc fix heaviside floor_divide __floordiv__ bernoulli".split())
+# Names as `operation_name` gives them. Those that it lacks are found with values (`propc.runtime.checks.paths`).
+JUMPING = frozenset(
+    "sign sgn round floor ceil trunc fix heaviside floor_divide floordiv rfloordiv ifloordiv bernoulli histc".split()
+)
 # Whose result is computed with the numbers of all arguments, truths among them; by `operator`'s names too.
 _ARITHMETIC = frozenset(
     "add sub mul div pow rsub lerp addcmul addcdiv subtract multiply divide true_divide truediv radd rmul rtruediv "
@@ -112,13 +115,13 @@ def has_effect(func: Any) -> bool:
 @lru_cache(maxsize=4096)
 def is_rough(func: Any) -> bool:
     """Whether the value jumps where autograd says that the gradient is zero or undefined."""
-    return not isinstance(func, CustomFunction) and name_of(func) in _ROUGH
+    return not isinstance(func, CustomFunction) and name_of(func).strip("_") in JUMPING
 
 
 def is_rough_backward(name: str) -> bool:
     """The same of a step of the autograd graph; torch's own end in a number, a user's do not."""
     own = name.rstrip("0123456789")
-    return name.endswith("NotImplemented") or (own != name and own.removesuffix("Backward").lower() in _ROUGH)
+    return name.endswith("NotImplemented") or (own != name and own.removesuffix("Backward").lower() in JUMPING)
 
 
 def is_arithmetic(node: torch.fx.Node) -> bool:

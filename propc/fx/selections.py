@@ -9,13 +9,9 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from propc.fx.operations import operation_name
+from propc.fx.operations import JUMPING, operation_name
 from propc.fx.program import mark_of, type_of
 
-# Floating point, and constant between jumps; names without underscores: in place, and as operators, they do the same.
-_STEPS = frozenset(
-    "sign sgn round floor ceil trunc fix heaviside floor_divide floordiv rfloordiv ifloordiv bernoulli histc".split()
-)
 _ROUNDED = frozenset({"div", "divide", "true_divide"})  # with rounding_mode=
 _SHAPED_ALIKE = ("_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 
@@ -71,7 +67,7 @@ def selects(node: torch.fx.Node) -> bool:
     if kind is None or name.endswith(_SHAPED_ALIKE):
         return False
     if kind.dtype.is_floating_point or kind.dtype.is_complex:
-        return name in _STEPS or name in _SPELLED or (name in _ROUNDED and bool(node.kwargs.get("rounding_mode")))
+        return name in JUMPING or name in _SPELLED or (name in _ROUNDED and bool(node.kwargs.get("rounding_mode")))
     return any(_moves(source) for source in node.all_input_nodes)
 
 

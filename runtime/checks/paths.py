@@ -18,7 +18,7 @@ import torch.fx
 from torch import Tensor
 
 from propc.distributions.spec import DistributionSpec, Skeleton
-from propc.fx.operations import CustomFunction, after, operation_name
+from propc.fx.operations import CustomFunction, operation_name
 from propc.fx.program import Program, mark_of, type_of
 from propc.runtime.checks.traced_run import last_uses, step_value
 from propc.util.torch_private import pytree
@@ -132,8 +132,7 @@ def _test(node: FxNode, values: Mapping[FxNode, Any]) -> None:
         return
     step = _Operation(node, values)
     if any(_is_cut(step.of(source), [values[source]]) for source in step.moved):
-        for cut in (node, *(user for user in node.users if user.target is after)):  # and what it was written into
-            cut.meta["rough"] = True
+        node.meta["rough"] = True
 
 
 @dataclass(frozen=True)
