@@ -123,3 +123,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_RESULTS[name]), name)
     raise AttributeError(f"module 'propc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_RESULTS})
