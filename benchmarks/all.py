@@ -25,6 +25,7 @@ BENCHMARKS = (
     "peers",
     "compile_time",
     "compile_cold",
+    "checks",
     "bookkeeping",
     "horizon",
     "targets",

@@ -45,6 +45,14 @@ def seed(device: torch.device, number: int) -> None:
         torch.get_device_module(device).manual_seed_all(number)
 
 
+def seed_all(number: int) -> None:
+    """Seed the default generators of the CPU and of the accelerator, where there is one."""
+    torch.default_generator.manual_seed(number)
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        seed(device, number)
+
+
 @contextmanager
 def from_state(device: torch.device, state: Tensor) -> Iterator[None]:
     """Draw from a state on, then go on from where the generator was before."""

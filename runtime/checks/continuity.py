@@ -16,7 +16,7 @@ from propc.ir.records import Jump
 from propc.runtime.checks.crossing import Walk
 from propc.runtime.checks.selection_run import SelectionRun, reached, sites_of
 from propc.types import Source
-from propc.util.torch_rng import same_random
+from propc.util.torch_rng import same_random, seed_all
 
 MET = 8  # rows in which branches have met, after which a selection is no longer looked at
 PAIRS = 256  # of draws in the first call, in as many walks as the batch needs for them
@@ -135,7 +135,7 @@ class Continuity:
 def _aside(grad: bool, seed: int) -> Iterator[None]:
     """Random numbers of its own, and no history unless the program needs it."""
     with same_random(), torch.set_grad_enabled(grad):
-        torch.manual_seed(seed)
+        seed_all(seed)
         yield
 
 

@@ -22,7 +22,7 @@ from propc.fx.operations import CustomFunction, operation_name
 from propc.fx.program import Program, mark_of, type_of
 from propc.runtime.checks.traced_run import last_uses, step_value
 from propc.util.torch_private import pytree
-from propc.util.torch_rng import same_random
+from propc.util.torch_rng import same_random, seed_all
 
 FxNode = torch.fx.Node
 Call = Callable[[Sequence[Tensor]], list[Tensor]]  # from what is moved to what comes out
@@ -233,7 +233,7 @@ class _Moved:
     @staticmethod
     def at(call: Callable[[Tensor], list[Tensor]], value: Tensor) -> _Moved | None:
         """None where it cannot be had: a value outside the domain, an operation without derivative."""
-        torch.manual_seed(0)  # the same noise in the operation wherever it stands
+        seed_all(0)  # the same noise in the operation wherever it stands
         leaf = value.detach().requires_grad_()
         try:
             with torch.enable_grad():

@@ -16,6 +16,7 @@ from propc.fx.operations import is_random, step_name
 from propc.fx.program import Program, mark_of, type_of
 from propc.fx.selections import selects, spelled_out
 from propc.runtime.checks.traced_run import last_uses, step_value
+from propc.util.torch_rng import seed_all
 
 Force = Callable[[int, Any], Any]
 FxNode = torch.fx.Node
@@ -100,7 +101,7 @@ class SelectionRun:
         assert self.part is not None
         self.force = force
         if self.random:
-            torch.manual_seed(0)
+            seed_all(0)
         if self.program.mutates:
             fixed = [value.clone() if isinstance(value, Tensor) else value for value in fixed]
         return [value.detach() for value in self.part.forward(*fixed, *draws)]
