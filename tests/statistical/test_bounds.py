@@ -24,7 +24,7 @@ from propc.propagators.sites.samples import Samples
 pytestmark = pytest.mark.statistical
 sample = propc.sample
 Choose = Callable[[Distribution], Tensor]
-ROWS = 200_000
+ROWS = 100_000
 
 
 def log_mean_exp(values: Sequence[Tensor]) -> Tensor:

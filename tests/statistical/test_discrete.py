@@ -31,7 +31,7 @@ class Entry:
 
     def rows(self, problem: DiscreteProblem) -> int:
         """As many as keep a test short; an exact estimator of many outcomes needs few."""
-        return min(100_000, 1_000_000 // self.evaluations(problem))
+        return min(50_000, 500_000 // self.evaluations(problem))
 
     def compiled(self, problem: DiscreteProblem) -> Any:
         """The program with this estimator at its discrete sites, and `infer` at others."""

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.statistical
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_site(family: str, objective: str) -> None:
     problem = one_site(family, objective)
-    check(gradient_draws(propc.compile(problem.program), problem.theta, rows=400_000), problem.exact)
+    check(gradient_draws(propc.compile(problem.program), problem.theta, rows=150_000), problem.exact)
 
 
 @pytest.mark.parametrize("family", CONTINUOUS)
@@ -43,7 +43,7 @@ def test_no_path_to_the_cost() -> None:
 
     theta = vector(0.2, 0.8)
     exact = oracles.gradient(lambda p: 1 - Normal(p[0], p[1]).cdf(torch.tensor(0.5)), theta)
-    check(gradient_draws(propc.compile(program), theta, rows=400_000), exact)
+    check(gradient_draws(propc.compile(program), theta, rows=150_000), exact)
 
 
 def test_a_path_to_one_of_two_costs() -> None:
@@ -83,7 +83,7 @@ def test_continuous_and_discrete_sites_together() -> None:
         )
 
     theta = vector(0.4, 1.2, -0.5)
-    check(gradient_draws(propc.compile(program), theta, rows=400_000), oracles.gradient(expectation, theta))
+    check(gradient_draws(propc.compile(program), theta, rows=150_000), oracles.gradient(expectation, theta))
 
 
 CHOICES = {

@@ -28,7 +28,7 @@ def lr(baseline: Any) -> Any:
 def test_one_site(family: str, objective: str, baseline: str) -> None:
     problem = one_site(family, objective)
     compiled = propc.compile(problem.program, estimator=lr(BASELINES[baseline]))
-    draws = gradient_draws(compiled, problem.theta, rows=400_000, warmup=baseline == "moving_average")
+    draws = gradient_draws(compiled, problem.theta, rows=150_000, warmup=baseline == "moving_average")
     check(draws, problem.exact, twin=1.15)
 
 
@@ -76,7 +76,7 @@ def test_a_cost_need_not_be_continuous() -> None:
 
     theta = vector(0.2, 0.8)
     exact = oracles.gradient(lambda p: 1 - Normal(p[0], p[1]).cdf(torch.tensor(0.5)), theta)
-    check(gradient_draws(propc.compile(program, estimator="lr"), theta, rows=400_000), exact)
+    check(gradient_draws(propc.compile(program, estimator="lr"), theta, rows=150_000), exact)
 
 
 def test_a_black_box_as_cost() -> None:
@@ -88,7 +88,7 @@ def test_a_black_box_as_cost() -> None:
         return propc.opaque(black_box)(propc.sample(Normal(p[..., 0], p[..., 1]), "x"))
 
     theta = vector(0.5, 0.8)
-    check(gradient_draws(propc.compile(program, estimator="lr"), theta, rows=400_000), 2 * theta)
+    check(gradient_draws(propc.compile(program, estimator="lr"), theta, rows=150_000), 2 * theta)
 
 
 @pytest.mark.parametrize("law", [lambda p: Normal(p, 1.0), lambda p: Bernoulli(logits=p)], ids=["normal", "bernoulli"])
@@ -109,5 +109,5 @@ def test_event_dimensions_belong_to_the_row(law: Any) -> None:
         )
 
     theta = vector(0.3, -0.7, 1.1)
-    draws = gradient_draws(propc.compile(program, estimator="lr"), theta, rows=400_000)
+    draws = gradient_draws(propc.compile(program, estimator="lr"), theta, rows=150_000)
     check(draws, oracles.gradient(expectation, theta))

@@ -108,7 +108,7 @@ def straight_through_mean(kind: str, f: Objective) -> Tensor:
 @each_program
 def test_st_has_the_mean_of_its_rule(kind: str, objective: str) -> None:
     f = OBJECTIVES[objective]
-    sampled = draws(kind, f, "st", rows=400_000)
+    sampled = draws(kind, f, "st", rows=150_000)
     if objective == "linear" and kind == "bit":  # then it has no variance
         torch.testing.assert_close(sampled, hard_gradient(kind, f).expand_as(sampled))
         return
@@ -148,7 +148,7 @@ def second_order_mean(kind: str, f: Objective) -> Tensor:
 @each_program
 def test_reinmax_has_the_mean_of_its_rule(kind: str, objective: str) -> None:
     f = OBJECTIVES[objective]
-    check(draws(kind, f, "reinmax", rows=400_000), second_order_mean(kind, f), twin=1.1)
+    check(draws(kind, f, "reinmax", rows=150_000), second_order_mean(kind, f), twin=1.1)
 
 
 @pytest.mark.parametrize("objective", ["linear", "quadratic"])
@@ -156,7 +156,7 @@ def test_reinmax_has_the_mean_of_its_rule(kind: str, objective: str) -> None:
 def test_reinmax_is_exact_on_quadratics(kind: str, objective: str) -> None:
     f = OBJECTIVES[objective]
     twin = draws(kind, f, "st_gumbel")
-    check(draws(kind, f, "reinmax", rows=400_000), hard_gradient(kind, f), twin=twin)
+    check(draws(kind, f, "reinmax", rows=150_000), hard_gradient(kind, f), twin=twin)
 
 
 @each_program
@@ -224,7 +224,7 @@ def relaxed(kind: str, f: Objective, temperature: float) -> Callable[[Tensor], T
 def test_gumbel_softmax_descends_the_relaxed_objective(kind: str, objective: str, temperature: float) -> None:
     f = OBJECTIVES[objective]
     exact = oracles.gradient(relaxed(kind, f, temperature), PROGRAMS[kind][1])
-    check(draws(kind, f, "gumbel_softmax", rows=400_000, temperature=temperature), exact)
+    check(draws(kind, f, "gumbel_softmax", rows=150_000, temperature=temperature), exact)
 
 
 @each_program
@@ -243,7 +243,7 @@ def test_its_bias_falls_with_the_temperature(kind: str) -> None:
     exact = hard_gradient(kind, f)
     biases = []
     for temperature in (1.0, 0.5, 0.2):
-        sampled = draws(kind, f, "gumbel_softmax", rows=400_000, temperature=temperature)
+        sampled = draws(kind, f, "gumbel_softmax", rows=150_000, temperature=temperature)
         if temperature > 0.2:
             assert_rejected(sampled, exact)
         biases.append((sampled.mean(0) - exact).abs().max())
@@ -285,7 +285,7 @@ RELAXED_BACKWARD: dict[str, dict[str, Any]] = {
 def test_the_jacobian_of_the_relaxation(which: str, objective: str, temperature: float) -> None:
     f = OBJECTIVES[objective]
     options = {"temperature": temperature, **RELAXED_BACKWARD[which]}
-    sampled = draws("bit", f, which.partition(",")[0], rows=400_000, **options)
+    sampled = draws("bit", f, which.partition(",")[0], rows=150_000, **options)
     check(sampled, straight_through_relaxed(f, temperature))
     if temperature == 1.0:  # colder, the bias is small
         assert_rejected(sampled, hard_gradient("bit", f))
@@ -301,7 +301,7 @@ def test_a_choice_between_two_is_a_bernoulli() -> None:
     f = OBJECTIVES["cos"]
     for which, options in RELAXED_BACKWARD.items():
         estimator = propc.estimator(which.partition(",")[0], **options)
-        sampled = gradient_draws(propc.compile(program, estimator=estimator), BIT, rows=400_000)
+        sampled = gradient_draws(propc.compile(program, estimator=estimator), BIT, rows=150_000)
         check(sampled, straight_through_relaxed(f, 1.0))
 
 
@@ -309,7 +309,7 @@ def test_a_choice_between_two_is_a_bernoulli() -> None:
 def test_gumbel_rao_has_the_mean_of_st_gumbel_and_less_variance(kind: str) -> None:
     f = OBJECTIVES["cos"]
     plain, one, many = (
-        draws(kind, f, estimator, rows=400_000, temperature=0.3, **options)
+        draws(kind, f, estimator, rows=150_000, temperature=0.3, **options)
         for estimator, options in (("st_gumbel", {}), ("gumbel_rao", {"samples": 1}), ("gumbel_rao", {"samples": 20}))
     )
     nothing = torch.zeros_like(plain[0])
@@ -365,7 +365,7 @@ def test_the_toy(estimator: str, right: bool) -> None:
         p = torch.sigmoid(theta)
         exact, rule = (1 - 2 * t) * p * (1 - p), 2 * (p - t) * p * (1 - p)
         program = propc.compile(bit(lambda b: (b - t).square()), estimator=estimator)
-        sampled = gradient_draws(program, theta, rows=400_000)
+        sampled = gradient_draws(program, theta, rows=150_000)
         check(sampled, exact if right else rule, twin=sampled + 0.01)
         if logit and not right:
             assert_rejected(sampled, exact)
@@ -430,7 +430,7 @@ def test_among_other_sites_and_costs() -> None:
 
     theta = vector(0.3, 0.8)
     program_ = propc.compile(program)
-    sampled = gradient_draws(program_, theta, rows=400_000, cost=lambda costs: 2 * costs[0] - 3 * costs[1])
+    sampled = gradient_draws(program_, theta, rows=150_000, cost=lambda costs: 2 * costs[0] - 3 * costs[1])
     check(sampled, oracles.gradient(expectation, theta))
 
 
