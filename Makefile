@@ -26,7 +26,7 @@ demo: $(READY)  ## train real models under several estimators; results in runs/
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(READY)  ## all tests, on two processes
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 quick: $(READY)  ## the tests of the inner loop, in less than 90 seconds
 	$(BIN)/pytest -n 2 $(QUICK) $(ARGS)

@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = report.parser("proppo/computation_time", __doc__).parse_args(argv)
     batches, dims, horizons, rounds = (10, 1000, 10_000), (2, 100, 500), (10, 30, 100, 300, 1000), 15
     if args.smoke:
-        batches, dims, horizons, rounds = (10, 100), (2, 20), (10, 30), 5
+        batches, dims, horizons, rounds = (10, 100), (2, 20), (10, 30), 3
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     torch.manual_seed(0)

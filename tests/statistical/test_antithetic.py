@@ -21,7 +21,7 @@ from propc.propagators.sites.decision_tree import Pair
 pytestmark = pytest.mark.statistical
 
 NAMED: dict[str, DiscreteProblem] = {problem.name: problem for problem in PROBLEMS}
-ROWS = 200_000
+ROWS = 100_000
 
 
 def draws_of(estimator: Any, problem: DiscreteProblem, rows: int = ROWS) -> Tensor:

@@ -1,7 +1,7 @@
 """`gs`, `gs-tp`, `gr`: unbiased where the refitted values are Gaussian, to order 1/B, and only there.
 
 Moments are those of the batch, so rows are no independent draws: here a draw is the gradient of a whole
-batch of 20,000 rows, whose bias of order 1/B is far below the standard error of all of them.
+batch of 10,000 rows, whose bias of order 1/B is far below the standard error of all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from propc.passes import GaussianShaping
 
 pytestmark = pytest.mark.statistical
 
-ROWS, CALLS = 20_000, 100
+ROWS, CALLS = 10_000, 100
 THETA = vector(0.4, -0.3, 0.7)  # shift, slope, log of a scale
 MIX = torch.tensor([[0.8, 0.3], [-0.2, 0.9]], dtype=torch.float64)
 WAVE = vector(0.9, -0.6)

@@ -37,7 +37,7 @@ from torch.distributions.transforms import (
 import propc
 
 pytestmark = pytest.mark.statistical
-ROWS = 200_000
+ROWS = 100_000
 
 
 def gradient_draws(program: Callable[..., Tensor], theta: Tensor) -> Tensor:

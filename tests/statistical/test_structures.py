@@ -304,7 +304,7 @@ def test_an_estimator_for_each_site(form: str, continuous: str) -> None:
     theta = vector(0.3, 0.9)
     mapping = {"z*": propc.estimator("lr", baseline=None), "x*": continuous}
     estimator = mapping if form == "mapping" else choose
-    draws = gradient_draws(propc.compile(mixed, estimator=estimator), theta, rows=400_000)
+    draws = gradient_draws(propc.compile(mixed, estimator=estimator), theta, rows=150_000)
     check(draws, gradient(mixed_expectation, theta))
 
 
