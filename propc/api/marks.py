@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from propc.distributions.score import behind_caches
-from propc.errors import PropcTypeError, message
+from propc.errors import PropcTypeError, PropcValueError, message
 from propc.frontend import active_tracer
 from propc.frontend.user_source import user_source
 from propc.ir.records import LOG_MEAN_EXP
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_UNSAID: Any = object()  # None is a word of the user's
 
 
 def sample(dist: Distribution, name: str | None = None, estimator: SiteChoice | None = None) -> Tensor:
@@ -142,10 +144,12 @@ def node(value: Tensor, name: str | None = None, propagator: Propagator | str | 
 
 
 @overload
-def opaque(fn: Callable[P, R], *, plates: str | None = ...) -> Callable[P, R]: ...
+def opaque(fn: Callable[P, R], *, plates: str | None = ..., gradient: None = ...) -> Callable[P, R]: ...
 @overload
-def opaque(fn: None = None, *, plates: str | None = ...) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
-def opaque(fn: Callable[..., R] | None = None, *, plates: str | None = None) -> Any:
+def opaque(
+    fn: None = None, *, plates: str | None = ..., gradient: None = ...
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def opaque(fn: Callable[..., R] | None = None, *, plates: str | None = None, gradient: Any = _UNSAID) -> Any:
     """Make a black box of `fn`: it runs as it is, on real values, and no gradient goes through it.
 
     A score-function estimator sees through it; a pathwise one cannot. Row i of its
@@ -163,13 +167,15 @@ def opaque(fn: Callable[..., R] | None = None, *, plates: str | None = None) -> 
             passed as they are. ``"loop"``: K times, with the program's shapes. None takes ``"batch"`` where all
             arguments that differ and all results have the batch in front and noise is not common, else ``"loop"``.
             A box that knows its number of rows, such as a vectorized environment, needs ``"loop"``.
+        gradient: None says that gradients are to end at the box. Without it a parameter or argument whose gradient
+            does, on its way to a cost, is a `PropcWarning`. Draws of a score-function estimator lose nothing there.
 
     Returns:
         A function with the signature of `fn`; its tensor results are detached.
 
     Raises:
         PropcTypeError: `fn` cannot be called.
-        PropcValueError: another value of `plates`.
+        PropcValueError: another value of `plates` or `gradient`.
     """
     if fn is not None and not callable(fn):
         raise PropcTypeError(
@@ -179,15 +185,23 @@ def opaque(fn: Callable[..., R] | None = None, *, plates: str | None = None) -> 
         )
     if plates is not None:
         one_of("plates", plates, ("batch", "loop"))
+    if gradient is not None and gradient is not _UNSAID:
+        raise PropcValueError(
+            message(
+                f"propc.opaque: gradient must be None or left out; got {gradient!r}",
+                "Let a site stand before the box for a gradient through it: a Normal under 'lr' smooths it.",
+                where=user_source(),
+            )
+        )
     if fn is None:
-        return functools.partial(opaque, plates=plates)
+        return functools.partial(opaque, plates=plates, gradient=gradient)
     box = _with_name(fn)
 
     @functools.wraps(box)
     def call(*args: Any, **kwargs: Any) -> R:
         tracer = active_tracer()
         if tracer is not None:
-            result: R = tracer.opaque(box, args, kwargs, plates or "")
+            result: R = tracer.opaque(box, args, kwargs, plates or "", gradient is None)
             return result
         with torch.no_grad():
             # a result may be an argument

@@ -112,7 +112,9 @@ class _Cutter:
         made: Node
         if mark.kind == "opaque":
             arguments = tuple(node.all_input_nodes)
-            made = Opaque(**common, outputs=node.meta["types"], call=node, arguments=arguments, how=mark.how)
+            made = Opaque(
+                **common, outputs=node.meta["types"], call=node, arguments=arguments, how=mark.how, cuts=mark.cuts
+            )
             if type_of(node) is None:  # a tuple: its items are the ports
                 for item in node.users:
                     port = item.args[1]

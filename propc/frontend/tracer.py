@@ -167,8 +167,16 @@ class Tracer(Recorder):
             mark = Mark("cost", label, propagator=propagator, how=how, dims=dims)
             return self._mark(mark, (self._node(value),), value.clone(), (value,))
 
-    def opaque(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], how: str = "") -> Any:
+    def opaque(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        how: str = "",
+        cuts: bool = False,
+    ) -> Any:
         """Record a black box; its outputs' shapes come from one run on zeros."""
+        cuts = cuts or not torch.is_grad_enabled()
         with DisableTorchFunction(), _activated(None):
             args, kwargs = self._lift(args), self._lift(kwargs)
             label = self._name(None, getattr(fn, "__name__", "opaque"))
@@ -185,7 +193,9 @@ class Tracer(Recorder):
                     )
                 )
             node = self.graph.call_function(fn, self._nodes(args), self._nodes(kwargs))
-            node.meta.update(where=user_source(), context=None, rough=True, mark=Mark("opaque", label, how=how))
+            node.meta.update(
+                where=user_source(), context=None, rough=True, mark=Mark("opaque", label, how=how, cuts=cuts)
+            )
             node.meta["types"] = tuple(map(tensor_type, items))
             self._bind(result, node)
             return result

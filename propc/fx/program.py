@@ -31,9 +31,10 @@ class Leaf:
 @dataclass(frozen=True)
 class Mark:
     """What the user marked: a site (with `spec` and `estimator`), a node or a cost (perhaps with a
-    `propagator`; `how` as of `Cost`), or a black box (with `how` it is called in plates). `dims` are the names of
-    leading dimensions in the plates that are open there. A mark of kind ``turn`` has no value: what is behind it, up
-    to the next, belongs to step `turn` of a scan, or, with None, to none."""
+    `propagator`; `how` as of `Cost`), or a black box (with `how` it is called in plates, and whether it `cuts`
+    gradients by the user's word). `dims` are the names of leading dimensions in the plates that are open there. A mark
+    of kind ``turn`` has no value: what is behind it, up to the next, belongs to step `turn` of a scan, or, with None,
+    to none."""
 
     kind: str
     name: str
@@ -41,6 +42,7 @@ class Mark:
     estimator: Any = None
     propagator: Any = None
     how: str = ""
+    cuts: bool = False
     dims: tuple[str, ...] = ()
     turn: Turn | None = None
 

@@ -261,9 +261,13 @@ def test_unmarked_draws_are_drawn_anew_and_as_in_the_plain_program() -> None:
 
 
 def test_tracing_draws_nothing() -> None:
+    @propc.opaque(gradient=None)
+    def noisy(t: Tensor) -> Tensor:
+        return t + torch.randn(B) + random.random() + float(np.random.rand())
+
     def program(a: Tensor) -> Tensor:
         x = propc.sample(Gamma(a, 1.0), "x") + torch.randn(B) + F.dropout(a) + Normal(a, 1.0).sample()
-        return x + propc.opaque(lambda t: t + torch.randn(B) + random.random() + float(np.random.rand()))(x)
+        return x + noisy(x)
 
     compiled = propc.compile(program, estimator="lr")
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()

@@ -97,7 +97,7 @@ def _marks(sample: Callable[[Any], Tensor]) -> SimpleNamespace:
             state = step(state)
         return state
 
-    def opaque(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def opaque(function: Callable[..., Tensor], gradient: None = None) -> Callable[..., Tensor]:
         return lambda *args: function(*args).detach()
 
     class Plate:

@@ -121,8 +121,8 @@ PATHS = (  # paths that autograd is not to be believed on, and forms that write
     # of a draw the user's own word, which rp keeps and a score cannot: only of parameters
     "{t} = a.detach() * {v}",
     "{t} = {u} + b.detach()",
-    "{t} = propc.opaque(torch.sin)({u}) + {v}",
-    "{t} = propc.opaque(lambda a, b: a * b)({u}, {v})",
+    "{t} = propc.opaque(torch.sin, gradient=None)({u}) + {v}",
+    "{t} = propc.opaque(lambda a, b: a * b, gradient=None)({u}, {v})",
     "{t} = {u}.clone()|{t} *= 1.5|{t}.add_({v})",
     "{t} = torch.zeros_like(torch.stack([{u}, {v}], -1))|{t}[:, 0] = {u}|{t}[:, 1] = {v}|{t} = {t}.prod(-1)",
     "{t} = torch.stack([{u}, {v}], -1)|{t}[:, 0].mul_(2.0)|{t} = {t}.sum(-1).sin()",

@@ -19,7 +19,7 @@ class Opaque(Node):
     """A black box, `propc.opaque`: runs as it is, no gradient goes through it.
 
     `how` is what the user said of it in plates: ``batch``, one call with the plates folded into the batch,
-    ``loop``, a call for each element, or nothing.
+    ``loop``, a call for each element, or nothing. `cuts`: the user has said that gradients end there.
     """
 
     kind: ClassVar[Kind] = Kind.OPAQUE
@@ -27,6 +27,7 @@ class Opaque(Node):
     call: torch.fx.Node = field(repr=False)
     arguments: tuple[torch.fx.Node, ...] = field(repr=False)
     how: str = ""
+    cuts: bool = False
 
     def way(self, graph: Graph) -> str:
         """How it is called in plates; nothing outside."""

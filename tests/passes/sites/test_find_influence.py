@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stats import check
 from surrogate import Plain, gradients, seeded, surrogate
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
@@ -226,3 +227,101 @@ def test_a_diamond_is_reached_once() -> None:
     graph = propc.compile(program, estimator="lr").graph(torch.tensor(0.5, requires_grad=True))
     (route,) = graph.routes
     assert [t.site for t in route.targets] == ["x", "y", "z"]
+
+
+# -- gradients that end at a black box ------------------------------------------------------
+
+
+def _sine(v: Tensor) -> Tensor:
+    return v.sin()
+
+
+box = propc.opaque(_sine)
+
+
+def _spread(theta: Tensor) -> Tensor:
+    return theta * torch.ones(8)
+
+
+def _in_a_loop(theta: Tensor) -> Tensor:
+    x = _spread(theta)
+    for _ in range(3):
+        x = x + box(x)
+    return x
+
+
+def _before_a_site(theta: Tensor) -> Tensor:
+    return propc.sample(Normal(box(_spread(theta)), 1.0), "x") + theta
+
+
+def _chosen_by_a_box(theta: Tensor) -> Tensor:
+    x = propc.sample(Normal(_spread(theta), 1.0), "x")
+    return torch.where(box(_spread(theta)) > 0, x, 2 * x)
+
+
+def _without_gradient(theta: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = box(_spread(theta))
+    return x + theta
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda theta: box(_spread(theta)) ** 2 + 0 * theta,
+        lambda theta: box(box(_spread(theta))) + theta,
+        _in_a_loop,
+        _before_a_site,
+    ],
+    ids=["beside a path", "two boxes", "in a loop", "before a site"],
+)
+def test_a_gradient_that_ends_at_a_black_box_is_warned_of(program: Any) -> None:
+    theta = torch.tensor(0.3, requires_grad=True)
+    with pytest.warns(propc.PropcWarning, match=r"test_find_influence.*that of 'theta' ends there") as said:
+        propc.compile(program)(theta)
+    assert len([each for each in said if "black box" in str(each.message)]) == 1
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda theta: propc.opaque(_sine, gradient=None)(_spread(theta)) + theta,
+        lambda theta: box(_spread(theta).detach()) + theta,
+        lambda theta: box(propc.sample(Bernoulli(logits=_spread(theta)), "b")),
+        lambda theta: box(propc.sample(Normal(_spread(theta), 1.0), "x")),
+        lambda theta: theta * (box(_spread(theta)) > 0),
+        lambda theta: theta + box(_spread(theta)).detach(),
+        _chosen_by_a_box,
+        _without_gradient,
+    ],
+    ids=["said", "detached", "a score", "infer", "a mask", "detached after", "a choice", "no_grad"],
+)
+def test_no_warning_where_nothing_is_lost(program: Any, recwarn: pytest.WarningsRecorder) -> None:
+    propc.compile(program)(torch.tensor(0.3, requires_grad=True))
+    assert not [str(each.message) for each in recwarn]
+
+
+def test_nothing_is_lost_without_gradients(recwarn: pytest.WarningsRecorder) -> None:
+    program = propc.compile(lambda theta: box(_spread(theta)))
+    program(torch.tensor(0.3))
+    with torch.no_grad():
+        program(torch.tensor(0.3, requires_grad=True))
+    assert not list(recwarn)
+
+
+def test_a_site_before_the_box_gives_the_gradient_of_the_smoothed_box() -> None:
+    """E sin(θ + σ e) = exp(-σ²/2) sin θ: the advice, followed."""
+    theta = torch.full((200_000,), 0.3, dtype=torch.float64, requires_grad=True)
+
+    @propc.compile(estimator="lr")
+    def smoothed(theta: Tensor) -> Tensor:
+        return box(propc.sample(Normal(theta, 0.5), "x"))
+
+    (draws,) = torch.autograd.grad(smoothed(theta).sum(), theta)
+    exact = torch.tensor(0.3, dtype=torch.float64).cos() * torch.tensor(-0.125, dtype=torch.float64).exp()
+    check(draws[:, None], exact[None], twin=1.1)
+
+
+def test_another_gradient_is_refused() -> None:
+    with pytest.raises(propc.PropcError, match=r"gradient must be None or left out; got 'smooth'"):
+        propc.opaque(_sine, gradient="smooth")  # type: ignore[call-overload]
