@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
+from math import gcd
 from typing import Any
 
 import torch
@@ -117,16 +118,19 @@ class _DrawAtLevels:
 def _outcomes(value: Tensor, dim: int, table: Tensor, place: int, levels: int) -> list[Tensor]:
     """Outcomes of a table, another for each level; the same in all elements.
 
-    Within one they are alike on the first two levels, so that a sum moves, and unlike on others.
+    Within one they are alike on the first three levels, so that a sum moves and a third outcome is seen, and unlike on
+    the last.
     """
     count, lead = len(table), value.shape[: value.dim() - (table.dim() - 1)]
     within = [1 if i == dim else size for i, size in enumerate(lead)]
     chance = torch.Generator().manual_seed(place)
-    step, bit = 1 + place % max(1, count - 1), _BITS[place % 3 if levels > 2 else 0]
+    # a step that shares a factor with their number would leave outcomes out
+    steps = [step for step in range(1, count) if gcd(step, count) == 1] or [1]
+    step, bit = steps[place % len(steps)], _BITS[place % 3 if levels > 2 else 0]
     found = []
     for level in range(levels):
         code = bit(level) if count == 2 else level * step
-        spread = torch.randint(count, within, generator=chance) * (level > 1)
+        spread = torch.randint(count, within, generator=chance) * (level > 2)
         found.append(table[((spread + code) % count).to(value.device).expand(lead)])
     return found
 

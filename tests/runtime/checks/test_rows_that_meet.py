@@ -16,11 +16,13 @@ from torch.distributions import (
     Exponential,
     Geometric,
     Normal,
+    OneHotCategorical,
     Poisson,
 )
 from torch.nn import functional
 
 import propc
+from propc.runtime.checks.changed_draws import LEVELS, _outcomes
 
 Mix = Callable[[Tensor], Tensor]
 ROWS = 4
@@ -164,3 +166,31 @@ def test_operations_that_draw_as_their_inputs_say(noise: str, estimator: Any) ->
             call(LAWS["Normal"], lambda x: mix(x).flip(0) * 10 + x, estimator, seed)
     with pytest.raises(propc.GraphError, match="mixes samples"):
         call(LAWS["Normal"], lambda x: mix(x.cumsum(0) * 3), estimator)
+
+
+# -- draws forced to differ ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_mix_that_only_a_third_outcome_shows(seed: int) -> None:
+    """Batch statistics of one-hot draws, added up over the classes: of two classes they are the same for all rows."""
+    torch.manual_seed(seed)
+
+    @propc.compile(estimator="lr")
+    def program(theta: Tensor) -> Tensor:
+        x = propc.sample(OneHotCategorical(logits=torch.stack([theta, -theta, 0 * theta]).expand(8, 3)), "x")
+        return functional.batch_norm(x, None, None, training=True).sum(-1)
+
+    with pytest.raises(propc.PropcError, match=r"'batch_norm'.* mixes samples of the batch"):
+        program(torch.tensor(0.3, requires_grad=True))
+
+
+@pytest.mark.parametrize("inside", [(), (3,)], ids=["a value", "a vector"])
+@pytest.mark.parametrize("place", range(7))
+@pytest.mark.parametrize("count", range(2, 9))
+def test_levels_show_at_least_three_outcomes(count: int, place: int, inside: tuple[int, ...]) -> None:
+    """Whichever site it is, in each of its elements."""
+    table = torch.arange(float(count))
+    levels = _outcomes(torch.zeros(4, *inside), 0, table, place, LEVELS)
+    shown = torch.stack(levels).flatten(1).T
+    assert min(len(set(row.tolist())) for row in shown) >= min(count, 3)
