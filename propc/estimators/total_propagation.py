@@ -9,6 +9,7 @@ from propc import propagators
 from propc.estimators.combine import Weighted
 from propc.estimators.estimator import SiteView, register_estimator
 from propc.estimators.likelihood_ratio import LikelihoodRatio
+from propc.estimators.requirements import require_path
 from propc.propagators.baselines import baseline
 
 
@@ -60,4 +61,5 @@ class TotalPropagation(Weighted):
         baseline(self.baseline)
 
     def propagator(self, site: SiteView) -> tuple[propagators.SitePropagator, str]:
+        require_path(self.name, site)  # here, so that the error names this estimator and not a part of it
         return self.combined(("rp", LikelihoodRatio(self.baseline)), site), "asked for"

@@ -21,11 +21,12 @@ def test_estimators_that_cannot_work_at_a_site() -> None:
     def coin(theta: Tensor) -> Tensor:
         return propc.sample(Bernoulli(logits=theta.expand(B)), "coin")
 
-    for estimator in ("rp", "tp", propc.Combine(("rp", "lr"))):
+    for estimator, name in (("rp", "rp"), ("tp", "tp"), (propc.Combine(("rp", "lr")), "rp")):
         refused(
             propc.EstimatorError,
             run(coin, estimator=estimator),
             "site 'coin'",
+            f"estimator {name!r}",
             "Bernoulli",
             "rsample",
             "estimator='lr'",
