@@ -56,10 +56,11 @@ def _warn_of_idle_sites(graph: PropagationGraph) -> None:
 
 def _warn_of_cut_gradients(graph: PropagationGraph) -> None:
     """Of each line with a black box at which a gradient ends that would go on from there to a cost."""
-    seen = set()
-    for box in graph.of(Opaque):
+    boxes = [box for box in graph.of(Opaque) if not box.cuts]
+    heard, seen = _heard(graph) if boxes else set(), set()
+    for box in boxes:
         lost = _cut_leaves(graph, box)
-        if lost and not box.cuts and box.where not in seen and _reaches_cost(graph, box):
+        if lost and box.where not in seen and not heard.isdisjoint(_numbers(box)):
             seen.add(box.where)
             warnings.warn(
                 message(
@@ -82,28 +83,32 @@ def _cut_leaves(graph: PropagationGraph, box: Opaque) -> list[str]:
     return [leaf.path for leaf in map(graph.nodes.__getitem__, names) if isinstance(leaf, LeafNode)]
 
 
-def _reaches_cost(graph: PropagationGraph, box: Opaque) -> bool:
-    """Whether a gradient would come back to the results of a box: from costs, through sites and further boxes.
+def _numbers(box: Opaque) -> list[Ref]:
+    """The results of a box that could have a gradient."""
+    return [Ref(box.name, port) for port, kind in enumerate(box.outputs) if kind.dtype.is_floating_point]
 
-    Their influence does not say so: what is computed from a result wants no gradient, which begins behind the box.
+
+def _heard(graph: PropagationGraph) -> set[Ref]:
+    """The values to which a gradient would come back from costs, through sites and black boxes too.
+
+    Influence does not say so: what is computed from a box wants no gradient, which begins behind it.
     """
-    carrying = {Ref(box.name, port) for port, kind in enumerate(box.outputs) if kind.dtype.is_floating_point}
-    for node in graph:
-        given = [ref in carrying for ref in node.inputs]
-        if any(given):
-            ports = _carried(node, given) if isinstance(node, Segment) else range(len(node.outputs))
-            carrying.update(Ref(node.name, port) for port in ports)
-    costs = (ref for ref, kind in zip(graph.output.inputs, graph.output.outputs) if _may_be_cost(kind))
-    return any(ref in carrying for ref in costs)
+    outputs = zip(graph.output.inputs, graph.output.outputs)
+    found = {ref for ref, kind in outputs if _may_be_cost(kind)}
+    for node in reversed([*graph]):
+        ports = [port for port in range(len(node.outputs)) if Ref(node.name, port) in found]
+        if ports:
+            found.update(_heard_of(node, ports) if isinstance(node, Segment) else node.inputs)
+    return found
 
 
-def _carried(segment: Segment, given: Sequence[bool]) -> list[int]:
-    """The results of a segment to which some of its arguments have a path of autograd."""
-    found = {argument for argument, carries in zip(segment.arguments, given) if carries}
-    for step in segment.body:
-        if _differentiable(step) and not found.isdisjoint(step.all_input_nodes):
-            found.add(step)
-    return [port for port, result in enumerate(segment.results) if result in found]
+def _heard_of(segment: Segment, ports: Sequence[int]) -> list[Ref]:
+    """The inputs of a segment from which some of its results have a path of autograd."""
+    found = {segment.results[port] for port in ports}
+    for step in reversed(segment.body):
+        if step in found and _differentiable(step):
+            found.update(step.all_input_nodes)
+    return [ref for ref, argument in zip(segment.inputs, segment.arguments) if argument in found]
 
 
 def _differentiable(step: torch.fx.Node) -> bool:
